@@ -1,0 +1,160 @@
+"""The options of a company, as one frozen value that every actor receives."""
+
+from __future__ import annotations
+
+import enum
+import json
+import pathlib
+
+import msgspec
+
+from protocols.errors import StartError
+
+
+class Policy(enum.StrEnum):
+    """Order in which waiting requests are admitted."""
+
+    FCFS = "fcfs"
+    LPM = "lpm"
+    PRIORITY = "priority"
+
+
+class Balance(enum.StrEnum):
+    """How the balancer chooses a replica."""
+
+    ROUND_ROBIN = "round_robin"
+    SHORTEST_QUEUE = "shortest_queue"
+    MINIMUM_TOKENS = "minimum_tokens"
+
+
+class ExecutorKind(enum.StrEnum):
+    """What runs the plans: a model, or the hash executor whose token is a function of the request
+    (for tests of everything else: exact, fast, no torch)."""
+
+    MODEL = "model"
+    HASH = "hash"
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """What the torch-free actors need to know of a model directory.
+
+    path: absolute. context: tokens of prompt plus output at most. vocab_size: width of the logits.
+    eos: ids that end a sequence.
+    """
+
+    name: str
+    path: str
+    architecture: str
+    context: int
+    vocab_size: int
+    eos: tuple[int, ...]
+
+
+class Config(msgspec.Struct, frozen=True):
+    """All options of `actorctl serve`, resolved. Sizes are bytes or tokens as named.
+
+    depth: plans in flight (1 normal, 2 overlap). max_running: sequences in a batch at most.
+    chunk_size: tokens of one step at most, prefill and decode together. max_open: open choices in
+    the company at most (ledger slots). kv_memory: bytes of the KV pool, 0 = choose. pages: fix the
+    number of pages instead (tests). threads: of the executor, 0 = choose. step_ms: time that the hash
+    executor takes for a step (tests). orphan_seconds: a response whose frontend died ends when its client has
+    not come back for so long. linger_seconds: a finished response can be resumed through the ledger for
+    so long, unless its slot is needed.
+    """
+
+    model: ModelCard
+    name: str = "troupe"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_memory: int = 0
+    pages: int = 0
+    page_size: int = 16
+    max_running: int = 64
+    max_open: int = 1024
+    chunk_size: int = 512
+    depth: int = 2
+    policy: Policy = Policy.FCFS
+    radix: bool = True
+    dp: int = 1
+    frontends: int = 1
+    tokenizers: int = 1
+    balance: Balance = Balance.MINIMUM_TOKENS
+    executor: ExecutorKind = ExecutorKind.MODEL
+    threads: int = 0
+    api_keys: tuple[str, ...] = ()
+    log_level: str = "info"
+    log_format: str = "auto"
+    socket: str = ""
+    drain_seconds: float = 30.0
+    orphan_seconds: float = 60.0
+    linger_seconds: float = 5.0
+    max_body: int = 4 * 1024 * 1024
+    ring_bytes: int = 8 * 1024 * 1024
+    step_ms: float = 0.0
+
+
+def _read_json(path: pathlib.Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StartError(f"cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise StartError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise StartError(f"{path} must hold a JSON object.")
+    return value
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    match value:
+        case bool() | None:
+            return ()
+        case int():
+            return (value,)
+        case list():
+            return tuple(item for item in value if isinstance(item, int))
+        case _:
+            return ()
+
+
+def _positive(config: dict[str, object], path: pathlib.Path, *keys: str) -> int:
+    """The first of `keys` that is there: older model families have names of their own."""
+    text = config.get("text_config")
+    nested = text if isinstance(text, dict) else {}
+    value = next((found for key in keys if (found := config.get(key, nested.get(key))) is not None), None)
+    if not isinstance(value, int) or value <= 0:
+        raise StartError(f"{path} has no positive {keys[0]}.")
+    return value
+
+
+def read_model_card(directory: pathlib.Path, *, name: str = "", max_model_len: int = 0) -> ModelCard:
+    """Read `config.json` and `generation_config.json` of a Hugging Face directory.
+
+    max_model_len: shortens the context when > 0. Raises StartError with a sentence when the
+    directory is not a model.
+    """
+    if not directory.is_dir():
+        raise StartError(f"there is no model directory {directory}.")
+    path = directory / "config.json"
+    if not path.is_file():
+        raise StartError(f"{directory} holds no config.json, so it is not a model directory.")
+    config = _read_json(path)
+    architectures = config.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(architecture, str):
+        raise StartError(f"{path} names no architecture.")
+    context = _positive(config, path, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+    if max_model_len > context:
+        raise StartError(f"--max-model-len {max_model_len} exceeds the model's context of {context} tokens.")
+    generation = directory / "generation_config.json"
+    eos = _ids(_read_json(generation).get("eos_token_id")) if generation.is_file() else ()
+    return ModelCard(
+        name=name or directory.name,
+        path=str(directory.resolve()),
+        architecture=architecture,
+        context=max_model_len or context,
+        vocab_size=_positive(config, path, "vocab_size"),
+        eos=eos or _ids(config.get("eos_token_id")),
+    )

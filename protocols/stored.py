@@ -1,0 +1,79 @@
+"""What the ledger's areas hold: the request record and the per-token extras, as bytes.
+
+The tokenizer writes the record before the Submit leaves; whoever restarts reads it back: the
+scheduler its `submit`, the tokenizer also the `generate` that says what the client wants to see.
+Extras are the logprobs of the committed tokens, appended commit by commit: for each token a u16 length
+(little-endian), then one msgpack array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from protocols.errors import ErrorBody
+from protocols.messages import Generate, Submit, TokenRow
+from protocols.plan import Logprobs
+from protocols.request import Finish
+from protocols.wire import Decoder
+
+
+class StoredRequest(msgspec.Struct, frozen=True, array_like=True):
+    """The normalised request of one choice.
+
+    submit: what the scheduler was sent. generate: the request as the frontend made it, less what `submit`
+    says better: its sampling is left at the defaults, and its prompt is an empty TokenPrompt
+    unless its text is to be echoed, or is short and a client may come back to continue it.
+    """
+
+    generate: Generate
+    submit: Submit
+
+
+decode_stored: Decoder[StoredRequest] = Decoder(StoredRequest)
+"""Record bytes to StoredRequest; raises PeerError on anything else."""
+
+_decode_logprobs: Decoder[Logprobs] = Decoder(Logprobs)
+
+
+def pack_logprobs(records: Iterable[Logprobs]) -> bytes:
+    """Extras of newly committed tokens: one record a token, in order."""
+    encoded = [msgspec.msgpack.encode(record) for record in records]
+    return b"".join(len(record).to_bytes(2, "little") + record for record in encoded)
+
+
+def unpack_logprobs(extras: bytes) -> list[Logprobs]:
+    """All records of an extras area: entry i speaks of output token i."""
+    records, at = [], 0
+    while at < len(extras):
+        start = at + 2
+        at = start + int.from_bytes(extras[at:start], "little")
+        records.append(_decode_logprobs(extras[start:at]))
+    return records
+
+
+_FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "internal_error")
+
+
+def ending(
+    submit: Submit, tokens: Sequence[int], finish: Finish, cached: int, logprobs: Sequence[Logprobs]
+) -> TokenRow | None:
+    """The row that finished a choice, with the token that came with it, as far as the ledger remembers it;
+    None while it goes on. A STOP without a stop token is a stop string's, told of when more may have come.
+
+    tokens, logprobs: everything committed; cached: see TokenRow.
+    """
+    stop_token = -1
+    start = len(tokens)
+    match finish:
+        case Finish.NONE:
+            return None
+        case Finish.STOP if tokens and tokens[-1] in submit.sampling.stop_token_ids:
+            start -= 1
+            stop_token = tokens[-1]
+        case Finish.LENGTH if tokens:
+            start -= 1
+    error = _FAILED if finish is Finish.ERROR else None
+    last, listed = tuple(tokens[start:]), tuple(logprobs[start : len(tokens)])
+    return TokenRow(submit.rid, start, last, finish, cached, listed, stop_token, error)
