@@ -1,0 +1,99 @@
+"""What an actor sees: one context with its mail, its row, the ledger and the wish that it stop."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from protocols.board import Column, State
+from protocols.config import Config
+from runtime.board import Board, Row
+from runtime.channel import Inbox, Outbox
+from runtime.ledger import Ledger
+from runtime.report import Progress, Ready, Report
+
+T = TypeVar("T")
+
+HEARTBEAT = 0.4
+"""Seconds between two ticks of an idle actor."""
+
+
+def _nobody(_report: Report) -> None:
+    """Takes the reports of an actor that nobody supervises."""
+
+
+@dataclass
+class Context(Generic[T]):
+    """An actor's world. `T` is the union of the messages that it accepts.
+
+    listener: the company's listening socket, None unless the actor serves it. stopping: set once the
+    actor is asked to finish its open work and return. rows: row numbers of all actors on the board.
+    log: structlog logger that knows the actor and its incarnation.
+    """
+
+    name: str
+    index: int
+    incarnation: int
+    config: Config
+    inbox: Inbox[T]
+    outbox: Outbox
+    vitals: Row
+    board: Board
+    rows: dict[str, int]
+    ledger: Ledger
+    log: Any
+    listener: socket.socket | None = None
+    stopping: trio.Event = field(default_factory=trio.Event)
+    report: Callable[[Report], None] = _nobody
+    _works: list[int] = field(default_factory=list, init=False)
+
+    def ready(self) -> None:
+        """Everything is loaded: from now on the actor serves."""
+        self.vitals[Column.STATE] = State.READY
+        self.report(Ready(self.vitals[Column.WORK_TICK]))
+
+    def progress(self, text: str) -> None:
+        """Tell the people who wait for the start how far it has come."""
+        self.report(Progress(text))
+
+    def tick(self) -> None:
+        """Count a turn of the event loop."""
+        self.vitals.add(Column.LOOP_TICK)
+
+    def worked(self) -> None:
+        """Count a piece of work: an incarnation that got work done may die without counting against
+        its group's budget."""
+        self.vitals.add(Column.WORK_TICK)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Around work that blocks the event loop, so that it is not taken for a hang, or that a thread does,
+        so that its hanging is seen. It may last as long as the child's `busy_seconds`. Blocks may be
+        nested or overlap: the row tells the beginning of the oldest."""
+        since = time.monotonic_ns()
+        self._works.append(since)
+        self.vitals[Column.BUSY_SINCE_NS] = self._works[0]
+        try:
+            yield
+        finally:
+            self._works.remove(since)
+            self.vitals[Column.BUSY_SINCE_NS] = self._works[0] if self._works else 0
+
+    def drain(self) -> None:
+        """Ask the actor to finish and return."""
+        self.vitals[Column.STATE] = State.DRAINING
+        self.stopping.set()
+
+
+async def heartbeat(context: Context[Any]) -> None:
+    """Show for ever that the event loop turns, and how much mail waits."""
+    while True:
+        context.tick()
+        context.vitals[Column.INBOX_BYTES] = context.inbox.depth()
+        await trio.sleep(HEARTBEAT)

@@ -1,0 +1,133 @@
+"""Spare processes that have done everything but begin: most of a restart is importing modules.
+
+An understudy has imported the modules of the actors it can stand in for and inherited their descriptors,
+and sleeps on a pipe. When one of them must be replaced it is sent the Spec and is ready in milliseconds;
+a fresh understudy is started when the restart is over. Without one (it died, or two actors died at
+once) an actor is started from nothing, and is ready later: an understudy is never needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from dataclasses import dataclass
+
+import msgspec
+
+from runtime.launch import Process
+from runtime.tree import Child, Group, troupes
+from runtime.wiring import Spec, Wiring
+
+PAUSE = 0.1
+"""Seconds between the use of an understudy and the start of the next, and between two starts: a company
+that has just begun, or just lost somebody, has other work for the processor."""
+PAUSE_AFTER_DEATH = 10.0
+"""Seconds before an understudy that died unused is replaced."""
+
+
+@dataclass
+class _Spare:
+    """A waiting process. reader: read end of its reports; report: number of their write end in the
+    process; cue: write end of the pipe that it waits for."""
+
+    process: Process
+    reader: int
+    report: int
+    cue: int
+
+    def close(self) -> None:
+        os.close(self.reader)
+        os.close(self.cue)
+
+    def cast(self, spec: Spec) -> bool:
+        """Send it its part; False where that cannot be done, or would be of no use as it is stopped."""
+        data = msgspec.msgpack.encode(spec)
+        try:
+            return not self._is_stopped() and os.write(self.cue, data) == len(data)
+        except OSError:
+            return False
+
+    def _is_stopped(self) -> bool:
+        stat = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] in {"T", "t"}
+
+
+class Understudies:
+    """One spare for each name in `Child.understudy`, from the moment the company serves."""
+
+    def __init__(self, root: Group, wiring: Wiring) -> None:
+        self._troupes = troupes(root)
+        self._wiring = wiring
+        self._spares: dict[str, _Spare] = {}
+        self._due: dict[str, float] = {}
+        self._paused_until = 0.0
+
+    def open(self, now: float) -> None:
+        """From `now` on (seconds) there are to be understudies."""
+        self._due = {name: now + PAUSE for name in self._troupes if name not in self._spares}
+
+    def look(self, now: float) -> None:
+        """Reap the dead, and start one that is due."""
+        for name, spare in tuple(self._spares.items()):
+            if spare.process.is_dead():
+                self._dismiss(name)
+                self._due[name] = now + PAUSE_AFTER_DEATH
+        due = [name for name in self._due if self._due[name] <= now]
+        if due and self._paused_until <= now:
+            self._paused_until = now + PAUSE
+            del self._due[due[0]]
+            self._start(due[0], now)
+
+    def take(self, child: Child, incarnation: int, now: float) -> tuple[Process, int] | None:
+        """Make an understudy the next incarnation of `child`: its process and the read end of its
+        reports, which are the caller's from now on. None where there is none."""
+        name = child.understudy
+        spare = self._spares.get(name)
+        if spare is None:
+            return None
+        self._due[name] = now + PAUSE
+        if not spare.cast(self._wiring.spec(child, incarnation, spare.report)):
+            self._dismiss(name)
+            return None
+        os.close(spare.cue)
+        del self._spares[name]
+        return spare.process, spare.reader
+
+    def close(self) -> None:
+        """Kill all that wait, and start no more."""
+        self._due.clear()
+        for name in tuple(self._spares):
+            self._dismiss(name)
+
+    def _start(self, name: str, now: float) -> None:
+        try:
+            self._spares[name] = self._launch(name)
+        except OSError:  # no process or descriptor is left: an understudy is not worth the company
+            self._due[name] = now + PAUSE_AFTER_DEATH
+
+    def _launch(self, name: str) -> _Spare:
+        children = self._troupes[name]
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            reader, report = _pipe(ours, theirs)
+            waiting, cue = _pipe(theirs, ours)
+            os.set_blocking(reader, False)
+            os.set_blocking(cue, False)
+            part = self._wiring.understudy(name, children, report, waiting)
+            spare = _Spare(Process(part, children[0].env), reader, report, cue)
+            ours.pop_all()
+            return spare
+
+    def _dismiss(self, name: str) -> None:
+        spare = self._spares.pop(name)
+        spare.process.kill()
+        spare.process.reap()
+        spare.close()
+
+
+def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack) -> tuple[int, int]:
+    """A new pipe, read end and write end, each to be closed by whom it belongs to."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    readers.callback(os.close, reader)
+    writers.callback(os.close, writer)
+    return reader, writer
