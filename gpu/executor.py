@@ -1,0 +1,154 @@
+"""The executor: Plan -> StepDone, synchronous. No mail, no event loop, no clock but to report durations.
+
+`launch` applies a plan's deltas, runs the forward and samples; on a GPU it returns while the device still
+works, so that the next plan can be prepared. `finish` waits and reads the tokens back. The last
+sampled token of every slot stays on the device, where the next plan's decodes find it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpu.attention import choose
+from gpu.device import choose_device, use_threads
+from gpu.kv_pool import KvPool, choose_pages
+from gpu.models.base import Model
+from gpu.models.loading import load_model
+from gpu.sampler import Sampler, SampleResult
+from gpu.slots import Slots, Step
+from protocols.config import Config
+from protocols.errors import StartError
+from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
+from protocols.sampling import SamplingParams
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flight:
+    """A launched plan. result: None when the plan samples nothing. launched: perf_counter seconds."""
+
+    epoch: int
+    step: int
+    sampled: np.ndarray
+    result: SampleResult | None
+    launched: float
+
+
+class Executor:
+    """One model with its pages and slots on one device. asynchronous: whether steps run after `launch`."""
+
+    def __init__(self, config: Config, model: Model, pool: KvPool) -> None:
+        card, self.slots, self.vocab_size = config.model, config.max_running, config.model.vocab_size
+        self.pages, self.page_size = pool.pages, pool.page_size
+        self.asynchronous = pool.device.type == "cuda"
+        self._model, self._device, self._context = model, pool.device, card.context
+        self._attention = choose(pool)
+        # Under overlap a sequence that has reached its end may run one wasted row past it.
+        self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
+        self._sampler = Sampler(self.slots, card.vocab_size, pool.device)
+        self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
+        self._epoch: int | None = None
+        self._idle_since = 0.0
+
+    @classmethod
+    def load(cls, config: Config, progress: Callable[[str], None], replica: int = 0) -> Executor:
+        """Load the model of `config`, reserve its pages, as replica number `replica`. Tells `progress` what
+        it does; StartError with a sentence when it cannot be done."""
+        device = choose_device(config.device, replica)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # events are recorded on the current device
+        use_threads(config)
+        with torch.inference_mode():
+            try:
+                model, dtype = load_model(config, device, progress)
+            except torch.OutOfMemoryError as error:
+                raise StartError(f"the weights of {config.model.name} do not fit on {device}.") from error
+            pages = choose_pages(config, model.kv, dtype, device)
+            pool = KvPool(model.kv, pages, config.page_size, dtype, device)
+        progress(f"{pages} pages of {config.page_size} tokens in {dtype} on {device}")
+        executor = cls(config, model, pool)
+        executor.warm_up()
+        return executor
+
+    def warm_up(self) -> None:
+        """Run a prefill and a decode of one token, so that the first request does not wait for kernels to be
+        compiled and loaded. In an epoch of its own: the next plan forgets it."""
+        opening = SlotOpen(0, 0, SamplingParams(temperature=0.0, seed=0), 0, 1, 0)
+        chunk, grant = Chunk(0, 0, bytes(4), True), PageGrant(0, 0, bytes(4))
+        self.finish(self.launch(Plan(-1, 0, (), (opening,), (grant,), (chunk,))))
+        if self.page_size > 1:
+            self.finish(self.launch(Plan(-1, 1, decodes=bytes(4))))
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> Flight:
+        """Apply the deltas, run the forward, sample. Does not wait for a GPU."""
+        launched = time.perf_counter()
+        self._apply(plan)
+        sampled, result = np.zeros(0, np.int32), None
+        if plan.chunks or plan.decodes:
+            step = self._table.step(plan)
+            sampled, result = step.sampled, self._forward(step)
+        return Flight(plan.epoch, plan.step, sampled, result, launched)
+
+    @torch.inference_mode()
+    def finish(self, flight: Flight) -> StepDone:
+        """Wait for the flight and read back what it sampled. Flights finish in launch order."""
+        result = flight.result
+        tokens = np.zeros(0, "<i4") if result is None else result.host_tokens().astype("<i4")
+        since, self._idle_since = max(flight.launched, self._idle_since), time.perf_counter()
+        return StepDone(
+            epoch=flight.epoch,
+            step=flight.step,
+            slots=flight.sampled.astype("<i4").tobytes(),
+            tokens=tokens.tobytes(),
+            elapsed_us=int((self._idle_since - since) * 1e6),
+            logprobs=() if result is None else tuple(result.logprobs),
+            failed=() if result is None else tuple(result.failed),
+        )
+
+    def _apply(self, plan: Plan) -> None:
+        if plan.epoch != self._epoch:
+            self._epoch = plan.epoch
+            self._table.reset()
+            self._sampler.reset()
+        for slot in plan.closes:
+            self._table.close(slot)
+            self._sampler.close(slot)
+        for opening in plan.opens:
+            self._table.open(opening)
+            self._sampler.open(opening)
+        for grant in plan.grants:
+            self._table.grant(grant)
+
+    def _forward(self, step: Step) -> SampleResult | None:
+        attention = self._attention.prepare(step.batch)
+        # A wasted row past the end must not ask a model for a position that it does not have.
+        positions = self._to_device(np.minimum(step.batch.positions, self._context - 1))
+        every = len(step.rows) == len(step.batch.positions)
+        rows = None if every else self._to_device(step.rows)
+        logits = self._model.forward(self._tokens(step), positions, attention, rows)
+        if len(step.sampled) == 0:
+            return None
+        result = self._sampler.sample(logits, step.sampled, step.next_positions)
+        # A failed row has token -1; whatever follows it is waste, but must be a token.
+        self._last.index_copy_(0, self._to_device(step.sampled.astype(np.int64)), result.tokens.clamp(min=0))
+        return result
+
+    def _tokens(self, step: Step) -> Tensor:
+        """int64 [T]: the chunks' ids from the plan, the decodes' from the device."""
+        known = step.chunk_tokens
+        if len(known) == 0:
+            return self._last[self._to_device(step.decodes)]
+        assert known.min() >= 0 and known.max() < self.vocab_size, "a token id outside the vocabulary"
+        tokens = self._to_device(known)
+        if len(step.decodes) == 0:
+            return tokens
+        return torch.cat((tokens, self._last[self._to_device(step.decodes)]))
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device, non_blocking=True)

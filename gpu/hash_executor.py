@@ -1,0 +1,255 @@
+"""The hash executor: the executor's interface with `protocols.oracle` in the model's place, and no torch.
+
+It keeps what a KV pool would hold, one token for each page and offset, writes it through the block tables
+and reads the context back through them. The oracle's token comes out only while a sequence's whole
+context reads back as that sequence wrote it: a wrong page, a page freed too early, a missing grant, a
+wrong position or a wrong token in a re-prefill makes every later token of that sequence wrong, as it would
+with a model.
+
+Each page has a digest, the sum of a mix of (offset, token) over what it holds, and each slot the digests
+that it expects of its pages, so that a decode compares a few words and not the context.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable
+from typing import Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from protocols import oracle
+from protocols.config import Config
+from protocols.plan import Chunk, Logprobs, PageGrant, Plan, SlotOpen, StepDone
+
+Ints = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+DEFAULT_PAGES = 4096
+
+_EMPTY = -1
+_ASTRAY = np.uint64(0x9E3779B95BD1E995)
+"""Flips the key of a sequence whose context does not read back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flight:
+    """A step on its way: its result, when it begins on the device, and when it lands (monotonic ns)."""
+
+    done: StepDone
+    begins_ns: int
+    lands_ns: int
+
+
+class HashExecutor:
+    """Executes plans for `slots` slots over `pages` pages of `page_size` tokens.
+
+    step_ms: simulated time of a step on a device that runs steps one after another. asynchronous: whether
+    a step's time passes after `launch` has returned.
+    """
+
+    def __init__(
+        self, *, pages: int, page_size: int, slots: int, vocab_size: int, context: int, step_ms: float = 0.0
+    ) -> None:
+        self.pages, self.page_size, self.slots, self.vocab_size = pages, page_size, slots, vocab_size
+        self.asynchronous = step_ms > 0
+        self._step_ns = int(step_ms * 1e6)
+        self._table_width = -(-context // page_size) + 1
+        self._busy_until_ns = self._landed_ns = 0
+        self._epoch = -1
+        self._forget()
+
+    @classmethod
+    def load(cls, config: Config, progress: Callable[[str], None]) -> Self:
+        """The executor that `config` describes. Nothing takes time, so `progress` is not called."""
+        return cls(
+            pages=config.pages or DEFAULT_PAGES,
+            page_size=config.page_size,
+            slots=config.max_running,
+            vocab_size=config.model.vocab_size,
+            context=config.model.context,
+            step_ms=config.step_ms,
+        )
+
+    def launch(self, plan: Plan) -> Flight:
+        """Run a plan on the state that the plans before it left."""
+        begins_ns = max(time.monotonic_ns(), self._busy_until_ns)
+        self._busy_until_ns = begins_ns + self._step_ns
+        self._apply(plan)
+        return Flight(self._step(plan), begins_ns, self._busy_until_ns)
+
+    def finish(self, flight: Flight) -> StepDone:
+        """Wait until a flight lands. Flights land in the order in which they were launched."""
+        wait_ns = flight.lands_ns - time.monotonic_ns()
+        if self._step_ns and wait_ns > 0:
+            time.sleep(wait_ns / 1e9)
+        since_ns, self._landed_ns = max(flight.begins_ns, self._landed_ns), time.monotonic_ns()
+        return msgspec.structs.replace(flight.done, elapsed_us=(self._landed_ns - since_ns) // 1000)
+
+    def _apply(self, plan: Plan) -> None:
+        """The plan's deltas, in the order that `protocols.plan` gives."""
+        if plan.epoch != self._epoch:
+            self._forget()
+            self._epoch = plan.epoch
+        for slot in plan.closes:
+            self._close(slot)
+        for opening in plan.opens:
+            self._open(opening)
+        for grant in plan.grants:
+            self._grant(grant)
+
+    def _step(self, plan: Plan) -> StepDone:
+        """The plan's tokens, written and sampled."""
+        for chunk in plan.chunks:
+            self._prefill(chunk)
+        decodes = np.frombuffer(plan.decodes, "<i4").astype(np.int64)
+        if len(decodes):
+            self._decode(decodes)
+        sampled = np.array([chunk.slot for chunk in plan.chunks if chunk.sample], np.int64)
+        slots = np.concatenate([sampled, decodes])
+        tokens = self._sample(slots)
+        return StepDone(
+            epoch=plan.epoch,
+            step=plan.step,
+            slots=slots.astype("<i4").tobytes(),
+            tokens=tokens.astype("<i4").tobytes(),
+            elapsed_us=0,
+            logprobs=self._logprobs(slots, tokens),
+        )
+
+    def _forget(self) -> None:
+        """Empty pages, closed slots. The page after the last one stands for entries never granted."""
+        slots, width = self.slots, self._table_width
+        self._tokens = np.full((self.pages + 1, self.page_size), _EMPTY, np.int64)
+        self._digests = np.zeros(self.pages + 1, np.uint64)
+        self._tables = np.full((slots, width), self.pages, np.int64)
+        self._expected = np.zeros((slots, width), np.uint64)
+        self._position = np.zeros(slots, np.int64)
+        self._last = np.full(slots, _EMPTY, np.int64)
+        self._key = np.zeros(slots, np.uint64)
+        self._astray = np.zeros(slots, np.bool_)
+        self._seed = np.zeros(slots, np.uint64)
+        self._choice = np.zeros(slots, np.uint64)
+        self._plain = np.ones(slots, np.bool_)
+        self._openings: dict[int, SlotOpen] = {}
+
+    def _close(self, slot: int) -> None:
+        self._tables[slot] = self.pages
+        self._openings.pop(slot, None)
+
+    def _open(self, opening: SlotOpen) -> None:
+        slot, sampling = opening.slot, opening.sampling
+        assert sampling.seed is not None
+        self._close(slot)
+        self._openings[slot] = opening
+        self._position[slot] = opening.cached
+        self._last[slot] = _EMPTY
+        self._seed[slot], self._choice[slot] = sampling.seed, opening.choice
+        self._plain[slot] = not sampling.min_tokens and sampling.logprobs is None
+
+    def _grant(self, grant: PageGrant) -> None:
+        pages = np.frombuffer(grant.pages, "<i4")
+        assert pages.size == 0 or 0 <= pages.min() <= pages.max() < self.pages
+        self._tables[grant.slot, grant.first : grant.first + len(pages)] = pages
+
+    def _prefill(self, chunk: Chunk) -> None:
+        tokens = np.frombuffer(chunk.tokens, "<i4").astype(np.int64)
+        first, end = chunk.start // self.page_size, chunk.start + len(tokens)
+        table = self._tables[chunk.slot, first : -(-end // self.page_size)]
+        held = self._tokens[table].reshape(-1)
+        held[chunk.start - first * self.page_size :] = _EMPTY
+        held[chunk.start - first * self.page_size : end - first * self.page_size] = tokens
+        self._tokens[table] = held.reshape(len(table), self.page_size)
+        self._digests[table] = _digest(self._tokens[table])
+        self._position[chunk.slot] = end
+        if chunk.sample:
+            self._settle(chunk.slot, end)
+
+    def _settle(self, slot: int, end: int) -> None:
+        """Read a context of `end` tokens back: from it come the sequence's key and the digests to expect."""
+        opening = self._openings[slot]
+        pages = -(-end // self.page_size)
+        context = self._tokens[self._tables[slot, :pages]].reshape(-1)
+        context[end:] = _EMPTY
+        prompt = context[: opening.prompt_len].astype("<i4").tobytes()
+        key = oracle.sequence_key(zlib.crc32(prompt), opening.sampling)
+        output = [self._oracle(slot, key, position) for position in range(opening.prompt_len, end)]
+        self._key[slot] = key
+        self._astray[slot] = not np.array_equal(context[opening.prompt_len : end], output)
+        self._expected[slot, :pages] = _digest(context.reshape(pages, self.page_size))
+
+    def _decode(self, slots: Ints) -> None:
+        """Write each slot's last token at its next position, and see that its context is as expected."""
+        positions, tokens = self._position[slots], self._last[slots]
+        entry, offset = np.divmod(positions, self.page_size)
+        pages = self._tables[slots, entry]
+        held = self._tokens[pages]
+        columns = np.arange(self.page_size)
+        held[columns >= offset[:, None]] = _EMPTY
+        held[np.arange(len(slots)), offset] = tokens
+        self._tokens[pages] = held
+        self._digests[pages] = _digest(held)
+        so_far = np.where(offset > 0, self._expected[slots, entry], 0)
+        self._expected[slots, entry] = so_far + _mix(offset, tokens)
+        self._position[slots] = positions + 1
+        used = int(entry.max()) + 1
+        differs = self._digests[self._tables[slots, :used]] != self._expected[slots, :used]
+        self._astray[slots] |= (differs & (np.arange(used) <= entry[:, None])).any(1)
+
+    def _sample(self, slots: Ints) -> Ints:
+        """The next token of each slot, which becomes its last token."""
+        position = self._position[slots]
+        key = np.where(self._astray[slots], self._key[slots] ^ _ASTRAY, self._key[slots])
+        tokens = hash_tokens(key, self._seed[slots], self._choice[slots], position, self.vocab_size)
+        for i in np.flatnonzero(~self._plain[slots]):
+            tokens[i] = self._oracle(int(slots[i]), int(key[i]), int(position[i]))
+        self._last[slots] = tokens
+        return tokens
+
+    def _oracle(self, slot: int, key: int, position: int) -> int:
+        opening = self._openings[slot]
+        index = position - opening.prompt_len
+        return oracle.next_token(
+            key, opening.sampling, opening.choice, opening.prompt_len, index, self.vocab_size
+        )
+
+    def _logprobs(self, slots: Ints, tokens: Ints) -> tuple[tuple[int, Logprobs], ...]:
+        """A made-up distribution for the slots that ask: the token and those after it, at -1, -2, -3 ..."""
+        reports = []
+        for i in np.flatnonzero(~self._plain[slots]):
+            wanted = self._openings[int(slots[i])].sampling.logprobs
+            if wanted is not None:
+                top = range(min(wanted, self.vocab_size))
+                ids = tuple((int(tokens[i]) + rank) % self.vocab_size for rank in top)
+                reports.append((int(i), Logprobs(-1.0, ids, tuple(-1.0 - rank for rank in top))))
+        return tuple(reports)
+
+
+def _shuffle(value: Words) -> Words:
+    """splitmix64's finaliser (Steele et al., 2014), a bijection of 64-bit words."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _mix(offset: Ints, token: Ints) -> Words:
+    return _shuffle(offset.astype(np.uint64) << np.uint64(40) ^ token.astype(np.uint64))
+
+
+def _digest(held: Ints) -> Words:
+    """Digest of pages that hold `held` [pages, page_size]: empty entries add nothing."""
+    mixed = _mix(np.arange(held.shape[1]), held)
+    return np.where(held == _EMPTY, np.uint64(0), mixed).sum(1, dtype=np.uint64)
+
+
+def hash_tokens(key: Words, seed: Words, choice: Words, position: Ints, vocab: int) -> Ints:
+    """`protocols.oracle.hash_token` for n rows at once: int64 [n]."""
+    value = key * np.uint64(0x9E3779B97F4A7C15) + seed * np.uint64(0xD1B54A32D192ED03)
+    value += choice * np.uint64(0x8CB92BA72F3D8DD7) + position.astype(np.uint64) * np.uint64(
+        0xA0761D6478BD642F
+    )
+    return (_shuffle(value) % np.uint64(vocab)).astype(np.int64)

@@ -1,0 +1,141 @@
+"""The paged KV pool: for each layer one tensor of key pages and one of value pages.
+
+Pages are [page_size, kv_heads, head_dim], so that the token at place p = page * page_size + offset is
+row p of the flat view. The pool has one page more than it grants: it holds zeros for ever, and
+padded index tensors point there, because other pages may hold anything (not-a-number times a
+weight of zero is not zero).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from protocols.config import Config
+from protocols.errors import StartError
+
+DEFAULT_CPU_BYTES = 4 << 30
+CPU_FRACTION = 0.25
+CUDA_FRACTION = 0.85
+WORTHWHILE = 4
+"""What running sequences do not fill serves the prefix cache, which has enough at some point."""
+_MAX_PLACES = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KvShape:
+    """What one layer keeps of a token: kv_heads keys of key_dim, kv_heads values of value_dim."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def elements(self) -> int:
+        """Numbers for each token."""
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerPages:
+    """keys [pages + 1, page_size, kv_heads, key_dim] and values [..., value_dim] of one layer,
+    and the same memory as one row a place: [(pages + 1) * page_size, kv_heads * dim]."""
+
+    keys: Tensor
+    values: Tensor
+    key_rows: Tensor
+    value_rows: Tensor
+
+
+class KvPool:
+    """All pages of all layers. Memory is reserved, not touched, until tokens are written."""
+
+    def __init__(
+        self,
+        shapes: Sequence[KvShape],
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """`pages` grantable pages. StartError when the memory cannot be had."""
+        if (pages + 1) * page_size > _MAX_PLACES:
+            raise StartError(f"{pages} pages of {page_size} tokens are more than 2**31 tokens.")
+        self.pages, self.page_size = pages, page_size
+        self.shapes, self.dtype, self.device = tuple(shapes), dtype, device
+        try:
+            self.layers = tuple(self._layer(shape) for shape in shapes)
+        except (RuntimeError, MemoryError) as error:
+            size = token_bytes(shapes, dtype) * page_size * pages
+            raise StartError(f"cannot allocate a KV pool of {size / 2**30:.1f} GiB.") from error
+
+    @property
+    def zero_place(self) -> int:
+        """A place that holds zeros and is never written."""
+        return self.pages * self.page_size
+
+    def _layer(self, shape: KvShape) -> LayerPages:
+        keys = self._pages(shape.kv_heads, shape.key_dim)
+        values = self._pages(shape.kv_heads, shape.value_dim)
+        places = (self.pages + 1) * self.page_size
+        return LayerPages(keys, values, keys.view(places, -1), values.view(places, -1))
+
+    def _pages(self, kv_heads: int, dim: int) -> Tensor:
+        size = (self.pages + 1, self.page_size, kv_heads, dim)
+        pages = torch.empty(size, dtype=self.dtype, device=self.device)
+        pages[-1].zero_()
+        return pages
+
+
+def token_bytes(shapes: Sequence[KvShape], dtype: torch.dtype) -> int:
+    """Bytes that one token takes in all layers."""
+    return sum(shape.elements for shape in shapes) * dtype.itemsize
+
+
+def choose_pages(config: Config, shapes: Sequence[KvShape], dtype: torch.dtype, device: torch.device) -> int:
+    """Number of pages: `config.pages`, or what fits in `config.kv_memory`, or in a share of what is free,
+    but then no more than `WORTHWHILE` times what the running sequences can fill.
+
+    StartError when not even one sequence of the full context fits.
+    """
+    if config.pages:
+        return config.pages
+    page = token_bytes(shapes, dtype) * config.page_size
+    one = -(-config.model.context // config.page_size)
+    pages = min(_budget(config, device) // page, _MAX_PLACES // config.page_size - 1)
+    if pages < one:
+        raise StartError(
+            f"a KV pool of {pages * page / 2**20:.0f} MiB holds {pages * config.page_size} tokens, less than "
+            f"the context of {config.model.context}: give it {one * page / 2**20:.0f} MiB (--kv-memory), "
+            "or shorten the context (--max-model-len)."
+        )
+    return pages if config.kv_memory else min(pages, WORTHWHILE * config.max_running * one)
+
+
+def _budget(config: Config, device: torch.device) -> int:
+    if config.kv_memory:
+        return config.kv_memory
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * CUDA_FRACTION)
+    return min(DEFAULT_CPU_BYTES, int(available_memory() * CPU_FRACTION))
+
+
+def available_memory() -> int:
+    """Bytes of host memory that can be had: what the kernel calls available, within the cgroup's limit."""
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = (_cgroup(name) for name in ("memory.max", "memory.current"))
+    return available if limit is None or used is None else max(0, min(available, limit - used))
+
+
+def _cgroup(name: str) -> int | None:
+    try:
+        return int((pathlib.Path("/sys/fs/cgroup") / name).read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,43 @@
+"""From a model directory to a loaded model."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import torch
+
+from gpu.device import choose_dtype
+from gpu.models.base import Model
+from gpu.models.llama import Decoder, read_spec
+from gpu.models.registry import NATIVE, check_architecture
+from gpu.weights import Checkpoint, load_into
+from protocols.config import Config
+from protocols.errors import StartError
+
+
+def load_model(
+    config: Config, device: torch.device, progress: Callable[[str], None]
+) -> tuple[Model, torch.dtype]:
+    """The model of `config.model`, on the device, and the dtype it computes in.
+
+    StartError with a sentence for an architecture, option or weight file that cannot be served.
+    """
+    card = config.model
+    check_architecture(card.architecture)
+    directory = pathlib.Path(card.path)
+    settings = json.loads((directory / "config.json").read_bytes())
+    if settings.get("quantization_config"):
+        raise StartError(f"{directory} holds quantised weights, which are not supported.")
+    with Checkpoint(directory) as checkpoint:
+        dtype = choose_dtype(config.dtype, checkpoint.dtype, device)
+        if card.architecture in NATIVE:
+            decoder = Decoder(read_spec(card.architecture, settings), dtype, device)
+            load_into(checkpoint, decoder.targets(), ignored=decoder.ignores, progress=progress)
+            decoder.seal()
+            return decoder, dtype
+    # Imported where needed: transformers takes seconds, and native models do without it.
+    from gpu.models.transformers_backend import TransformersModel
+
+    return TransformersModel.load(card, dtype, device, progress), dtype

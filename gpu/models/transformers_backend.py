@@ -1,0 +1,148 @@
+"""Any causal language model of transformers, over our pages: slower than a native one, as exact.
+
+transformers lets a registered function stand in for attention. Ours stores keys and values in the
+pages and attends through the same backend as the native models; the rest of the model sees one
+sequence [1, T] with the position of every row and no mask. That is right only for models whose rows
+meet nowhere but in attention, so a model is refused unless, at load, what it computes in pages equals
+what it computes by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu.attention import Spec, StepAttention
+from gpu.kv_pool import KvShape
+from gpu.models.self_test import check_paged
+from protocols.config import ModelCard
+from protocols.errors import StartError
+
+_names = (f"troupe_paged_{number}" for number in itertools.count())
+
+
+class Unsupported(Exception):
+    """The model asks attention for something that pages cannot give."""
+
+
+class TransformersModel:
+    """`gpu.models.base.Model` of a transformers model."""
+
+    def __init__(self, vocab_size: int, dtype: torch.dtype, name: str) -> None:
+        """`name`: under which our attention is registered. The model itself comes next."""
+        self.model: Any = None
+        self.name = name
+        self._vocab_size, self._dtype = vocab_size, dtype
+        self._attention: StepAttention | None = None
+        self._layer = 0
+        self._kv: tuple[KvShape, ...] = ()
+
+    @classmethod
+    def load(
+        cls, card: ModelCard, dtype: torch.dtype, device: torch.device, progress: Callable[[str], None]
+    ) -> TransformersModel:
+        """Load, examine and test the model of `card`. StartError when it cannot be served exactly."""
+        progress("importing transformers")
+        from gpu.models import transformers_loading as loading
+
+        config = loading.read_config(card)
+        name = next(_names)
+        self = cls(card.vocab_size, dtype, name)
+        loading.register_attention(name, self._attend)
+        progress("loading weights through transformers")
+        self.model = loading.load_weights(card, config, dtype, device, name)
+        try:
+            loading.check_windows(card, config, self._probe(device))
+            check_paged(self, self._own_logits, dtype, device, card)
+        except StartError:
+            raise
+        except Exception as error:
+            # Whatever the model's own code raises when it runs in a way that it was not written for.
+            reason = loading.first_line(error)
+            raise StartError(f"{card.architecture} cannot be served in pages: {reason}") from error
+        return self
+
+    @property
+    def kv(self) -> tuple[KvShape, ...]:
+        """See `Model.kv`."""
+        return self._kv
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attention: StepAttention, rows: Tensor | None
+    ) -> Tensor:
+        """See `Model.forward`."""
+        self._attention, self._layer = attention, 0
+        keep: int | Tensor = 0 if rows is None else rows
+        out = self.model(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep
+        )
+        self._attention = None
+        return out.logits[0, :, : self._vocab_size].float()
+
+    def _attend(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        **unused: Any,
+    ) -> tuple[Tensor, None]:
+        """transformers' attention function: [1, heads, T, dim] each, to [1, T, heads, value_dim]."""
+        if attention_mask is not None or position_bias is not None:
+            raise Unsupported("its attention adds a mask or a bias of its own.")
+        assert self._attention is not None
+        spec = Spec(
+            scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            window=sliding_window or 0,
+            softcap=softcap or 0.0,
+        )
+        q, k, v = (x[0].transpose(0, 1).to(self._dtype) for x in (query, key, value))
+        out = self._attention.attend(self._layer, q, k, v, spec, s_aux)
+        self._layer += 1
+        return out[None].to(query.dtype), None
+
+    def _probe(self, device: torch.device) -> tuple[int, ...]:
+        """Run one token to learn what each attention layer keeps; the layers' windows."""
+        probe = _Probe()
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        self.forward(zero, zero, probe, None)
+        self._kv = tuple(probe.shapes)
+        if not self._kv:
+            raise Unsupported("it does not attend through transformers' attention interface.")
+        return tuple(probe.windows)
+
+    def _own_logits(self, tokens: Tensor) -> Tensor:
+        """[len(tokens), vocab] as transformers computes them without us."""
+        self.model.set_attn_implementation("eager")
+        try:
+            out = self.model(input_ids=tokens[None], use_cache=False)
+        finally:
+            self.model.set_attn_implementation(self.name)
+        return out.logits[0, :, : self._vocab_size].float()
+
+
+class _Probe:
+    """A `StepAttention` of a single row, which sees itself alone, that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.shapes: list[KvShape] = []
+        self.windows: list[int] = []
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: Spec, sinks: Tensor | None = None
+    ) -> Tensor:
+        """See `StepAttention.attend`."""
+        assert layer == len(self.shapes)
+        self.shapes.append(KvShape(key.shape[1], key.shape[2], value.shape[2]))
+        self.windows.append(spec.window)
+        return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
