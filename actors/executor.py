@@ -1,0 +1,171 @@
+"""The executor actor: plans in, results out; all computing is the executor's (`gpu`).
+
+On a device that works by itself (`asynchronous`) plans are launched as they arrive, while a thread waits
+for the oldest one to land, so that the device never waits for mail. Elsewhere `launch` is the work, and
+each result leaves before the next plan begins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import trio
+
+from protocols.board import Column
+from protocols.config import Config, ExecutorKind
+from protocols.messages import ExecutorMail
+from protocols.plan import ExecutorReady, Plan, StepDone
+from runtime.actor import Context
+from runtime.failpoints import reach
+
+accepts = ExecutorMail
+
+
+class Executor(Protocol):
+    """What runs plans: `gpu.executor.Executor` or `gpu.hash_executor.HashExecutor`."""
+
+    pages: int
+    page_size: int
+    slots: int
+    vocab_size: int
+    asynchronous: bool
+
+    def launch(self, plan: Plan) -> Any:
+        """Begin a step; the result is a flight."""
+
+    def finish(self, flight: Any) -> StepDone:
+        """Wait for the oldest flight."""
+
+
+class Gate:
+    """Keeps out plans that were not made for what this executor holds.
+
+    Mail outlives actors: an executor that has just started may find plans for slots of the one before it.
+    A plan of an older epoch, or of an epoch that has named a slot which was never opened here, does not pass.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = -1
+        self._open: set[int] = set()
+        self._strange = False
+
+    def admits(self, plan: Plan) -> bool:
+        """Whether `plan` may run; plans are shown in the order in which they arrive."""
+        if plan.epoch < self._epoch:
+            return False
+        if plan.epoch > self._epoch:
+            self._epoch, self._open, self._strange = plan.epoch, set(), False
+        self._open.difference_update(plan.closes)
+        self._open.update(opening.slot for opening in plan.opens)
+        named = {grant.slot for grant in plan.grants}
+        named.update(chunk.slot for chunk in plan.chunks)
+        named.update(np.frombuffer(plan.decodes, "<i4").tolist())
+        self._strange = self._strange or not named <= self._open
+        return not self._strange
+
+
+async def run(context: Context[ExecutorMail]) -> None:
+    """Load, announce, and serve until asked to stop."""
+    with context.busy():
+        executor = _load(context.config, context.progress, context.index)
+    await _announce(context, executor)
+    await serve(context, executor)
+
+
+async def serve(context: Context[ExecutorMail], executor: Executor) -> None:
+    """Run the plans that come by mail until asked to stop."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_overlapped if executor.asynchronous else _in_turn, context, executor)
+        await context.stopping.wait()
+        nursery.cancel_scope.cancel()
+
+
+def preload(config: Config) -> None:
+    """Import what `_load` will need: most of an executor's start is torch."""
+    match config.executor:
+        case ExecutorKind.HASH:
+            importlib.import_module("gpu.hash_executor")
+        case ExecutorKind.MODEL:
+            importlib.import_module("gpu.executor")
+
+
+def _load(config: Config, progress: Callable[[str], None], replica: int = 0) -> Executor:
+    """The executor for `config`. torch is imported only for a model."""
+    match config.executor:
+        case ExecutorKind.HASH:
+            from gpu.hash_executor import HashExecutor
+
+            return HashExecutor.load(config, progress)
+        case ExecutorKind.MODEL:
+            from gpu.executor import Executor as ModelExecutor
+
+            return ModelExecutor.load(config, progress, replica)
+
+
+def _scheduler(context: Context[ExecutorMail]) -> str:
+    return f"scheduler.{context.index}"
+
+
+async def _announce(context: Context[ExecutorMail], executor: Executor) -> None:
+    """Sizes go to the scheduler that runs by mail, and to the board for one that starts later."""
+    context.vitals[Column.PAGES_TOTAL] = executor.pages
+    context.vitals[Column.PAGE_SIZE] = executor.page_size
+    context.vitals[Column.SLOTS] = executor.slots
+    ready = ExecutorReady(
+        incarnation=context.incarnation,
+        pages=executor.pages,
+        page_size=executor.page_size,
+        slots=executor.slots,
+        vocab_size=executor.vocab_size,
+        excused=context.vitals[Column.EXCUSED],
+    )
+    await context.outbox.send(_scheduler(context), ready)
+    context.ready()
+
+
+async def _in_turn(context: Context[ExecutorMail], executor: Executor) -> None:
+    """One plan after another."""
+    gate = Gate()
+    while True:
+        for mail in await context.inbox.receive():
+            if gate.admits(mail.message):
+                with context.busy():
+                    flight = executor.launch(mail.message)
+                    reach("executor.launched")
+                    done = executor.finish(flight)
+                await _report(context, done)
+
+
+async def _overlapped(context: Context[ExecutorMail], executor: Executor) -> None:
+    """Launch each plan when it comes, and report each when it lands."""
+    launched, landing = trio.open_memory_channel[Any](math.inf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_land, context, executor, landing)
+        gate = Gate()
+        while True:
+            for mail in await context.inbox.receive():
+                if gate.admits(mail.message):
+                    with context.busy():
+                        launched.send_nowait(executor.launch(mail.message))
+                        reach("executor.launched")
+
+
+async def _land(
+    context: Context[ExecutorMail], executor: Executor, landing: trio.MemoryReceiveChannel[Any]
+) -> None:
+    async for flight in landing:
+        with context.busy():
+            done = await trio.to_thread.run_sync(executor.finish, flight, abandon_on_cancel=True)
+        await _report(context, done)
+
+
+async def _report(context: Context[ExecutorMail], done: StepDone) -> None:
+    reach("executor.finished")
+    context.vitals.add(Column.STEPS_TOTAL)
+    context.vitals.add(Column.STEP_US_TOTAL, done.elapsed_us)
+    context.worked()
+    await context.outbox.send(_scheduler(context), done)

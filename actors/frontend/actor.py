@@ -1,0 +1,75 @@
+"""The frontend actor: the Trio shell around the HTTP server, the engine's mail and the watch over others."""
+
+from __future__ import annotations
+
+import trio
+
+from actors.frontend.engine import Engine
+from actors.frontend.finder import Finder
+from actors.frontend.health import LOOK_EVERY, Health
+from actors.frontend.live import Store
+from actors.frontend.routes import Routes
+from actors.frontend.service import Service, now
+from actors.frontend.socket_mode import SocketMode
+from protocols.board import Column
+from protocols.messages import FrontendMail
+from runtime.actor import Context
+from runtime.failpoints import reach
+from runtime.http import HttpServer, Limits
+
+accepts = FrontendMail
+
+
+async def run(context: Context[FrontendMail]) -> None:
+    """Serve `context.listener` until asked to stop, then finish what is open."""
+    assert context.listener is not None, "a frontend is given the listening socket"
+    engine = Engine(context.index, context.config, context.ledger, context.outbox, context.log)
+    service = Service(context.config, engine, context.log, now())
+    finder = Finder(engine, Store(), context.ledger, context.log, context.config.orphan_seconds)
+    sockets = SocketMode(service, finder)
+    health = Health(context.board, context.rows)
+    routes = Routes(service, finder, sockets, health)
+    server = HttpServer(routes, Limits(body_bytes=context.config.max_body), context.log)
+    aborted = await finder.take_over()
+    if aborted:
+        context.log.info("orphans_aborted", choices=aborted)
+    reach("frontend.recovered")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_mail, context, engine)
+        nursery.start_soon(engine.slots.reap)
+        nursery.start_soon(finder.note)
+        nursery.start_soon(_watch, context, engine, health, server)
+        nursery.start_soon(_stop, context, routes, sockets, server, engine)
+        context.ready()
+        await server.serve(context.listener)
+        nursery.cancel_scope.cancel()
+
+
+async def _mail(context: Context[FrontendMail], engine: Engine) -> None:
+    while True:
+        engine.deliver(await context.inbox.receive())
+        context.worked()
+
+
+async def _watch(context: Context[FrontendMail], engine: Engine, health: Health, server: HttpServer) -> None:
+    """Look at the board from time to time, and send again what a dead tokenizer may have lost."""
+    while True:
+        for name in health.look(trio.current_time()):
+            if name.startswith("tokenizer."):
+                await engine.resend(int(name.removeprefix("tokenizer.")))
+        context.vitals[Column.CONNECTIONS] = server.connections
+        context.vitals[Column.OPEN_REQUESTS] = engine.open
+        await trio.sleep(LOOK_EVERY)
+
+
+async def _stop(
+    context: Context[FrontendMail], routes: Routes, sockets: SocketMode, server: HttpServer, engine: Engine
+) -> None:
+    """Finish what is open; what then still runs is left to the next incarnation where it can be resumed."""
+    await context.stopping.wait()
+    routes.stopping = True
+    server.stop()
+    sockets.stop()
+    await trio.sleep(context.config.drain_seconds)
+    engine.hand_over()
+    server.cut()

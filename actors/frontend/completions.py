@@ -1,0 +1,109 @@
+"""`/v1/completions`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from actors.frontend import parameters, prompts
+from actors.frontend.choices import AnswerHead, answer, check
+from actors.frontend.engine import Job
+from actors.frontend.service import Service, read, trace_of
+from actors.frontend.text import FINISH_REASONS, Collector, Pending, usage_document
+from protocols.errors import UserError
+from protocols.messages import TextLogprob
+from protocols.openai import completions
+from protocols.openai.completions import (
+    DEFAULT_MAX_TOKENS,
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+    TextLogprobs,
+)
+from protocols.openai.logprobs import finite
+from runtime.http import Exchange
+
+_decoder = msgspec.json.Decoder(CompletionRequest)
+
+
+class TextDialect:
+    """How completions word their chunks."""
+
+    kind = "text_completion"
+    prefix = "cmpl-"
+    after = b',"logprobs":'
+
+    def opening(self, index: int) -> bytes:
+        """There is none."""
+        return b""
+
+    def before(self, index: int) -> bytes:
+        """Up to the text."""
+        return b'{"index":%d,"text":' % index
+
+    def logprobs(self, entries: list[TextLogprob], characters: int) -> bytes:
+        """Of the tokens of a piece."""
+        return msgspec.json.encode(_logprobs(entries, characters))
+
+    def last(self, index: int) -> bytes:
+        """Up to the finish reason."""
+        return b'{"index":%d,"text":"","logprobs":null,"finish_reason":' % index
+
+
+async def create(service: Service, exchange: Exchange) -> None:
+    """Answer `POST /v1/completions`."""
+    request = await read(_decoder, await exchange.body())
+    job = completion_job(request, service, trace_of(exchange))
+    await answer(service, exchange, request, job, TextDialect(), _document)
+
+
+def completion_job(request: CompletionRequest, service: Service, trace: str) -> Job:
+    """The validated job; raises UserError."""
+    n = check(request, service.model, completions.NEUTRAL)
+    if request.echo and request.logprobs is not None:
+        raise UserError("echo with logprobs is not supported.", param="echo", code="unsupported")
+    sampling = parameters.sampling(
+        request,
+        service.model.vocab_size,
+        max_tokens=request.max_tokens,
+        logprobs=request.logprobs,
+        names={},
+    )
+    output = parameters.output_options(request, echo=bool(request.echo))
+    asked = prompts.plain_prompts(request.prompt, service.model.vocab_size)
+    return parameters.job(
+        request, asked, sampling, output, n=n, trace=trace, default_tokens=DEFAULT_MAX_TOKENS
+    )
+
+
+def _document(head: AnswerHead, collector: Collector) -> Completion:
+    return Completion(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        choices=[_choice(index, pending) for index, pending in enumerate(collector.pending)],
+        usage=usage_document(collector.meter.total()),
+    )
+
+
+def _logprobs(entries: list[TextLogprob], characters: int) -> TextLogprobs:
+    offsets: list[int] = []
+    for entry in entries:
+        offsets.append(characters)
+        characters += len(entry.token[0])
+    return TextLogprobs(
+        tokens=[entry.token[0] for entry in entries],
+        token_logprobs=[finite(entry.token[2]) for entry in entries],
+        top_logprobs=[{text: finite(value) for text, _, value in entry.top} for entry in entries],
+        text_offset=offsets,
+    )
+
+
+def _choice(index: int, pending: Pending) -> CompletionChoice:
+    return CompletionChoice(
+        index=index,
+        logprobs=_logprobs(pending.logprobs, pending.characters) if pending.logprobs else None,
+        token_ids=list(pending.token_ids) if pending.token_ids else msgspec.UNSET,
+        text=pending.take(),
+        finish_reason=FINISH_REASONS[pending.finish],
+        stop_reason=pending.stop,
+    )

@@ -1,0 +1,105 @@
+"""From an engine's rows to a client: streamed over a socket that may be slow, or collected and sent whole.
+
+The token path has no task switch: the mail task feeds the source and pumps it, and the pump writes to
+the socket as long as the kernel takes it. While it does not, rows merge in the source; when the socket
+has drained, the connection's writer pumps again.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import trio
+
+from actors.frontend.engine import Engine, Generation, Job, Sink
+from protocols.errors import ErrorBody, UserError
+from protocols.messages import TextRow
+from runtime.http import Exchange
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+STREAM_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+PATIENCE = 1.0
+"""Seconds that the head of a stream waits for the first row, so that a refusal can still be a status."""
+
+
+class Source(Protocol):
+    """A stream of bytes that rows turn into."""
+
+    ended: bool
+
+    def feed(self, index: int, row: TextRow) -> None:
+        """As `Sink.feed`."""
+
+    def fail(self, error: ErrorBody) -> None:
+        """As `Sink.fail`."""
+
+    def take(self) -> bytes:
+        """What is to be sent now."""
+
+
+class Delivery:
+    """The sink of a streamed answer."""
+
+    def __init__(self, exchange: Exchange, source: Source) -> None:
+        self._exchange = exchange
+        self._source = source
+        self.ended = trio.Event()
+
+    def feed(self, index: int, row: TextRow) -> None:
+        """New text."""
+        self._source.feed(index, row)
+
+    def fail(self, error: ErrorBody) -> None:
+        """The end, by an error."""
+        self._source.fail(error)
+
+    def pump(self) -> None:
+        """Send what there is, if the client takes it."""
+        if not self._exchange.ready or self.ended.is_set():
+            return
+        try:
+            data = self._source.take()
+        except Exception:
+            self.ended.set()
+            raise
+        if data:
+            self._exchange.write_nowait(data)
+        if self._source.ended:
+            self.ended.set()
+
+
+async def begun(generation: Generation) -> None:
+    """Wait a moment for the first row; raises UserError when the job was refused by then."""
+    with trio.move_on_after(PATIENCE):
+        await generation.begun.wait()
+    if generation.error is not None:
+        raise UserError.from_body(generation.error)
+
+
+async def stream(exchange: Exchange, engine: Engine, job: Job, source: Source) -> None:
+    """Run a job and stream what `source` makes of it; aborted when the client goes away."""
+    delivery = Delivery(exchange, source)
+    generation = await engine.start(job, delivery)
+    try:
+        await begun(generation)
+        exchange.start_nowait(200, kind=EVENT_STREAM, headers=STREAM_HEADERS)
+        exchange.transport.on_drained = delivery.pump
+        delivery.pump()
+        await delivery.ended.wait()
+        if not source.ended:
+            raise RuntimeError("the stream broke off")
+        await exchange.finish()
+    finally:
+        exchange.transport.on_drained = None
+        engine.abort(generation)
+
+
+async def collect(engine: Engine, job: Job, sink: Sink) -> None:
+    """Run a job to its end; aborted when cancelled. Raises UserError when it was refused or failed."""
+    generation = await engine.start(job, sink)
+    try:
+        await generation.done.wait()
+    finally:
+        engine.abort(generation)
+    if generation.error is not None:
+        raise UserError.from_body(generation.error)

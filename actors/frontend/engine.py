@@ -1,0 +1,348 @@
+"""The frontend's side of the engine: a request goes down as mail, its text comes back as rows.
+
+    start ─► claim slots ─► Generate ─► … ─► Deltas ─► rows, cut where they overlap ─► sink
+                                         └─► Refused ─► sink.fail
+
+Nothing here waits for a client: `deliver` hands every row to its sink, then lets each sink that got
+some write once (`pump`). Slots are claimed and given back by `slots`.
+
+A generation that another process started can be adopted: its tokenizer then sends every row again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol, assert_never
+
+import msgspec
+import trio
+
+from actors.frontend.slots import Slots
+from protocols.config import Config
+from protocols.errors import ErrorBody, UserError
+from protocols.messages import Abort, Deltas, FrontendMail, Generate, Refused, Replay, TextRow
+from protocols.request import Finish, OutputOptions, Prompt, slot_of
+from protocols.sampling import SamplingParams
+from runtime.channel import Mail, Outbox
+from runtime.ledger import Ledger
+from runtime.tracing import trace_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a client asked for: `n` choices for each prompt; choice i * n + j is number j of prompt i.
+    client and default_tokens: see Generate."""
+
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingParams
+    output: OutputOptions
+    n: int = 1
+    priority: int = 0
+    salt: str = ""
+    trace: str = ""
+    client: bytes = b""
+    default_tokens: int = 0
+
+
+class Sink(Protocol):
+    """Where the text of a generation goes. Calls are synchronous and must not wait."""
+
+    def feed(self, index: int, row: TextRow) -> None:
+        """New text of choice `index`; rows come in order and never overlap."""
+
+    def fail(self, error: ErrorBody) -> None:
+        """The generation ended with an error; nothing follows."""
+
+    def pump(self) -> None:
+        """Rows have come: show what there is, as far as the client takes it."""
+
+
+class Choice:
+    """One choice on its way: how much of it was seen, by which the next row is cut. catching_up: its rows are
+    being sent again, and those that come before the replay are not wanted."""
+
+    __slots__ = ("catching_up", "characters", "generation", "index", "rid", "tokens")
+
+    def __init__(self, rid: int, index: int, generation: Generation) -> None:
+        self.catching_up = generation.adopted
+        self.rid = rid
+        self.index = index
+        self.generation = generation
+        self.characters = 0
+        self.tokens = 0
+
+    def cut(self, row: TextRow) -> TextRow:
+        """The part of `row` that is new. A stop token that the client did not name is the model's own end,
+        and not shown. Raises UserError when text before it never came."""
+        if type(row.stop) is int and row.stop not in self.generation.mails[0].sampling.stop_token_ids:
+            row = msgspec.structs.replace(row, stop=None)
+        seen, known = self.characters - row.offset, self.tokens - row.first_token
+        if seen < 0:
+            raise UserError(
+                "Part of the answer was lost.", status=500, type="server_error", code="internal_error"
+            )
+        listed = bool(row.logprobs or row.token_ids)
+        if row.pieces:
+            pieces = row.pieces[max(known, 0) :] if listed else _beyond(row.pieces, seen)
+            row = msgspec.structs.replace(row, pieces=pieces)
+        if seen:
+            row = msgspec.structs.replace(row, offset=self.characters, text=row.text[seen:])
+        if known > 0 and listed:
+            row = msgspec.structs.replace(
+                row,
+                first_token=self.tokens,
+                logprobs=row.logprobs[known:],
+                token_ids=row.token_ids[known:],
+            )
+        self.characters += len(row.text)
+        self.tokens = max(self.tokens, row.first_token + max(len(row.logprobs), len(row.token_ids)))
+        return row
+
+    def follows(self, row: TextRow) -> bool:
+        """Whether `row` leaves nothing out."""
+        listed = bool(row.logprobs or row.token_ids)
+        return row.offset <= self.characters and not (listed and row.first_token > self.tokens)
+
+
+def _beyond(pieces: tuple[int, ...], seen: int) -> tuple[int, ...]:
+    """What is left of `pieces` behind their first `seen` characters."""
+    for i, length in enumerate(pieces):
+        if seen < length:
+            return (length - seen, *pieces[i + 1 :])
+        seen -= length
+    return ()
+
+
+class Generation:
+    """A started job. begun: the first row or the refusal has come; done: nothing more will. adopted: another
+    process started it."""
+
+    def __init__(self, mails: tuple[Generate, ...], sink: Sink, *, adopted: bool = False) -> None:
+        self.mails = mails
+        self.adopted = adopted
+        self.sink = sink
+        self.begun = trio.Event()
+        self.done = trio.Event()
+        self.error: ErrorBody | None = None
+        rids = [rid for mail in mails for rid in mail.rids]
+        self.choices = tuple(Choice(rid, index, self) for index, rid in enumerate(rids))
+        self.open = len(rids)
+
+    @property
+    def n(self) -> int:
+        """Choices of each prompt."""
+        return len(self.mails[0].rids)
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        self.begun.set()
+        self.done.set()
+
+
+class Engine:
+    """All generations of one frontend."""
+
+    def __init__(self, index: int, config: Config, ledger: Ledger, outbox: Outbox, log: Any) -> None:
+        self._index = index
+        self._config = config
+        self._ledger = ledger
+        self._outbox = outbox
+        self._log = log
+        self._choices: dict[int, Choice] = {}
+        self.slots = Slots(index, ledger, self._abort_nowait, config.orphan_seconds)
+        self._handing_over = False
+
+    @property
+    def open(self) -> int:
+        """Choices that have not ended."""
+        return len(self._choices)
+
+    async def start(self, job: Job, sink: Sink, rids: tuple[int, ...] = ()) -> Generation:
+        """Send a job down, under `rids` if they are claimed already; parks while the tokenizer's ring is
+        full. Raises UserError: 400 when it can never fit, 503 when there is no room now."""
+        rids = rids or self.slots.claim(len(job.prompts) * job.n)
+        generation = Generation(self._mails(job, rids), sink)
+        for choice in generation.choices:
+            self._choices[choice.rid] = choice
+        unsent = list(generation.mails)
+        try:
+            while unsent:
+                await self._outbox.send(self._tokenizer(unsent[0].rids[0]), unsent[0])
+                del unsent[0]
+        except ValueError:
+            raise UserError("The request is too large.", status=413, code="request_too_large") from None
+        finally:
+            if unsent:
+                self._forget([rid for mail in unsent for rid in mail.rids])
+                self.abort(generation)
+        return generation
+
+    def abort(self, generation: Generation) -> None:
+        """Nobody wants this any more; idempotent, and nothing happens when it is done."""
+        for choice in generation.choices:
+            if self._choices.pop(choice.rid, None) is not None:
+                self.slots.leave(choice.rid, aborted=True)
+        generation.end()
+
+    def adopt(self, stored: Generate, sink: Sink) -> Generation:
+        """A generation that another process started: its rows from the start, once `ask_again` is sent."""
+        generation = Generation((stored,), sink, adopted=True)
+        for choice in generation.choices:
+            self._choices[choice.rid] = choice
+        return generation
+
+    async def ask_again(self, generation: Generation) -> None:
+        """Have all rows of an adopted generation sent here; parks while the tokenizer's ring is full."""
+        for choice in generation.choices:
+            await self._outbox.send(self._tokenizer(choice.rid), Replay(choice.rid, self._index))
+
+    def discard(self, generation: Generation) -> None:
+        """Take in no more of an adopted generation."""
+        for choice in generation.choices:
+            self._choices.pop(choice.rid, None)
+
+    def hand_over(self) -> None:
+        """From now on what can be resumed is not aborted: this process ends, the next one adopts it."""
+        self._handing_over = True
+
+    def keeps(self, generation: Generation) -> bool:
+        """Whether a generation goes on though this process ends."""
+        return self._handing_over and bool(generation.mails[0].client) and not generation.done.is_set()
+
+    def deliver(self, mails: Iterable[Mail[FrontendMail]]) -> None:
+        """Take in mail of the tokenizers."""
+        woken: dict[Generation, None] = {}
+        for mail in mails:
+            match mail.message:
+                case Deltas(rows=rows):
+                    for row in rows:
+                        self._row(row, woken)
+                case Refused(rid=rid, error=error):
+                    self._refused(rid, error, woken)
+                case message:
+                    assert_never(message)
+        for generation in woken:
+            try:
+                generation.sink.pump()
+            except Exception:
+                self._broken(generation)
+
+    async def resend(self, tokenizer: int) -> None:
+        """Send again what a dead incarnation of a tokenizer may have read and never written to the ledger,
+        and follow again what was followed there."""
+        name = f"tokenizer.{tokenizer}"
+        generations = {choice.generation for choice in self._choices.values()}
+        for generation in generations:
+            for mail in generation.mails:
+                if self._tokenizer(mail.rids[0]) != name:
+                    continue
+                if generation.adopted:
+                    await self.ask_again(generation)
+                elif not generation.begun.is_set() and self._unknown(mail.rids):
+                    await self._outbox.send(name, mail)
+
+    def _mails(self, job: Job, rids: tuple[int, ...]) -> tuple[Generate, ...]:
+        return tuple(
+            Generate(
+                rids=rids[i * job.n : (i + 1) * job.n],
+                origin=self._index,
+                prompt=prompt,
+                sampling=_seeded(job.sampling),
+                output=job.output,
+                priority=job.priority,
+                salt=job.salt,
+                trace=job.trace,
+                arrived_ns=time.monotonic_ns(),
+                client=job.client,
+                default_tokens=job.default_tokens,
+            )
+            for i, prompt in enumerate(job.prompts)
+        )
+
+    def _tokenizer(self, rid: int) -> str:
+        return f"tokenizer.{slot_of(rid) % self._config.tokenizers}"
+
+    def _row(self, row: TextRow, woken: dict[Generation, None]) -> None:
+        choice = self._choices.get(row.rid)
+        if choice is None:
+            return
+        generation = choice.generation
+        if choice.catching_up:
+            if not choice.follows(row):
+                return
+            choice.catching_up = False
+        woken[generation] = None
+        if row.finish is Finish.ERROR:
+            self._fail(generation, row.error or _FAILED)
+            return
+        try:
+            generation.sink.feed(choice.index, choice.cut(row))
+        except UserError as error:
+            self._fail(generation, error.body)
+            return
+        except Exception:
+            self._broken(generation)
+            return
+        if row.finish is not Finish.NONE:
+            self._end(choice)
+        generation.begun.set()
+
+    def _refused(self, rid: int, error: ErrorBody, woken: dict[Generation, None]) -> None:
+        choice = self._choices.get(rid)
+        if choice is None:
+            self.slots.refused(rid)
+            return
+        generation, n = choice.generation, choice.generation.n
+        woken[generation] = None
+        first = choice.index // n * n
+        self._forget([refused.rid for refused in generation.choices[first : first + n]])
+        self._fail(generation, error)
+
+    def _forget(self, rids: Iterable[int]) -> None:
+        """Free slots that nobody below knows of."""
+        for rid in rids:
+            if self._choices.pop(rid, None) is not None:
+                self.slots.free(rid)
+
+    def _end(self, choice: Choice) -> None:
+        generation = choice.generation
+        del self._choices[choice.rid]
+        linger = self._config.linger_seconds if generation.mails[0].client else 0.0
+        self.slots.leave(choice.rid, aborted=False, linger=linger)
+        generation.open -= 1
+        if not generation.open:
+            generation.end()
+
+    def _fail(self, generation: Generation, error: ErrorBody) -> None:
+        generation.error = error
+        self.abort(generation)
+        generation.sink.fail(error)
+
+    def _broken(self, generation: Generation) -> None:
+        """A sink of ours has a bug: its own request dies of it, the others go on."""
+        trace = trace_fields(generation.mails[0].trace)
+        self._log.exception("sink_failed", rid=generation.choices[0].rid, **trace)
+        self._fail(generation, _FAILED)
+
+    def _abort_nowait(self, rid: int) -> bool:
+        try:
+            self._outbox.send_nowait(self._tokenizer(rid), Abort(rid))
+        except trio.WouldBlock:
+            return False
+        return True
+
+    def _unknown(self, rids: tuple[int, ...]) -> bool:
+        return any(self._ledger.is_current(rid) and not self._ledger.request(rid) for rid in rids)
+
+
+_FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "internal_error")
+
+
+def _seeded(sampling: SamplingParams) -> SamplingParams:
+    """With a seed, drawn where the client gave none."""
+    if sampling.seed is not None:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=secrets.randbits(63))

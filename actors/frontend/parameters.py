@@ -1,0 +1,130 @@
+"""Request fields to the values that travel down: sampling, output options, a job's other facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from actors.frontend.engine import Job
+from protocols.config import ModelCard
+from protocols.errors import ErrorBody, UserError
+from protocols.openai import generation
+from protocols.openai.generation import GenerationFields, refuse_unserved
+from protocols.request import MAX_STOP_CHARS, MAX_STOPS, OutputOptions, Prompt
+from protocols.sampling import SamplingParams, validate
+
+MAX_SALT = 256
+_PRIORITIES = 2**31
+
+
+def check_model(name: str | None, model: ModelCard) -> None:
+    """Refuse every model but the one that is served."""
+    if name is None:
+        raise UserError(
+            "Missing required parameter: 'model'.", param="model", code="missing_required_parameter"
+        )
+    if name != model.name:
+        raise UserError(
+            f"The model '{name[:200]}' does not exist.", status=404, code="model_not_found", param="model"
+        )
+
+
+def check_served(request: GenerationFields, neutral: dict[str, tuple[Any, ...]]) -> None:
+    """Refuse fields that would change the output and are not served."""
+    refuse_unserved(request, generation.NEUTRAL)
+    refuse_unserved(request, neutral)
+
+
+def sampling(
+    request: GenerationFields,
+    vocab_size: int,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    names: dict[str, str],
+) -> SamplingParams:
+    """The sampling of a request, validated; raises UserError. names: what the endpoint calls those of our
+    fields that have another name there."""
+    plain = SamplingParams()
+    top_k = request.top_k or 0
+    params = SamplingParams(
+        temperature=_or(request.temperature, plain.temperature),
+        top_p=_or(request.top_p, plain.top_p),
+        top_k=0 if top_k == -1 else top_k,
+        min_p=_or(request.min_p, plain.min_p),
+        repetition_penalty=_or(request.repetition_penalty, plain.repetition_penalty),
+        presence_penalty=_or(request.presence_penalty, plain.presence_penalty),
+        frequency_penalty=_or(request.frequency_penalty, plain.frequency_penalty),
+        seed=request.seed,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens or 0,
+        ignore_eos=bool(request.ignore_eos),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        logit_bias=tuple((request.logit_bias or {}).items()),
+        logprobs=logprobs,
+    )
+    try:
+        validate(params, vocab_size)
+    except UserError as error:
+        raise _renamed(error.body, names) from error
+    return params
+
+
+def output_options(request: GenerationFields, *, echo: bool = False) -> OutputOptions:
+    """What the tokenizer does with the text; raises UserError."""
+    return OutputOptions(
+        stop=_stops(request.stop),
+        include_stop=bool(request.include_stop_str_in_output),
+        skip_special=request.skip_special_tokens is not False,
+        echo=echo,
+        token_ids=bool(request.return_token_ids),
+    )
+
+
+def job(
+    request: GenerationFields,
+    prompts: tuple[Prompt, ...],
+    params: SamplingParams,
+    output: OutputOptions,
+    *,
+    n: int = 1,
+    trace: str = "",
+    default_tokens: int = 0,
+) -> Job:
+    """Everything together."""
+    priority, salt = request.priority or 0, request.cache_salt or ""
+    if not -_PRIORITIES <= priority < _PRIORITIES:
+        raise UserError("priority must fit 32 bits.", param="priority")
+    if len(salt) > MAX_SALT:
+        raise UserError(f"cache_salt may have at most {MAX_SALT} characters.", param="cache_salt")
+    return Job(prompts, params, output, n, priority, salt, trace, default_tokens=default_tokens)
+
+
+def top_logprobs(wanted: bool, top: int | None) -> int | None:
+    """`SamplingParams.logprobs` for the endpoints that ask with two fields."""
+    if not wanted:
+        if top:
+            raise UserError("top_logprobs may only be set with logprobs.", param="top_logprobs")
+        return None
+    return top or 0
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > MAX_STOPS:
+        raise UserError(f"stop may hold at most {MAX_STOPS} strings, not {len(stops)}.", param="stop")
+    if not all(1 <= len(text) <= MAX_STOP_CHARS for text in stops):
+        raise UserError(f"A stop string must have 1 to {MAX_STOP_CHARS} characters.", param="stop")
+    return stops
+
+
+def _renamed(body: ErrorBody, names: dict[str, str]) -> UserError:
+    ours = body.param or ""
+    theirs = names.get(ours, ours)
+    message = body.message.replace(ours, theirs, 1)
+    return UserError.from_body(msgspec.structs.replace(body, message=message, param=theirs))
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

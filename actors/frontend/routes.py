@@ -1,0 +1,171 @@
+"""Which function answers which path, after the checks that all of them share."""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import importlib.metadata
+import re
+import urllib.parse
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import trio
+
+from actors.frontend import chat, completions, responses
+from actors.frontend.delivery import collect
+from actors.frontend.engine import Job
+from actors.frontend.finder import Finder
+from actors.frontend.health import Health
+from actors.frontend.service import Service
+from actors.frontend.slots import overloaded
+from actors.frontend.socket_mode import SocketMode
+from actors.frontend.text import Collector
+from protocols.errors import UserError
+from protocols.request import OutputOptions, TokenPrompt
+from protocols.sampling import SamplingParams
+from runtime.http import Exchange
+
+Route = Callable[..., Awaitable[None]]
+OPEN = ("/health", "/version")
+"""Paths that need no key."""
+GENERATE_SECONDS = 15.0
+_ID = r"(?P<id>[^/]{1,200})"
+
+
+class Routes:
+    """The handler of the HTTP server."""
+
+    def __init__(self, service: Service, finder: Finder, sockets: SocketMode, health: Health) -> None:
+        self._service = service
+        self._health = health
+        self._sockets = sockets
+        self.stopping = False
+        self._keys = tuple(key.encode() for key in service.config.api_keys)
+        bound = functools.partial
+        table: dict[str, dict[str, Route]] = {
+            "/health": {"GET": self._show_health},
+            "/health_generate": {"GET": self._generate_health},
+            "/version": {"GET": self._version},
+            "/v1/models": {"GET": self._models},
+            r"/v1/models/(?P<id>.{1,200})": {"GET": self._model},
+            "/v1/chat/completions": {"POST": bound(chat.create, service)},
+            "/v1/completions": {"POST": bound(completions.create, service)},
+            "/v1/responses": {"POST": bound(responses.create, service, finder), "GET": self._upgrade},
+            f"/v1/responses/{_ID}": {
+                "GET": bound(responses.retrieve, finder),
+                "DELETE": bound(responses.delete, finder),
+            },
+            f"/v1/responses/{_ID}/cancel": {"POST": bound(responses.cancel, finder)},
+        }
+        self._table = [(re.compile(pattern), methods) for pattern, methods in table.items()]
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request; raises UserError for what is refused."""
+        head = exchange.head
+        if self.stopping and head.path not in OPEN:
+            raise overloaded("The server is restarting.")
+        if head.path not in OPEN:
+            self._authorise(exchange)
+        for pattern, methods in self._table:
+            match = pattern.fullmatch(head.path)
+            if match is not None:
+                fields = {name: urllib.parse.unquote(text) for name, text in match.groupdict().items()}
+                await self._call(exchange, methods, fields)
+                return
+        raise UserError(f"There is no {head.path[:200]}.", status=404, code="not_found")
+
+    async def _call(self, exchange: Exchange, methods: dict[str, Route], fields: dict[str, str]) -> None:
+        method = exchange.head.method
+        allowed = (*methods, *(("HEAD",) if "GET" in methods else ()), "OPTIONS")
+        allow = (("allow", ", ".join(allowed)),)
+        route = methods.get("GET" if method == "HEAD" else method)
+        if method == "OPTIONS":
+            await exchange.respond(204, b"", headers=allow)
+        elif route is None:
+            error = UserError(f"{method[:20]} is not allowed here.", status=405, code="method_not_allowed")
+            await exchange.refuse(error.body, headers=allow)
+        else:
+            await route(exchange, **fields)
+
+    def _authorise(self, exchange: Exchange) -> None:
+        """Check the bearer key, in a time that does not depend on it."""
+        if not self._keys:
+            return
+        scheme, _, token = exchange.head.value("authorization").partition(" ")
+        given = token.strip().encode("latin-1")
+        matches = [hmac.compare_digest(given, key) for key in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise UserError(
+                "A valid API key is needed: authorization: Bearer KEY.", status=401, code="invalid_api_key"
+            )
+
+    async def _upgrade(self, exchange: Exchange) -> None:
+        if not exchange.head.upgrades:
+            raise UserError(
+                "GET /v1/responses is a WebSocket; POST creates a response.",
+                status=426,
+                code="upgrade_required",
+            )
+        await self._sockets.serve(exchange)
+
+    async def _show_health(self, exchange: Exchange) -> None:
+        problems = self._health.problems()
+        if problems:
+            names = ", ".join(f"{name} ({what})" for name, what in problems.items())
+            raise UserError(
+                f"Not everything is up: {names}.",
+                status=503,
+                type="server_error",
+                code="unhealthy",
+                retry_after=1,
+            )
+        await _json(exchange, {"status": "ok"})
+
+    async def _generate_health(self, exchange: Exchange) -> None:
+        """Really generate one token."""
+        sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+        job = Job((TokenPrompt(bytes(4)),), sampling, OutputOptions())
+        with trio.move_on_after(GENERATE_SECONDS):
+            await collect(self._service.engine, job, Collector(1, 1))
+            await _json(exchange, {"status": "ok"})
+            return
+        raise UserError(
+            f"No token came within {GENERATE_SECONDS:g} s.", status=503, type="server_error", code="unhealthy"
+        )
+
+    async def _version(self, exchange: Exchange) -> None:
+        await _json(exchange, {"version": version()})
+
+    async def _models(self, exchange: Exchange) -> None:
+        await _json(exchange, {"object": "list", "data": [self._card()]})
+
+    async def _model(self, exchange: Exchange, id: str) -> None:
+        if id != self._service.model.name:
+            raise UserError(
+                f"The model '{id[:200]}' does not exist.", status=404, code="model_not_found", param="model"
+            )
+        await _json(exchange, self._card())
+
+    def _card(self) -> dict[str, Any]:
+        model = self._service.model
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._service.started,
+            "owned_by": "troupe",
+            "max_model_len": model.context,
+        }
+
+
+def version() -> str:
+    """The installed version, "unknown" when run from a source tree."""
+    try:
+        return importlib.metadata.version("troupe")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+async def _json(exchange: Exchange, document: dict[str, Any]) -> None:
+    await exchange.respond(200, msgspec.json.encode(document))

@@ -1,0 +1,60 @@
+"""What every handler of a frontend shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from actors.frontend.engine import Engine
+from protocols.config import Config, ModelCard
+from protocols.openai.body import read_body
+from runtime.http import Exchange
+from runtime.tracing import TraceContext
+
+T = TypeVar("T")
+
+LARGE = 64 * 1024
+"""Bytes of a body beyond which a thread reads it, so that its client alone waits for that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """The engine and the options. started: seconds since the epoch."""
+
+    config: Config
+    engine: Engine
+    log: Any
+    started: int
+
+    @property
+    def model(self) -> ModelCard:
+        """The model that is served."""
+        return self.config.model
+
+
+async def read(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:
+    """`read_body`, without holding the other clients up."""
+    if len(body) <= LARGE:
+        return read_body(decoder, body)
+    return await trio.to_thread.run_sync(read_body, decoder, body)
+
+
+def new_id(prefix: str) -> str:
+    """An id that nobody can guess: `prefix_` and 128 random bits."""
+    return f"{prefix}{secrets.token_hex(16)}"
+
+
+def now() -> int:
+    """Seconds since the epoch."""
+    return int(time.time())
+
+
+def trace_of(exchange: Exchange) -> str:
+    """The traceparent that travels with the request: a span below the client's; "" where it sent none."""
+    context = TraceContext.parse(exchange.head.value("traceparent"))
+    return context.child().header() if context is not None else ""

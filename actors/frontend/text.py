@@ -1,0 +1,110 @@
+"""What rows of text add up to until somebody shows them: merged text, logprobs, token ids, usage."""
+
+from __future__ import annotations
+
+from protocols.errors import ErrorBody
+from protocols.messages import TextLogprob, TextRow
+from protocols.openai.chat import CompletionUsage, PromptDetails
+from protocols.request import Finish, Usage
+
+FINISH_REASONS = {
+    Finish.STOP: "stop",
+    Finish.LENGTH: "length",
+    Finish.ABORT: "abort",
+    Finish.ERROR: "error",
+}
+
+
+class Pending:
+    """Rows of one choice, merged. characters: how many were taken before."""
+
+    __slots__ = ("characters", "finish", "logprobs", "parts", "stop", "token_ids")
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.logprobs: list[TextLogprob] = []
+        self.token_ids: list[int] = []
+        self.finish = Finish.NONE
+        self.stop: str | int | None = None
+        self.characters = 0
+
+    def add(self, row: TextRow) -> None:
+        """Merge a row in."""
+        if row.text:
+            self.parts.append(row.text)
+        if row.logprobs:
+            self.logprobs += row.logprobs
+        if row.token_ids:
+            self.token_ids += row.token_ids
+        if row.finish is not Finish.NONE:
+            self.finish, self.stop = row.finish, row.stop
+
+    def __bool__(self) -> bool:
+        return bool(self.parts or self.logprobs or self.token_ids)
+
+    def take(self) -> str:
+        """The text so far; logprobs and ids that belong to it are to be read before."""
+        parts = self.parts
+        if len(parts) == 1:
+            text = parts.pop()
+        else:
+            text = "".join(parts)
+            parts.clear()
+        self.characters += len(text)
+        if self.logprobs or self.token_ids:
+            self.logprobs.clear()
+            self.token_ids.clear()
+        return text
+
+
+class Meter:
+    """Token counts of a job of `choices` choices, `n` for each prompt."""
+
+    def __init__(self, choices: int, n: int) -> None:
+        self._n = n
+        self._prompt = [0] * choices
+        self._cached = [0] * choices
+        self._output = [0] * choices
+
+    def add(self, index: int, row: TextRow) -> None:
+        """Take in a row of choice `index`."""
+        if row.tokens > self._output[index]:
+            self._output[index] = row.tokens
+        if row.usage is not None:
+            self._prompt[index] = row.usage.prompt_tokens
+            self._cached[index] = row.usage.cached_tokens
+            self._output[index] = max(self._output[index], row.usage.completion_tokens)
+
+    def total(self) -> Usage:
+        """A prompt counts once, whatever its number of choices; every output counts."""
+        firsts = slice(None, None, self._n)
+        return Usage(sum(self._prompt[firsts]), sum(self._output), sum(self._cached[firsts]))
+
+
+class Collector:
+    """The sink of an answer that is sent whole, of `choices` choices, `n` for each prompt."""
+
+    def __init__(self, choices: int, n: int) -> None:
+        self.pending = [Pending() for _ in range(choices)]
+        self.meter = Meter(choices, n)
+
+    def feed(self, index: int, row: TextRow) -> None:
+        """New text."""
+        self.pending[index].add(row)
+        self.meter.add(index, row)
+
+    def fail(self, error: ErrorBody) -> None:
+        """Whoever waits for the generation sees the error there."""
+
+    def pump(self) -> None:
+        """Nothing is sent before the end."""
+
+
+def usage_document(usage: Usage) -> CompletionUsage:
+    """Usage as chat and completions show it."""
+    return CompletionUsage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens + usage.completion_tokens,
+        PromptDetails(usage.cached_tokens),
+    )

@@ -1,0 +1,174 @@
+"""A `response.create`, however it came, to what runs: conversation, prompt, job and document."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import msgspec
+
+from actors.frontend import parameters, prompts
+from actors.frontend.engine import Job
+from actors.frontend.live import Conversation
+from actors.frontend.prompts import Message
+from actors.frontend.service import Service
+from protocols.errors import UserError
+from protocols.openai import responses
+from protocols.openai.chat import Function, Tool
+from protocols.openai.responses import InputItem, Response, ResponsesRequest
+from protocols.sampling import SamplingParams
+
+MAX_METADATA = 16
+_LOGPROBS = "message.output_text.logprobs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A validated request. response: the document, still without id. conversation: what the answer will
+    continue; silent: a warm-up."""
+
+    job: Job
+    response: Response
+    conversation: Conversation
+    silent: bool
+
+
+def prepare(
+    request: ResponsesRequest, service: Service, previous: Conversation | None, trace: str, size: int
+) -> Turn:
+    """Validate a request that continues `previous`; `size`: bytes of its body. Raises UserError."""
+    parameters.check_model(request.model, service.model)
+    parameters.check_served(request, responses.NEUTRAL)
+    _check_text(request.text)
+    if request.metadata is not None and len(request.metadata) > MAX_METADATA:
+        raise UserError(f"metadata may hold at most {MAX_METADATA} pairs.", param="metadata")
+    silent = request.generate is False
+    sampling = _sampling(request, service.model.vocab_size, silent=silent)
+    asked = input_messages(request.input)
+    if not asked and previous is None and not request.instructions:
+        raise UserError(
+            "Missing required parameter: 'input'.", param="input", code="missing_required_parameter"
+        )
+    conversation = (previous or Conversation()).and_then(asked, size)
+    prompt = prompts.chat_prompt(
+        [*_instructions(request.instructions), *conversation.messages],
+        tools=_tools(request) if prompts.offers_tools(request.tool_choice) else None,
+        arguments=_arguments(request),
+    )
+    output = parameters.output_options(request)
+    job = parameters.job(request, (prompt,), sampling, output, trace=trace)
+    return Turn(job, _document(request, service.model.name, sampling), conversation, silent)
+
+
+def input_messages(given: str | list[InputItem] | None) -> tuple[Message, ...]:
+    """The input as messages of the chat template."""
+    if given is None:
+        return ()
+    if isinstance(given, str):
+        return ({"role": "user", "content": given},)
+    messages: list[Message] = []
+    for i, item in enumerate(given):
+        _add_item(messages, item, f"input[{i}]")
+    return tuple(messages)
+
+
+def _add_item(messages: list[Message], item: InputItem, where: str) -> None:
+    match item.type:
+        case None | "message":
+            role = prompts.role(item.role or "", where)
+            messages.append({"role": role, "content": prompts.text_of(item.content, f"{where}.content")})
+        case "function_call":
+            call = prompts.function_call(
+                item.call_id, _needed(item.name, f"{where}.name"), item.arguments, where
+            )
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        case "function_call_output":
+            text = prompts.text_of(item.output, f"{where}.output")
+            call_id = _needed(item.call_id, f"{where}.call_id")
+            messages.append({"role": "tool", "content": text, "tool_call_id": call_id})
+        case "reasoning":
+            pass
+        case other:
+            raise UserError(
+                f"{where} is of type '{other[:50]}', which is not supported.", param=where, code="unsupported"
+            )
+
+
+def _needed(value: str | None, where: str) -> str:
+    if value is None:
+        raise UserError(
+            f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter"
+        )
+    return value
+
+
+def _instructions(text: str | None) -> list[Message]:
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _check_text(text: Any) -> None:
+    """Only plain text: a schema would change the output."""
+    kind = text.get("format") if isinstance(text, dict) else text
+    if kind is not None and not (isinstance(kind, dict) and kind.get("type") == "text"):
+        raise UserError("text.format may only be of type 'text'.", param="text.format", code="unsupported")
+
+
+def _sampling(request: ResponsesRequest, vocab_size: int, *, silent: bool) -> SamplingParams:
+    wanted = _LOGPROBS in (request.include or ())
+    return parameters.sampling(
+        request,
+        vocab_size,
+        max_tokens=1 if silent else request.max_output_tokens,
+        logprobs=parameters.top_logprobs(wanted or bool(request.top_logprobs), request.top_logprobs),
+        names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
+    )
+
+
+def _tools(request: ResponsesRequest) -> list[Tool]:
+    return [
+        Tool(
+            type=tool.type,
+            function=Function(
+                name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+            )
+            if tool.name is not None
+            else None,
+        )
+        for tool in request.tools or ()
+    ]
+
+
+def _arguments(request: ResponsesRequest) -> dict[str, Any]:
+    arguments = dict(request.chat_template_kwargs or {})
+    if request.reasoning is not None and request.reasoning.effort is not None:
+        arguments.setdefault("reasoning_effort", request.reasoning.effort)
+    return arguments
+
+
+def _document(request: ResponsesRequest, model: str, sampling: SamplingParams) -> Response:
+    return Response(
+        id="",
+        created_at=time.time(),
+        status="queued",
+        model=model,
+        output=[],
+        instructions=request.instructions,
+        metadata=request.metadata or {},
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_logprobs=sampling.logprobs or 0,
+        max_output_tokens=request.max_output_tokens,
+        tool_choice=request.tool_choice or "auto",
+        tools=request.tools or [],
+        previous_response_id=request.previous_response_id,
+        background=bool(request.background),
+        store=request.store is not False,
+        user=request.user,
+    )
+
+
+decoder = msgspec.json.Decoder(ResponsesRequest)

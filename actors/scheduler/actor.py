@@ -1,0 +1,233 @@
+"""The scheduler actor: moves mail between the rings, the ledger, the board and the core, and decides nothing.
+
+After a death, whichever incarnation this is: the ledger tells which choices of this replica are open and
+how far they came, the executor's row on the board tells its sizes, and the first plan carries a new epoch, at
+which the executor forgets everything. What was finished but perhaps never told is told again; rows
+carry positions, so hearing it twice does no harm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+import trio
+
+from actors.post import Post
+from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
+from actors.scheduler.core import Core
+from actors.sizes import portions
+from protocols.board import Column, State
+from protocols.errors import ErrorBody, PeerError
+from protocols.messages import Abort, SchedulerMail, Submit, TokenRow, Tokens
+from protocols.plan import ExecutorReady
+from protocols.request import Finish
+from protocols.stored import decode_stored, ending, pack_logprobs, unpack_logprobs
+from runtime.actor import Context
+from runtime.failpoints import reach
+from runtime.ledger import StaleRequest
+from runtime.tracing import trace_fields
+
+accepts = SchedulerMail
+
+Incoming = SchedulerMail | Resume
+
+_LEDGER_FULL = ErrorBody(
+    503,
+    "The server has no memory left for this answer.",
+    "overloaded_error",
+    "server_overloaded",
+    retry_after=1,
+)
+
+
+async def run(context: Context[SchedulerMail]) -> None:
+    """Serve until asked to stop. Nothing needs draining: what is open stays in the ledger."""
+    scheduler = Scheduler(context)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scheduler.post.deliver)
+        mail = scheduler.recovered()
+        reach("scheduler.recovered")
+        scheduler.turn(mail)
+        context.ready()
+        nursery.start_soon(scheduler.serve)
+        await context.stopping.wait()
+        nursery.cancel_scope.cancel()
+
+
+class Scheduler:
+    """Carries out what the core decides."""
+
+    def __init__(self, context: Context[SchedulerMail]) -> None:
+        config = context.config
+        self.post = Post(context.outbox)
+        self._context = context
+        self._executor = f"executor.{context.index}"
+        self._core = Core(
+            depth=config.depth,
+            chunk_size=config.chunk_size,
+            policy=config.policy,
+            radix=config.radix,
+            epoch=context.incarnation << 32,
+        )
+
+    async def serve(self) -> None:
+        """Mail in, commands out, for ever."""
+        while True:
+            mails = await self._context.inbox.receive()
+            self.turn([mail.message for mail in mails if self._is_news(mail.message)])
+
+    def turn(self, mail: Sequence[Incoming]) -> None:
+        """One turn, and more while carrying it out brings news (a request that has gone)."""
+        while True:
+            start = time.perf_counter_ns()
+            commands = self._core.turn(mail)
+            self._context.vitals.add(Column.TURN_NS_TOTAL, time.perf_counter_ns() - start)
+            mail = [Abort(rid) for rid in self._carry_out(commands)]
+            if not mail:
+                return
+
+    def recovered(self) -> list[Incoming]:
+        """Mail that tells a new core where the ones before it stood."""
+        mail: list[Incoming] = list(self._open_requests())
+        row = self._context.board.row(self._context.rows[self._executor])
+        # Sizes stand there before it is READY; a predecessor may have read the mail that comes in between.
+        if row[Column.STATE] in (State.STARTING, State.READY) and row[Column.SLOTS]:
+            ready = ExecutorReady(
+                incarnation=row[Column.INCARNATION],
+                pages=row[Column.PAGES_TOTAL],
+                page_size=row[Column.PAGE_SIZE],
+                slots=row[Column.SLOTS],
+                vocab_size=self._context.config.model.vocab_size,
+                excused=row[Column.EXCUSED],
+            )
+            mail.append(ready)
+        return mail
+
+    def _open_requests(self) -> Iterable[Resume]:
+        """What the ledger holds of this replica, oldest first; finished ones are told again meanwhile."""
+        found: list[Resume] = []
+        for rid in self._context.ledger.open_rids():
+            try:
+                found += self._recover(rid)
+            except StaleRequest:
+                continue
+        return sorted(found, key=lambda resume: resume.submit.arrived_ns)
+
+    def _recover(self, rid: int) -> Iterator[Resume]:
+        ledger = self._context.ledger
+        submit = self._stored(rid)
+        if submit is None:
+            return
+        tokens = tuple(ledger.committed(rid).tolist())
+        finish = ledger.finish(rid)
+        if finish is Finish.NONE:
+            yield Resume(submit, tokens)
+        elif finish is not Finish.ABORT:
+            row = ending(submit, tokens, finish, ledger.cached(rid), unpack_logprobs(ledger.extras(rid)))
+            self._send_rows(submit.origin, [row] if row else [])
+
+    def _stored(self, rid: int) -> Submit | None:
+        """The request as this replica was sent it, None when it was not."""
+        ledger = self._context.ledger
+        record = ledger.request(rid)
+        number = 0
+        if self._context.config.dp > 1:
+            replica, number = ledger.assignment(rid) or (-1, 0)
+            if replica != self._context.index:
+                return None
+        try:
+            return msgspec.structs.replace(decode_stored(record).submit, dispatch=number) if record else None
+        except PeerError as error:
+            self._context.log.error("ledger_record_bad", rid=rid, error=str(error))
+            return None
+
+    def _is_news(self, message: SchedulerMail) -> bool:
+        """Not a Submit that an earlier incarnation, or its sender's, has brought to its end already."""
+        if not isinstance(message, Submit):
+            return True
+        try:
+            return self._context.ledger.finish(message.rid) is Finish.NONE
+        except StaleRequest:
+            return False
+
+    def _carry_out(self, commands: Iterable[Command]) -> list[int]:
+        """Do it; returns the ids of requests that turned out to be gone."""
+        gone: list[int] = []
+        for command in commands:
+            match command:
+                case Launch(plan):
+                    self.post.send(self._executor, plan)
+                case Emit(origin, rows):
+                    kept = self._commit(rows, gone)
+                    reach("scheduler.committed")
+                    self._send_rows(origin, kept)
+                    self._context.worked()
+                case Settle(rid, finish):
+                    self._settle(rid, finish)
+                case Load():
+                    self._show(command)
+        return gone
+
+    def _commit(self, rows: Sequence[TokenRow], gone: list[int]) -> list[TokenRow]:
+        """Write rows to the ledger; returns those that may be sent."""
+        kept: list[TokenRow] = []
+        commit = self._context.ledger.commit
+        for row in rows:
+            extras = pack_logprobs(row.logprobs) if row.logprobs else b""
+            try:
+                commit(row.rid, row.tokens, extras, row.finish, row.cached)
+            except StaleRequest:
+                gone.append(row.rid)
+            except (OSError, ValueError) as error:
+                if row.rid not in gone:
+                    trace = self._trace(row.rid)
+                    self._context.log.error("commit_failed", rid=row.rid, error=str(error), **trace)
+                    gone.append(row.rid)
+                    self._settle(row.rid, Finish.ERROR)
+                    kept.append(TokenRow(row.rid, row.start, (), Finish.ERROR, error=_LEDGER_FULL))
+            else:
+                kept.append(row)
+        return kept
+
+    def _trace(self, rid: int) -> dict[str, str]:
+        """What a log line says of the trace of an open choice."""
+        try:
+            submit = self._stored(rid)
+        except StaleRequest:
+            submit = None
+        return trace_fields(submit.trace) if submit is not None else {}
+
+    def _settle(self, rid: int, finish: Finish) -> None:
+        try:
+            if self._context.ledger.finish(rid) is Finish.NONE:
+                self._context.ledger.commit(rid, (), finish=finish)
+        except StaleRequest:
+            return
+
+    def _send_rows(self, origin: int, rows: Sequence[TokenRow]) -> None:
+        """In messages of an eighth of a ring at most: each fits, and some wait together."""
+        for portion in portions(rows, self._context.config.ring_bytes // 8):
+            self.post.send(f"tokenizer.{origin}", Tokens(portion))
+
+    def _show(self, load: Load) -> None:
+        """TOKENS_HELD goes before LAST_DISPATCH: a balancer that reads in between counts a request twice
+        for a moment, and never not at all."""
+        vitals = self._context.vitals
+        vitals[Column.TOKENS_HELD] = load.tokens_held
+        vitals[Column.LAST_DISPATCH] = max(load.last_dispatch, vitals[Column.LAST_DISPATCH])
+        vitals[Column.RUNNING] = load.running
+        vitals[Column.WAITING] = load.waiting
+        vitals[Column.PAGES_TOTAL] = load.pages_total
+        vitals[Column.PAGES_FREE] = load.pages_free
+        vitals[Column.PAGES_CACHED] = load.pages_cached
+        vitals[Column.PAGES_OWNED] = load.pages_owned
+        vitals[Column.REQUESTS_TOTAL] = load.requests
+        vitals[Column.PROMPT_TOKENS_TOTAL] = load.prompt_tokens
+        vitals[Column.CACHE_QUERY_TOKENS_TOTAL] = load.query_tokens
+        vitals[Column.CACHED_TOKENS_TOTAL] = load.cached_tokens
+        vitals[Column.GENERATED_TOKENS_TOTAL] = load.generated_tokens
+        vitals[Column.PREEMPTIONS_TOTAL] = load.preemptions
+        vitals[Column.STEPS_TOTAL] = load.steps
+        vitals[Column.STEP_US_TOTAL] = load.step_us

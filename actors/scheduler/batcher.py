@@ -1,0 +1,219 @@
+"""What goes into the next step: decodes, chunks of prefill, admissions; and who gives way when pages run out.
+
+A plan holds `chunk_size` tokens at most. Decodes come first, so that a long prompt never stalls a stream;
+what they leave goes to prefill, in order of admission. Prefill cannot starve, because no more than
+`chunk_size` minus one page of tokens' worth of slots are used (at least one). Admission is in queue order
+without overtaking for want of pages, so a big request cannot starve either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from actors.scheduler.cache import KvCache
+from actors.scheduler.estimate import CLIP, NewTokenRatio
+from actors.scheduler.queue import WaitingQueue
+from actors.scheduler.running import Flight, Mask, Running
+from actors.scheduler.sequence import Sequence, Stage
+from actors.sizes import BIAS_BYTES, HEAVY
+from protocols.plan import Chunk, PageGrant, Plan, SlotOpen
+
+WINDOW = 64
+"""Waiting sequences looked at beyond those that could be admitted, so that a crowd which waits for one
+common prefix does not cost a look at each of them every turn."""
+
+PROBED = frozenset({Stage.PREFILL, Stage.DECODE, Stage.LAST})
+"""Stages of a suspect whose first token has not come."""
+
+
+@dataclasses.dataclass(slots=True)
+class Draft:
+    """A plan in the making. budget: tokens that may still go in. rows: slots with a row in it. weight: bytes
+    that the admissions in it take, see HEAVY."""
+
+    budget: int
+    rows: Mask
+    opens: list[SlotOpen] = dataclasses.field(default_factory=list)
+    grants: list[PageGrant] = dataclasses.field(default_factory=list)
+    chunks: list[Chunk] = dataclasses.field(default_factory=list)
+    fills: list[tuple[Sequence, int]] = dataclasses.field(default_factory=list)
+    decodes: bytes = b""
+    weight: int = 0
+
+
+class Batcher:
+    """Fills drafts for one incarnation of an executor with `slots` slots."""
+
+    def __init__(self, cache: KvCache, slots: int, chunk_size: int, queue: WaitingQueue) -> None:
+        usable = min(slots, max(1, chunk_size - cache.page_size))
+        self.cache = cache
+        self.queue = queue
+        self.running = Running(cache, usable, queue.add)
+        self.preemptions = 0
+        self.query_tokens = 0
+        self.cached_tokens = 0
+        self._chunk_size = chunk_size
+        self._slots = usable
+        self._ratio = NewTokenRatio()
+        self._alone: Sequence | None = None
+
+    def draft(self) -> Draft:
+        """An empty draft."""
+        return Draft(self._chunk_size, np.zeros(self._slots, np.bool_))
+
+    def finish(self, draft: Draft, epoch: int, step: int) -> tuple[Plan, Flight]:
+        """The plan of a draft that has rows, and its flight, which has left."""
+        self.running.launch(draft.rows)
+        plan = Plan(
+            epoch,
+            step,
+            self.running.take_closes(),
+            tuple(draft.opens),
+            tuple(draft.grants),
+            tuple(draft.chunks),
+            draft.decodes,
+        )
+        return plan, Flight(step, draft.rows, tuple(draft.fills))
+
+    def add_decodes(self, draft: Draft) -> None:
+        """A row for every decoding sequence that has, or gets, a page for its next position."""
+        running = self.running
+        rows = running.decoding.copy()
+        short = np.flatnonzero(rows & (running.planned == running.capacity))
+        if short.size:
+            self._grow(short.tolist(), rows, draft)
+        slots = np.flatnonzero(rows)
+        if not slots.size:
+            return
+        running.decode(rows)
+        draft.rows |= rows
+        draft.decodes = slots.astype("<i4").tobytes()
+        draft.budget -= slots.size
+        self._ratio.decoded()
+
+    def add_chunks(self, draft: Draft) -> None:
+        """Continue the prefills that were begun, in order, while the budget lasts."""
+        for sequence in list(self.running.prefilling):
+            if draft.budget <= 0:
+                return
+            self._chunk(sequence, draft)
+
+    def admit(self, draft: Draft) -> None:
+        """Begin with waiting sequences while budget, slots and (by estimate) pages last."""
+        if draft.budget <= 0 or not len(self.queue) or not self.running.room:
+            return
+        if not len(self.running):
+            self._ratio.idle()
+        window = min(self.running.room, draft.budget) + WINDOW
+        for sequence in self.queue.first(window, self._prefix):
+            if draft.budget <= 0 or not self.running.room or draft.weight > HEAVY or sequence.suspect:
+                return
+            fill = sequence.known()
+            if self.running.upcoming.covers(sequence, fill, self.cache.prefix(sequence, fill)):
+                continue
+            if not self.cache.attach(sequence, fill, self._reserve(sequence)):
+                return
+            self._open(sequence, draft)
+
+    def isolate(self, draft: Draft, flying: bool) -> bool:
+        """Whether this draft belongs to a suspect alone: one that was in flight at several deaths of the
+        executor and has given no token since. The others keep what they have and pause, until its first
+        token shows that it is harmless. The draft stays empty while flights or that token must land.
+
+        flying: whether plans are in the air.
+        """
+        alone = self._alone
+        if alone is not None and alone.suspect and alone.stage in PROBED:
+            if alone.stage is Stage.PREFILL:
+                self._chunk(alone, draft)
+            return True
+        suspect = self.queue.suspect()
+        if suspect is None or not self.running.room:
+            return False
+        if flying:
+            return True
+        if not self.cache.attach(suspect, suspect.known(), 0.0):
+            return False
+        self._alone = suspect
+        self._open(suspect, draft)
+        return True
+
+    def _open(self, sequence: Sequence, draft: Draft) -> None:
+        self.queue.remove(sequence)
+        cached = self.running.open(sequence)
+        if sequence.cached < 0:
+            sequence.cached = min(cached, sequence.prompt_len)
+        self.query_tokens += len(sequence.fill) // 4
+        self.cached_tokens += cached
+        draft.opens.append(
+            SlotOpen(
+                sequence.slot,
+                sequence.rid,
+                sequence.sampling,
+                sequence.choice,
+                sequence.prompt_len,
+                cached,
+                sequence.fill if sequence.sampling.penalised else b"",
+            )
+        )
+        self._grant(sequence, 0, draft)
+        draft.weight += len(draft.grants[-1].pages) + len(draft.opens[-1].history)
+        draft.weight += BIAS_BYTES * len(sequence.sampling.logit_bias)
+        self._chunk(sequence, draft)
+
+    def _grant(self, sequence: Sequence, first: int, draft: Draft) -> None:
+        pages = np.array(sequence.pages[first:], "<i4").tobytes()
+        draft.grants.append(PageGrant(sequence.slot, first, pages))
+
+    def _chunk(self, sequence: Sequence, draft: Draft) -> None:
+        start = int(self.running.planned[sequence.slot])
+        end = min(start + draft.budget, len(sequence.fill) // 4)
+        complete = self.running.advance(sequence, end - start)
+        draft.chunks.append(Chunk(sequence.slot, start, sequence.fill[4 * start : 4 * end], complete))
+        draft.fills.append((sequence, end))
+        draft.rows[sequence.slot] = True
+        draft.budget -= end - start
+
+    def _prefix(self, sequence: Sequence) -> int:
+        return self.cache.prefix(sequence, sequence.known())
+
+    def _reserve(self, sequence: Sequence) -> float:
+        """Pages to leave for the growth of everybody, `sequence` included; none when nobody else runs."""
+        if not len(self.running):
+            return 0.0
+        own = min(sequence.allowance - len(sequence.output), CLIP)
+        return self._ratio.value * (self.running.expected() + own) / self.cache.page_size
+
+    def _grow(self, short: list[int], rows: Mask, draft: Draft) -> None:
+        """A page each for the sequences on the slots `short`; who gets none has no row in this draft."""
+        wanting = [self.running[slot] for slot in short]
+        if len(wanting) > self.cache.available:
+            self._make_room(wanting)
+        for slot, sequence in zip(short, wanting, strict=True):
+            if sequence.stage is Stage.DECODE and self.running.grow(sequence):
+                self._grant(sequence, len(sequence.pages) - 1, draft)
+            else:
+                rows[slot] = False
+        rows &= self.running.decoding
+
+    def _make_room(self, wanting: list[Sequence]) -> None:
+        """Retract until everybody else has a page, now or when the flights have landed.
+
+        Victims: fewest output tokens, then longest input (the least work lost, the most pages won). One
+        always goes on.
+        """
+        runners = sorted(self.running.runners(), key=lambda s: (-len(s.output), s.prompt_len, s.order))
+        while len(runners) > 1:
+            want = sum(sequence.stage is Stage.DECODE for sequence in wanting)
+            if want <= self.cache.available + self.running.coming():
+                return
+            self.running.leave(self._retracted(runners.pop()), Stage.RETRACTED)
+            decoded, allowed = sum(len(s.output) for s in runners), sum(s.allowance for s in runners)
+            self._ratio.retracted(decoded, allowed, len(runners))
+
+    def _retracted(self, victim: Sequence) -> Sequence:
+        victim.retracted = True
+        self.preemptions += 1
+        return victim

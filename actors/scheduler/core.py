@@ -1,0 +1,338 @@
+"""The scheduler's core: mail in, commands out; no I/O, no clock, no torch.
+
+The life of a request here: Submit -> waiting -> admitted to a slot, its prompt planned in chunks -> decoded
+step by step -> its tokens come back in StepDone, are committed and sent on -> it finishes, its last
+flight lands, its pages go to the radix tree or become free. One turn of the loop:
+
+    mail ──► absorb: new requests, aborts, what came back ──► Emit, Settle
+                                │
+             fill the pipeline while flights < depth      ──► Launch
+
+`depth` is the number of plans in the air: 1 waits for every result, 2 plans step N + 1 while the
+executor runs N, pipelines take more. Plans name slots, not tokens, so this needs no guessing: who ends
+by `max_tokens` is known in advance, who ends by a stop token costs `depth - 1` wasted rows.
+
+When the executor is new (ExecutorReady), everything on it is lost: a new epoch begins, whoever
+ran waits in front again, and its prompt and committed tokens are prefilled. Because sampling depends
+on nothing but request and position, the tokens go on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence as Items
+
+import numpy as np
+
+from actors.aborts import Aborts
+from actors.scheduler.batcher import Batcher
+from actors.scheduler.cache import KvCache
+from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
+from actors.scheduler.queue import WaitingQueue
+from actors.scheduler.roles import Role, Unified
+from actors.scheduler.running import Flight
+from actors.scheduler.sequence import DEATHS_END, Sequence, Stage
+from protocols.config import Policy
+from protocols.errors import ErrorBody
+from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
+from protocols.plan import ExecutorReady, Logprobs, StepDone
+from protocols.request import Finish
+
+
+class Core:
+    """State of one scheduler. `epoch` grows by one with each ExecutorReady, from the value given."""
+
+    def __init__(
+        self,
+        *,
+        depth: int = 2,
+        chunk_size: int = 512,
+        policy: Policy = Policy.FCFS,
+        radix: bool = True,
+        role: Role | None = None,
+        epoch: int = 0,
+    ) -> None:
+        self.depth = depth
+        self.epoch = epoch
+        self.batcher: Batcher | None = None
+        self._chunk_size = chunk_size
+        self._radix = radix
+        self._role = role or Unified()
+        self._queue = WaitingQueue(policy)
+        self._live: dict[int, Sequence] = {}
+        self._aborted = Aborts()
+        self._flights: deque[Flight] = deque()
+        self._rows: defaultdict[int, list[TokenRow]] = defaultdict(list)
+        self._settled: list[Command] = []
+        self._executor = -1
+        self._excused = 0
+        self._step = 0
+        self._arrivals = 0
+        self._held = 0
+        self._last_dispatch = 0
+        self._requests = 0
+        self._prompt_tokens = 0
+        self._generated = 0
+        self._steps = 0
+        self._step_us = 0
+        self._past: tuple[int, int, int] = (0, 0, 0)
+
+    def turn(self, mail: Items[SchedulerMail | Resume]) -> list[Command]:
+        """Absorb `mail`, fill the pipeline. Plans come first, so that the executor need not wait for the
+        commits; rows come before Settle, as a settled choice takes no more of them; Load comes last."""
+        for message in mail:
+            self._absorb(message)
+        commands: list[Command] = []
+        while len(self._flights) < self.depth and (launch := self._launch()) is not None:
+            commands.append(launch)
+        commands += [Emit(origin, tuple(rows)) for origin, rows in self._rows.items()]
+        commands += self._settled
+        self._settled.clear()
+        self._rows.clear()
+        commands.append(self._load())
+        return commands
+
+    def check(self) -> None:
+        """AssertionError when a page is lost or in two hands, or a count is wrong. Costs O(pages)."""
+        assert self._held == sum(sequence.length for sequence in self._live.values())
+        if self.batcher is not None:
+            self.batcher.cache.check(self.batcher.running.sequences())
+
+    def _absorb(self, message: SchedulerMail | Resume) -> None:
+        match message:
+            case StepDone():
+                self._land(message)
+            case Submit():
+                self._submit(message)
+            case Abort(rid):
+                self._stop(rid, Finish.ABORT)
+            case StopHere(rid):
+                self._stop(rid, Finish.STOP)
+            case ExecutorReady():
+                self._reset(message)
+            case Resume(submit, committed):
+                self._last_dispatch = max(self._last_dispatch, submit.dispatch)
+                self._accept(Sequence(submit, self._arrivals, committed))
+
+    # --- requests come and go
+
+    def _submit(self, submit: Submit) -> None:
+        self._last_dispatch = max(self._last_dispatch, submit.dispatch)
+        if submit.rid in self._live:
+            return
+        if submit.rid in self._aborted:
+            self._settled.append(Settle(submit.rid, Finish.ABORT))
+            return
+        self._accept(Sequence(submit, self._arrivals))
+
+    def _accept(self, sequence: Sequence) -> None:
+        self._arrivals += 1
+        self._requests += 1
+        self._prompt_tokens += sequence.prompt_len
+        self._held += sequence.length
+        self._live[sequence.rid] = sequence
+        self._queue.add(sequence)
+        if self.batcher is not None:
+            self._fit(sequence, self.batcher.cache.capacity)
+
+    def _fit(self, sequence: Sequence, capacity: int) -> None:
+        """Clip what a waiting `sequence` may produce to a pool of `capacity` tokens, or end it."""
+        sequence.allowance = min(sequence.max_tokens, capacity - sequence.prompt_len + 1)
+        count = len(sequence.output)
+        if count and sequence.output[-1] in sequence.stops:
+            self._finish(sequence, Finish.STOP, stop_token=sequence.output[-1])
+        elif count and count >= sequence.allowance:
+            self._finish(sequence, Finish.LENGTH)
+        elif sequence.prompt_len + 1 > capacity:
+            self._fail(sequence, _too_long(sequence.prompt_len, capacity))
+
+    def _stop(self, rid: int, finish: Finish) -> None:
+        if finish is Finish.ABORT:
+            self._aborted.add(rid)
+        sequence = self._live.get(rid)
+        if sequence is not None:
+            self._settled.append(Settle(rid, finish))
+            self._end(sequence)
+
+    def _finish(self, sequence: Sequence, finish: Finish, stop_token: int = -1) -> None:
+        """End `sequence` with a row that carries no token."""
+        self._row(sequence, TokenRow(sequence.rid, len(sequence.output), (), finish, stop_token=stop_token))
+        self._end(sequence)
+
+    def _fail(self, sequence: Sequence, error: ErrorBody) -> None:
+        start = len(sequence.output)
+        self._row(sequence, TokenRow(sequence.rid, start, (), Finish.ERROR, error=error))
+        self._end(sequence)
+
+    def _row(self, sequence: Sequence, row: TokenRow) -> None:
+        self._rows[sequence.origin].append(row)
+
+    def _end(self, sequence: Sequence) -> None:
+        """Nothing more is committed for `sequence`; what it holds comes back when its flights have landed."""
+        del self._live[sequence.rid]
+        self._held -= sequence.length
+        if sequence.stage is Stage.WAITING:
+            self._queue.remove(sequence)
+            sequence.move(Stage.GONE)
+        else:
+            assert self.batcher is not None
+            self.batcher.running.leave(sequence, Stage.ENDED)
+
+    # --- the executor
+
+    def _launch(self) -> Launch | None:
+        """The next plan, or None when nobody can do anything."""
+        batcher = self.batcher
+        if batcher is None:
+            return None
+        draft = batcher.draft()
+        if not batcher.isolate(draft, flying=bool(self._flights)):
+            self._role.plan(batcher, draft)
+            self._role.admit(batcher, draft)
+        if not (draft.chunks or draft.decodes):
+            return None
+        plan, flight = batcher.finish(draft, self.epoch, self._step)
+        self._step += 1
+        self._flights.append(flight)
+        return Launch(plan)
+
+    def _land(self, done: StepDone) -> None:
+        """What came back, if it is what is in the air: of another epoch it is the past."""
+        if done.epoch != self.epoch or not self._flights or self._flights[0].step != done.step:
+            return
+        assert self.batcher is not None
+        flight = self._flights.popleft()
+        running = self.batcher.running
+        running.land(flight.rows)
+        for slot, sentence in done.failed:
+            sequence = running[slot]
+            if sequence.stage is not Stage.ENDED:
+                running.distrust(sequence)
+                self._fail(sequence, ErrorBody(500, sentence, "server_error", "computation_failed"))
+        self._commit(done, running.by_slot)
+        running.settle(flight)
+        self._steps += 1
+        self._step_us += done.elapsed_us
+
+    def _commit(self, done: StepDone, by_slot: list[Sequence | None]) -> None:
+        """A row for each token of a sequence that still wants it. The hot loop: once a token."""
+        slots = np.frombuffer(done.slots, "<i4").tolist()
+        tokens = np.frombuffer(done.tokens, "<i4").tolist()
+        logprobs = {slots[index]: value for index, value in done.logprobs}
+        commit, rows = self._role.commit, self._rows
+        none, ended, committed = Finish.NONE, Stage.ENDED, 0
+        for slot, token in zip(slots, tokens, strict=True):
+            sequence = by_slot[slot]
+            if sequence is None or sequence.stage is ended:
+                continue
+            start = len(sequence.output)
+            finish = commit(sequence, token)
+            committed += 1
+            if finish is none and not logprobs:
+                row = TokenRow(sequence.rid, start, (token,), none, sequence.cached)
+            else:
+                row = _full_row(sequence, start, token, finish, logprobs.get(slot))
+            rows[sequence.origin].append(row)
+            if finish is not none:
+                self._end(sequence)
+        self._held += committed
+        self._generated += committed
+
+    def _reset(self, ready: ExecutorReady) -> None:
+        """A new executor, with nothing on it; news of one that is known already changes nothing."""
+        if ready.incarnation == self._executor:
+            return
+        guilty = ready.incarnation - self._executor > ready.excused - self._excused
+        self._executor, self._excused = ready.incarnation, ready.excused
+        self.epoch += 1
+        self._step = 0
+        self._flights.clear()
+        before, self.batcher = self.batcher, None
+        if before is not None:
+            self._past = self._totals(before)
+            self._recall(before, guilty)
+        cache = KvCache(ready.pages, ready.page_size, self._radix)
+        self.batcher = Batcher(cache, ready.slots, self._chunk_size, self._queue)
+        for sequence in self._queue.all():
+            self._fit(sequence, cache.capacity)
+
+    def _recall(self, batcher: Batcher, guilty: bool) -> None:
+        """Everybody on a slot waits in front again; who kills executors one after another ends. guilty:
+        whether a request may have been the cause."""
+        for sequence in list(batcher.running.sequences()):
+            sequence.deaths += guilty and batcher.running.in_the_air(sequence)
+            sequence.node, sequence.shared, sequence.pages = None, 0, []
+            sequence.slot, sequence.fill = -1, b""
+            if sequence.stage is Stage.ENDED:
+                sequence.move(Stage.GONE)
+                continue
+            sequence.retracted = True
+            sequence.move(Stage.WAITING)
+            self._queue.add(sequence)
+            if sequence.deaths >= DEATHS_END:
+                self._fail(sequence, _POISON)
+
+    def _totals(self, batcher: Batcher | None) -> tuple[int, int, int]:
+        """Preemptions, tokens looked up in the prefix cache, tokens found there; of all executors."""
+        preemptions, query, cached = self._past
+        if batcher is None:
+            return self._past
+        return (
+            preemptions + batcher.preemptions,
+            query + batcher.query_tokens,
+            cached + batcher.cached_tokens,
+        )
+
+    def _load(self) -> Load:
+        batcher = self.batcher
+        cache = batcher.cache if batcher is not None else None
+        preemptions, query, cached = self._totals(batcher)
+        return Load(
+            running=len(batcher.running) if batcher is not None else 0,
+            waiting=len(self._queue),
+            tokens_held=self._held,
+            last_dispatch=self._last_dispatch,
+            pages_total=cache.total if cache is not None else 0,
+            pages_free=cache.free if cache is not None else 0,
+            pages_cached=cache.cached if cache is not None else 0,
+            pages_owned=cache.owned if cache is not None else 0,
+            requests=self._requests,
+            prompt_tokens=self._prompt_tokens,
+            query_tokens=query,
+            cached_tokens=cached,
+            generated_tokens=self._generated,
+            preemptions=preemptions,
+            steps=self._steps,
+            step_us=self._step_us,
+        )
+
+
+def _full_row(
+    sequence: Sequence, start: int, token: int, finish: Finish, logprobs: Logprobs | None
+) -> TokenRow:
+    return TokenRow(
+        sequence.rid,
+        start,
+        (token,),
+        finish,
+        sequence.cached,
+        () if logprobs is None else (logprobs,),
+        token if finish is Finish.STOP else -1,
+    )
+
+
+def _too_long(prompt_len: int, capacity: int) -> ErrorBody:
+    return ErrorBody(
+        400,
+        f"The prompt has {prompt_len} tokens, but the KV pool of this server holds {capacity} tokens,"
+        " one of which is needed for the answer.",
+        code="context_length_exceeded",
+    )
+
+
+_POISON = ErrorBody(
+    500,
+    f"The engine died {DEATHS_END} times while it computed this request, at last with nothing else running.",
+    "server_error",
+    "engine_failure",
+)

@@ -1,0 +1,47 @@
+"""What admission, planning and commit mean for a scheduler: the one thing in which a unified engine and
+the two halves of a disaggregated one differ. The loop around them (`core`) is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from actors.scheduler.batcher import Batcher, Draft
+from actors.scheduler.sequence import Sequence
+from protocols.request import Finish
+
+
+class Role(Protocol):
+    """Three decisions of the loop, each over the same batcher."""
+
+    def plan(self, batcher: Batcher, draft: Draft) -> None:
+        """Give rows to sequences that run already."""
+
+    def admit(self, batcher: Batcher, draft: Draft) -> None:
+        """Let waiting sequences run, and give them rows."""
+
+    def commit(self, sequence: Sequence, token: int) -> Finish:
+        """`token` was sampled for `sequence`: append it, and say whether the sequence ends with it."""
+
+
+class Unified:
+    """Prefill and decode on one executor."""
+
+    def plan(self, batcher: Batcher, draft: Draft) -> None:
+        """Decodes first, then chunks of the prefills under way."""
+        batcher.add_decodes(draft)
+        batcher.add_chunks(draft)
+
+    def admit(self, batcher: Batcher, draft: Draft) -> None:
+        """In queue order, as slots, budget and pages allow."""
+        batcher.admit(draft)
+
+    def commit(self, sequence: Sequence, token: int) -> Finish:
+        """STOP on a stop token, which is part of the output; LENGTH at the allowance. Progress clears
+        the suspicion that `deaths` counts."""
+        output = sequence.output
+        output.append(token)
+        sequence.deaths = 0
+        if token in sequence.stops:
+            return Finish.STOP
+        return Finish.LENGTH if len(output) >= sequence.allowance else Finish.NONE

@@ -1,0 +1,193 @@
+"""The running sequences: slots, how far each is planned, and what is in the air.
+
+What the hot path needs of every sequence in every step lies in NumPy arrays by slot, so that a pure
+decode step costs a few array operations and touches only sequences to which something happens. Positions:
+
+    0 .. cached .. planned .. limit
+         ▲         ▲          ▲
+         │         │          the last position whose KV is needed: its forward samples the last token
+         │         KV of positions below is computed or in the air
+         found in the prefix cache
+
+A slot and its pages are given back in one place, `_vacate`, when the last flight over the slot has landed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.scheduler.cache import KvCache
+from actors.scheduler.estimate import CLIP
+from actors.scheduler.sequence import RUNS, Sequence, Stage
+from actors.scheduler.sharing import Upcoming
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flight:
+    """A plan in the air. rows: slots that have a row in it. fills: its chunks, as (sequence, end)."""
+
+    step: int
+    rows: Mask
+    fills: tuple[tuple[Sequence, int], ...]
+
+
+class Running:
+    """`slots` rows of device state and the sequences on them. requeue: where retracted ones go."""
+
+    def __init__(self, cache: KvCache, slots: int, requeue: Callable[[Sequence], None]) -> None:
+        self.cache = cache
+        self.prefilling: dict[Sequence, None] = {}
+        self.upcoming = Upcoming(cache.page_size)
+        self.decoding: Mask = np.zeros(slots, np.bool_)
+        self.planned = np.zeros(slots, np.int64)
+        self.capacity = np.zeros(slots, np.int64)
+        self.limit = np.zeros(slots, np.int64)
+        self.filled = np.zeros(slots, np.int64)
+        self._airborne = np.zeros(slots, np.int64)
+        self.by_slot: list[Sequence | None] = [None] * slots
+        self._free = list(range(slots - 1, -1, -1))
+        self._leaving: dict[Sequence, None] = {}
+        self._closes: list[int] = []
+        self._requeue = requeue
+
+    def __len__(self) -> int:
+        """Slots in use, also by sequences that only wait for their flights to land."""
+        return len(self.by_slot) - len(self._free)
+
+    def __getitem__(self, slot: int) -> Sequence:
+        sequence = self.by_slot[slot]
+        assert sequence is not None, f"slot {slot} is closed"
+        return sequence
+
+    @property
+    def room(self) -> int:
+        """Slots free."""
+        return len(self._free)
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Everybody on a slot."""
+        return (sequence for sequence in self.by_slot if sequence is not None)
+
+    def runners(self) -> list[Sequence]:
+        """Those that are planned further."""
+        return [sequence for sequence in self.sequences() if sequence.stage in RUNS]
+
+    def in_the_air(self, sequence: Sequence) -> bool:
+        """Whether a flight over its slot has not landed."""
+        return bool(self._airborne[sequence.slot])
+
+    def expected(self) -> int:
+        """Output tokens that may still come from everybody on a slot, each clipped to CLIP."""
+        ahead = self.limit - np.maximum(self.planned, self.filled)
+        return int(np.clip(ahead, 0, CLIP).sum())
+
+    def coming(self) -> int:
+        """Pages of sequences that will give them back as soon as their flights have landed."""
+        leaves = (s for s in self.sequences() if s.stage not in RUNS)
+        return sum(len(sequence.pages) - sequence.shared for sequence in leaves)
+
+    def open(self, sequence: Sequence) -> int:
+        """Give `sequence`, whose pages are attached, a slot. Returns the tokens that were cached."""
+        slot = self._free.pop()
+        cached = sequence.shared * self.cache.page_size
+        self.by_slot[slot] = sequence
+        sequence.slot = slot
+        self.planned[slot] = cached
+        self.filled[slot] = len(sequence.fill) // 4
+        self.capacity[slot] = len(sequence.pages) * self.cache.page_size
+        self.limit[slot] = sequence.prompt_len + sequence.allowance - 1
+        sequence.move(Stage.PREFILL)
+        self.prefilling[sequence] = None
+        self.upcoming.add(sequence)
+        return cached
+
+    def advance(self, sequence: Sequence, tokens: int) -> bool:
+        """A chunk of `tokens` is planned. Returns whether it reaches the end of what is known."""
+        slot = sequence.slot
+        self.planned[slot] += tokens
+        if self.planned[slot] < self.filled[slot]:
+            return False
+        del self.prefilling[sequence]
+        if self.planned[slot] == self.limit[slot]:
+            sequence.move(Stage.LAST)
+        else:
+            sequence.move(Stage.DECODE)
+            self.decoding[slot] = True
+        return True
+
+    def grow(self, sequence: Sequence) -> bool:
+        """A page for the next position of `sequence`; False when there is none."""
+        if not self.cache.grow(sequence):
+            return False
+        self.capacity[sequence.slot] += self.cache.page_size
+        return True
+
+    def decode(self, rows: Mask) -> None:
+        """One decode of each slot in `rows` is planned; who reached its limit is not planned again."""
+        self.planned += rows
+        for slot in np.flatnonzero(rows & (self.planned == self.limit)).tolist():
+            self[slot].move(Stage.LAST)
+            self.decoding[slot] = False
+
+    def launch(self, rows: Mask) -> None:
+        """A flight over `rows` leaves."""
+        self._airborne += rows
+
+    def land(self, rows: Mask) -> None:
+        """A flight over `rows` has landed."""
+        self._airborne -= rows
+
+    def settle(self, flight: Flight) -> None:
+        """After the tokens of `flight`: share the pages that it filled, let go who waited for it."""
+        for sequence, end in flight.fills:
+            if sequence.stage in RUNS or sequence.stage is Stage.LAST:
+                self.cache.publish(sequence, end)
+                if 4 * end == len(sequence.fill):
+                    self.upcoming.remove(sequence)
+        for sequence in [s for s in self._leaving if not self.in_the_air(s)]:
+            del self._leaving[sequence]
+            self._vacate(sequence)
+
+    def leave(self, sequence: Sequence, stage: Stage) -> None:
+        """`sequence` is ENDED or RETRACTED: it gives everything back, now or when its flights have landed."""
+        self.prefilling.pop(sequence, None)
+        self.upcoming.remove(sequence)
+        self.decoding[sequence.slot] = False
+        sequence.move(stage)
+        if self.in_the_air(sequence):
+            self._leaving[sequence] = None
+        else:
+            self._leaving.pop(sequence, None)
+            self._vacate(sequence)
+
+    def distrust(self, sequence: Sequence) -> None:
+        """The KV of `sequence` is not to be cached when it leaves."""
+        self.planned[sequence.slot] = 0
+
+    def take_closes(self) -> tuple[int, ...]:
+        """Slots vacated since the last call, for the next plan."""
+        closes, self._closes = tuple(self._closes), []
+        return closes
+
+    def _vacate(self, sequence: Sequence) -> None:
+        """The KV that lies in the pages is that of all tokens planned; of them only the known ones count
+        (a wasted row's token is not known). The last token sampled has no KV unless a wasted row ran it."""
+        slot = sequence.slot
+        computed = min(int(self.planned[slot]), sequence.length)
+        self.cache.detach(sequence, sequence.known()[: 4 * computed])
+        self.by_slot[slot] = None
+        self.limit[slot] = self.filled[slot] = self.planned[slot] = 0
+        self._free.append(slot)
+        self._closes.append(slot)
+        sequence.slot, sequence.fill = -1, b""
+        if sequence.stage is Stage.RETRACTED:
+            sequence.move(Stage.WAITING)
+            self._requeue(sequence)
+        else:
+            sequence.move(Stage.GONE)

@@ -1,0 +1,165 @@
+"""The tokenizer actor: chat templates and encoding on the way down, text and stop strings on the way up.
+
+    reader ─► Tokens, Abort: at once          ─► desk ─► frontends, scheduler or balancer
+           └► Generate: queue ─► encoder ─────┘
+                                 └► a thread, for long prompts (the library lets go of the GIL)
+
+The reader never waits for a ring to drain, so whoever sends to this actor can always go on. The encoder
+takes one request at a time and then lets the reader look, so a burst of prompts delays no stream by more than
+one short prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections import deque
+from typing import assert_never
+
+import trio
+
+from actors.tokenizer.codec import Codec, load_codec
+from actors.tokenizer.core import Core, Outgoing
+from actors.tokenizer.model_files import read_chat_templates
+from actors.tokenizer.outgoing import Desk
+from actors.tokenizer.template import ChatTemplate
+from protocols.board import Column
+from protocols.config import Config
+from protocols.messages import Abort, Generate, Replay, TokenizerMail, Tokens
+from protocols.request import ChatPrompt, TextPrompt
+from runtime.actor import Context
+from runtime.failpoints import reach
+from runtime.ledger import Ledger
+
+accepts = TokenizerMail
+
+INLINE_CHARS = 4096
+"""Prompts up to this length are tokenised on the event loop: about a millisecond."""
+
+THREADS = 4
+
+
+async def run(context: Context[TokenizerMail]) -> None:
+    """Serve until asked to stop, then finish what is open. StartError without a usable tokenizer."""
+    with context.busy():
+        core = load_core(context.config, context.index, context.ledger, context.log)
+    async with trio.open_nursery() as nursery:
+        actor = Actor(context, core, nursery)
+        await actor.recover()
+        reach("tokenizer.recovered")
+        context.ready()
+        nursery.start_soon(actor.read)
+        nursery.start_soon(actor.encode)
+        await context.stopping.wait()
+        await actor.drained()
+        nursery.cancel_scope.cancel()
+
+
+def load_core(config: Config, index: int, ledger: Ledger, log: object) -> Core:
+    """Read the model's tokenizer and templates; StartError with a sentence where that fails."""
+    codec, template = _load_text(pathlib.Path(config.model.path))
+    return Core(config, index, codec, template, ledger, log)
+
+
+def preload(config: Config) -> None:
+    """Read ahead of the start what is the same for every incarnation."""
+    _load_text(pathlib.Path(config.model.path))
+
+
+@functools.cache
+def _load_text(directory: pathlib.Path) -> tuple[Codec, ChatTemplate]:
+    codec = load_codec(directory)
+    return codec, ChatTemplate(read_chat_templates(directory), codec.special_tokens)
+
+
+class Actor:
+    """The Trio side: who does what when."""
+
+    def __init__(self, context: Context[TokenizerMail], core: Core, nursery: trio.Nursery) -> None:
+        self._context = context
+        self._core = core
+        self._nursery = nursery
+        ring_bytes = context.config.ring_bytes
+        self._desk = Desk(context.outbox, context.ledger, nursery, context.log, ring_bytes, self._moved)
+        self._queue: deque[Generate] = deque()
+        self._queued = trio.Event()
+        self._in_threads = 0
+        self._limiter = trio.CapacityLimiter(THREADS)
+        self._movement = trio.lowlevel.ParkingLot()
+
+    async def recover(self) -> None:
+        """Send again what an earlier incarnation may not have sent."""
+        with self._context.busy():
+            for to, message in self._core.recover():
+                self._desk.post(to, message)
+                await trio.lowlevel.checkpoint()
+
+    async def read(self) -> None:
+        """Take in mail, for ever."""
+        while True:
+            for mail in await self._context.inbox.receive():
+                self._handle(mail.message)
+            self._context.worked()
+            self._moved()
+
+    async def encode(self) -> None:
+        """Take up requests one by one, for ever."""
+        while True:
+            await self._queued.wait()
+            self._queued = trio.Event()
+            while self._queue:
+                self._take_up(self._queue.popleft())
+                await trio.lowlevel.checkpoint()
+            self._moved()
+
+    async def drained(self) -> None:
+        """Wait until nothing is open and everything has left."""
+        while self._core.open or self._queue or self._in_threads or not self._desk.empty:
+            await self._movement.park()
+
+    def _handle(self, message: TokenizerMail) -> None:
+        match message:
+            case Tokens(rows):
+                self._post(self._core.take(rows))
+            case Generate():
+                self._queue.append(message)
+                self._queued.set()
+            case Abort():
+                self._post(self._core.abort(message))
+            case Replay():
+                self._post(self._core.replay(message))
+            case other:
+                assert_never(other)
+
+    def _take_up(self, message: Generate) -> None:
+        self._context.vitals.add(Column.REQUESTS_TOTAL)
+        if _length(message) > INLINE_CHARS:
+            self._in_threads += 1
+            self._nursery.start_soon(self._take_up_in_thread, message)
+        else:
+            self._post(self._core.admit(message, self._core.prepare(message)))
+
+    async def _take_up_in_thread(self, message: Generate) -> None:
+        prompted = await trio.to_thread.run_sync(self._core.prepare, message, limiter=self._limiter)
+        self._in_threads -= 1
+        self._post(self._core.admit(message, prompted))
+        self._moved()
+
+    def _post(self, out: list[Outgoing]) -> None:
+        for to, message in out:
+            self._desk.post(to, message)
+
+    def _moved(self) -> None:
+        self._context.vitals[Column.OPEN_REQUESTS] = self._core.open
+        self._movement.unpark_all()
+
+
+def _length(message: Generate) -> int:
+    """About how much text there is to tokenise."""
+    match message.prompt:
+        case ChatPrompt(messages, tools):
+            return len(messages) + len(tools)
+        case TextPrompt(text):
+            return len(text)
+        case _:
+            return 0

@@ -1,0 +1,311 @@
+"""The tokenizer's state machine: mail in, mail out, no clock and no waiting.
+
+    Generate ─► prepare (may run in a thread) ─► admit: ledger record, Submit for each choice
+    Tokens   ─► a row of text for each choice ─► Deltas for each frontend, StopHere where a stop string was
+    Abort    ─► passed on, and remembered: control mail overtakes the Generate that it speaks of
+    Replay   ─► all rows again, for a frontend that takes up the answer of a dead one, and every new one
+
+A choice lives here from its admission to the row that finishes it. What is late, or of a request that
+is gone, is dropped: rows carry positions, so nothing is shown twice, and a gap is filled from the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from actors.aborts import Aborts
+from actors.tokenizer.codec import Codec, CodecError
+from actors.tokenizer.prompt import Prompted, Prompter
+from actors.tokenizer.recovery import committed_row, replay
+from actors.tokenizer.stream import ChoiceStream
+from actors.tokenizer.template import ChatTemplate
+from protocols.config import Config
+from protocols.errors import ErrorBody, PeerError, UserError
+from protocols.messages import (
+    Abort,
+    Deltas,
+    Generate,
+    Message,
+    Refused,
+    Replay,
+    StopHere,
+    Submit,
+    TextRow,
+    TokenRow,
+)
+from protocols.request import ChatPrompt, Finish, TextPrompt, TokenPrompt
+from protocols.sampling import SamplingParams
+from protocols.stored import StoredRequest, decode_stored
+from protocols.wire import encode
+from runtime.ledger import Ledger, StaleRequest
+from runtime.tracing import trace_fields
+
+Outgoing = tuple[str, Message]
+"""Name of the actor to send to, and the message."""
+
+KEPT_MESSAGES = 1 << 16
+"""Bytes of a conversation kept in the ledger, so that it can be continued after its frontend's death."""
+
+_RING_OVERHEAD = 4096
+"""A Submit, smaller than its record in the ledger, must fit the ring whose half is its longest record."""
+
+_ABORTED = ErrorBody(499, "The client went away.", "request_aborted", "aborted")
+_FAILED = ErrorBody(500, "The tokenizer failed on this prompt.", "server_error", "internal_error")
+_GONE = ErrorBody(404, "The response is gone.", code="response_not_found")
+_LOST = ErrorBody(500, "Part of the answer was lost.", "server_error", "internal_error")
+
+
+class Core:
+    """All open choices of one tokenizer actor."""
+
+    def __init__(
+        self, config: Config, index: int, codec: Codec, template: ChatTemplate, ledger: Ledger, log: Any
+    ) -> None:
+        self._prompter = Prompter(config.model, codec, template)
+        self.down = "balancer" if config.dp > 1 else "scheduler.0"
+        self._largest = config.ring_bytes // 2 - _RING_OVERHEAD
+        self._index = index
+        self._codec = codec
+        self._ledger = ledger
+        self._log = log
+        self._streams: dict[int, ChoiceStream] = {}
+        self._aborted = Aborts()
+
+    @property
+    def open(self) -> int:
+        """Choices that have not finished."""
+        return len(self._streams)
+
+    # --- down
+
+    def prepare(self, message: Generate) -> Prompted | ErrorBody:
+        """Tokenise a request, or say why not. Touches no state: may run in a thread."""
+        try:
+            return self._prompter(message)
+        except UserError as error:
+            return error.body
+        except CodecError:
+            self._log.exception("tokenizer_failed", rid=message.rids[0], **trace_fields(message.trace))
+            return _FAILED
+
+    def admit(self, message: Generate, prompted: Prompted | ErrorBody) -> list[Outgoing]:
+        """Take the request up: each choice that nobody aborted or has taken up before."""
+        if isinstance(prompted, ErrorBody):
+            return [self._refusal(message, message.rids[0], prompted)]
+        fresh = [rid for rid in message.rids if self._is_new(rid)]
+        aborted = [rid for rid in fresh if rid in self._aborted]
+        stored = [_stored(message, prompted, rid, self._index) for rid in fresh if rid not in self._aborted]
+        refusals = [self._refusal(message, rid, _ABORTED) for rid in aborted]
+        try:
+            kept = [record for record in stored if self._put(record)]
+        except UserError as error:
+            return refusals + self._no_room(message, fresh, error.body)
+        return refusals + [out for record in kept for out in self._begin(record)]
+
+    def _no_room(self, message: Generate, fresh: list[int], error: ErrorBody) -> list[Outgoing]:
+        """A Refused speaks of all choices. Where some of them run already, since the request was sent again,
+        the others end by a row, upon which the frontend aborts those too."""
+        if len(fresh) == len(message.rids):
+            return [self._refusal(message, message.rids[0], error)]
+        return [_deltas(message.origin, [_failed(rid, error) for rid in fresh])]
+
+    def _is_new(self, rid: int) -> bool:
+        """Not a Generate sent again by a frontend that did not know whether the first one was read."""
+        try:
+            return rid not in self._streams and not self._ledger.request(rid)
+        except StaleRequest:
+            return False
+
+    def _put(self, stored: StoredRequest) -> bool:
+        """Write the record; False when the frontend has given the slot up. Raises UserError."""
+        record = encode(stored)
+        if len(record) > min(self._largest, self._ledger.layout.request_bytes):
+            raise UserError("The request is too large.", status=413, code="request_too_large")
+        try:
+            self._ledger.put_request(stored.submit.rid, record)
+        except StaleRequest:
+            return False
+        except OSError as error:
+            submit = stored.submit
+            self._log.error("ledger_full", rid=submit.rid, error=str(error), **trace_fields(submit.trace))
+            raise UserError(
+                "The server has no memory for another request.",
+                status=503,
+                type="overloaded_error",
+                code="server_overloaded",
+                retry_after=1,
+            ) from error
+        return True
+
+    def _begin(self, stored: StoredRequest) -> list[Outgoing]:
+        stream = self._streams[stored.submit.rid] = ChoiceStream(stored, self._codec)
+        return [(self.down, stored.submit), *(_deltas(stream.frontend, [row]) for row in stream.opening())]
+
+    def _refusal(self, message: Generate, rid: int, error: ErrorBody) -> Outgoing:
+        return f"frontend.{message.origin}", Refused(rid, error)
+
+    def abort(self, message: Abort) -> list[Outgoing]:
+        """Forget a choice. Always passed on: whoever is below may have lost the end of it. Where several may
+        follow it, everybody is told."""
+        stream = self._streams.pop(message.rid, None)
+        if stream is None:
+            self._aborted.add(message.rid)
+        told = {stream.frontend, *stream.followers} if stream is not None and stream.resumable else ()
+        return [(self.down, message), *(_deltas(i, [stream.aborted()]) for i in told if stream is not None)]
+
+    def replay(self, message: Replay) -> list[Outgoing]:
+        """Everything that a choice has said so far, for a frontend that follows it from now on."""
+        rid, to = message.rid, message.origin
+        try:
+            stored = self._stored(rid)
+            if stored is None:
+                return [(f"frontend.{to}", Refused(rid, _GONE))]
+            fresh = ChoiceStream(stored, self._codec)
+            rows = list(replay(fresh, stored, self._ledger, whole=True))
+        except StaleRequest:
+            return [(f"frontend.{to}", Refused(rid, _GONE))]
+        stream = self._streams.get(rid)
+        if stream is None and not fresh.closed:
+            rows.append(fresh.aborted())
+        if stream is not None and to != stream.frontend:
+            stream.followers.add(to)
+        return [_deltas(to, [row]) for row in rows]
+
+    # --- up
+
+    def take(self, rows: tuple[TokenRow, ...]) -> list[Outgoing]:
+        """What one step of the scheduler brought: one Deltas for each frontend."""
+        streams = self._streams
+        deltas: dict[int, list[TextRow]] = {}
+        out: list[Outgoing] = []
+        for row in rows:
+            stream = streams.get(row.rid)
+            if stream is None:
+                continue
+            if row.start > stream.received:
+                row = self._filled(row, stream)
+            text_row = stream.take(row)
+            if text_row is None:
+                continue
+            if stream.closed:
+                out += self._close(stream, row.finish)
+            if stream.frontend in deltas:
+                deltas[stream.frontend].append(text_row)
+            else:
+                deltas[stream.frontend] = [text_row]
+            for follower in stream.followers:
+                deltas.setdefault(follower, []).append(text_row)
+        out += [_deltas(frontend, found) for frontend, found in deltas.items()]
+        return out
+
+    def _filled(self, row: TokenRow, stream: ChoiceStream) -> TokenRow:
+        """The row together with the tokens before it, which were committed but never came here."""
+        try:
+            return committed_row(self._ledger, row, stream.received)
+        except StaleRequest:
+            return TokenRow(row.rid, stream.received, (), Finish.ABORT)
+        except LookupError:
+            trace = self._trace(row.rid)
+            self._log.error("rows_lost", rid=row.rid, start=row.start, received=stream.received, **trace)
+            return TokenRow(row.rid, stream.received, (), Finish.ERROR, error=_LOST)
+
+    def _trace(self, rid: int) -> dict[str, str]:
+        """What a log line says of the trace of an open choice."""
+        try:
+            stored = self._stored(rid)
+        except StaleRequest:
+            stored = None
+        return trace_fields(stored.submit.trace) if stored is not None else {}
+
+    def _close(self, stream: ChoiceStream, finish: Finish) -> list[Outgoing]:
+        """The choice is finished; where only this actor knows, the scheduler is told."""
+        del self._streams[stream.rid]
+        if stream.stopped_at and not finish:
+            return [(self.down, StopHere(stream.rid, stream.stopped_at))]
+        return []
+
+    # --- after a death
+
+    def recover(self) -> Iterator[Outgoing]:
+        """Stand where an earlier incarnation stood: its open choices, as the ledger tells them.
+
+        What it may not have sent is sent again; positions and ids make that harmless.
+        """
+        for rid in self._ledger.open_rids():
+            try:
+                yield from self._recover(rid)
+            except StaleRequest:
+                self._streams.pop(rid, None)
+
+    def _recover(self, rid: int) -> Iterator[Outgoing]:
+        stored = self._stored(rid)
+        if stored is None or stored.submit.origin != self._index or rid in self._streams:
+            return
+        yield from self._siblings(stored)
+        stream = ChoiceStream(stored, self._codec)
+        self._streams[rid] = stream
+        if not len(self._ledger.committed(rid)) and not self._ledger.finish(rid):
+            yield self.down, stored.submit
+        for row in replay(stream, stored, self._ledger):
+            yield _deltas(stream.frontend, [row])
+        if stream.closed:
+            yield from self._close(stream, self._ledger.finish(rid))
+
+    def _stored(self, rid: int) -> StoredRequest | None:
+        record = self._ledger.request(rid)
+        try:
+            return decode_stored(record) if record else None
+        except PeerError as error:
+            self._log.error("ledger_record_bad", rid=rid, error=str(error))
+            return None
+
+    def _siblings(self, stored: StoredRequest) -> Iterator[Outgoing]:
+        """Choices of the same request whose record was not written any more: same prompt, other number."""
+        for choice, rid in enumerate(stored.generate.rids):
+            if self._ledger.is_current(rid) and not self._ledger.request(rid) and rid not in self._streams:
+                sibling = msgspec.structs.replace(
+                    stored, submit=msgspec.structs.replace(stored.submit, rid=rid, choice=choice)
+                )
+                try:
+                    yield from self._begin(sibling) if self._put(sibling) else ()
+                except UserError as error:
+                    yield _deltas(stored.generate.origin, [_failed(rid, error.body)])
+
+
+def _deltas(frontend: int, rows: list[TextRow]) -> Outgoing:
+    return f"frontend.{frontend}", Deltas(tuple(rows))
+
+
+def _failed(rid: int, error: ErrorBody) -> TextRow:
+    return TextRow(rid, 0, "", 0, Finish.ERROR, error=error)
+
+
+def _stored(message: Generate, prompted: Prompted, rid: int, index: int) -> StoredRequest:
+    """The ledger's record of one choice."""
+    output, prompt = message.output, message.prompt
+    kept = output.echo and isinstance(prompt, TextPrompt)
+    if isinstance(prompt, ChatPrompt):
+        output = msgspec.structs.replace(output, echo=False)
+        kept = bool(message.client) and len(prompt.messages) <= KEPT_MESSAGES
+    return StoredRequest(
+        msgspec.structs.replace(
+            message,
+            prompt=prompt if kept else TokenPrompt(b""),
+            sampling=SamplingParams(),
+            output=output,
+        ),
+        Submit(
+            rid,
+            index,
+            message.rids.index(rid),
+            prompted.tokens,
+            prompted.sampling,
+            message.priority,
+            message.salt,
+            message.trace,
+            message.arrived_ns,
+        ),
+    )

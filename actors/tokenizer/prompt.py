@@ -1,0 +1,106 @@
+"""From a request to its prompt's ids and complete sampling parameters, and every reason to refuse it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import assert_never
+
+import msgspec
+import numpy as np
+
+from actors.tokenizer.codec import Codec, Ids
+from actors.tokenizer.stops import check_stops
+from actors.tokenizer.template import ChatTemplate
+from protocols.config import ModelCard
+from protocols.errors import UserError
+from protocols.messages import Generate
+from protocols.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from protocols.sampling import SamplingParams
+
+_TOO_LONG = "context_length_exceeded"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompted:
+    """A request with its prompt tokenised. tokens: little-endian int32. sampling: complete."""
+
+    tokens: bytes
+    sampling: SamplingParams
+
+
+class Prompter:
+    """Tokenises requests for one model. Safe to use from several threads."""
+
+    def __init__(self, model: ModelCard, codec: Codec, template: ChatTemplate) -> None:
+        self._model = model
+        self._codec = codec
+        self._template = template
+        eos = model.eos if codec.eos is None else (*model.eos, codec.eos)
+        self._eos = tuple(token for token in dict.fromkeys(eos) if 0 <= token < model.vocab_size)
+
+    def __call__(self, message: Generate) -> Prompted:
+        """Tokenise and check. Raises UserError, or CodecError where the tokenizer fails."""
+        check_stops(message.output.stop)
+        ids = self._ids(message.prompt)
+        self._check_ids(ids)
+        return Prompted(ids.tobytes(), self._complete(message.sampling, len(ids), message.default_tokens))
+
+    def _ids(self, prompt: Prompt) -> Ids:
+        match prompt:
+            case ChatPrompt():
+                return self._codec.encode(self._template.render(prompt), add_special=False)
+            case TextPrompt(text):
+                return self._codec.encode(text, add_special=True)
+            case TokenPrompt(tokens):
+                if len(tokens) % 4:
+                    raise UserError("the prompt's token ids are not whole int32 values.", param="prompt")
+                return np.frombuffer(tokens, "<i4")
+            case other:
+                assert_never(other)
+
+    def _check_ids(self, ids: Ids) -> None:
+        if not len(ids):
+            raise UserError("the prompt is empty.", param="prompt")
+        size = self._model.vocab_size
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= size:
+            token = low if low < 0 else high
+            raise UserError(
+                f"the prompt holds token {token}, but the vocabulary has {size} tokens.", param="prompt"
+            )
+
+    def _complete(self, sampling: SamplingParams, count: int, default: int) -> SamplingParams:
+        """Fill in what depends on model and prompt: max_tokens and the ids that stop."""
+        max_tokens = _max_tokens(sampling, count, default, self._model.context)
+        if sampling.min_tokens > max_tokens:
+            raise UserError(
+                f"min_tokens is {sampling.min_tokens}, but only {max_tokens} tokens can follow this prompt.",
+                param="min_tokens",
+            )
+        eos = () if sampling.ignore_eos else self._eos
+        stops = tuple(dict.fromkeys((*sampling.stop_token_ids, *eos)))
+        return msgspec.structs.replace(sampling, max_tokens=max_tokens, stop_token_ids=stops)
+
+
+def _max_tokens(sampling: SamplingParams, count: int, default: int, context: int) -> int:
+    """The client's own limit, which the prompt's `count` tokens must leave room for; without one what they
+    leave of the context, up to `default` (0: all of it) or what the client wants at least."""
+    if count >= context:
+        raise UserError(
+            f"This model's maximum context length is {context} tokens, but the prompt has {count} tokens."
+            " Please shorten the prompt.",
+            code=_TOO_LONG,
+            param="prompt",
+        )
+    wanted = sampling.max_tokens
+    if wanted is None:
+        return min(context - count, max(default, sampling.min_tokens)) if default else context - count
+    if count + wanted > context:
+        raise UserError(
+            f"This model's maximum context length is {context} tokens, but {count + wanted} tokens were"
+            f" requested ({count} in the prompt, {wanted} for the completion)."
+            " Please shorten the prompt or ask for fewer tokens.",
+            code=_TOO_LONG,
+            param="max_tokens",
+        )
+    return wanted

@@ -1,0 +1,75 @@
+"""What the ledger gives back: tokens that never came by mail, and whole streams after a restart."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import msgspec
+
+from actors.tokenizer.stream import ChoiceStream
+from protocols.messages import TextRow, TokenRow
+from protocols.plan import Logprobs
+from protocols.stored import StoredRequest, ending, unpack_logprobs
+from runtime.ledger import Ledger
+
+SLICE = 256
+"""Tokens replayed into one row at most, so that no row outgrows a ring."""
+
+
+def committed_row(ledger: Ledger, row: TokenRow, received: int) -> TokenRow:
+    """`row` with the committed tokens received .. row.start put in front. Raises LookupError when they
+    are not all there, StaleRequest when the request is gone."""
+    missing = row.start - received
+    before = ledger.committed(row.rid, received)[:missing].tolist()
+    if len(before) < missing:
+        raise LookupError(f"{missing} tokens are missing, {len(before)} are committed")
+    logprobs = _logprobs(ledger, row.rid)[received : row.start]
+    return msgspec.structs.replace(
+        row,
+        start=received,
+        tokens=(*before, *row.tokens),
+        logprobs=(*logprobs, *row.logprobs),
+        cached=ledger.cached(row.rid),
+    )
+
+
+def replay(
+    stream: ChoiceStream, stored: StoredRequest, ledger: Ledger, *, whole: bool = False
+) -> Iterator[TextRow]:
+    """Feed a fresh stream everything committed; the rows that its client may not have seen, or all.
+
+    The delivered tokens are taken in silently: their rows were sent. But whatever closed the
+    choice is told again, because only the client's side knows whether it heard.
+    """
+    rid = stream.rid
+    committed, finish = ledger.outcome(rid)
+    tokens = committed.tolist()
+    delivered = 0 if whole else min(ledger.delivered(rid), len(tokens))
+    logprobs = _logprobs(ledger, rid)[: len(tokens)]
+    cached = ledger.cached(rid)
+    last = ending(stored.submit, tokens, finish, cached, logprobs)
+    cut = last.start if last else len(tokens)
+    opening = stream.opening()
+    yield from opening if not delivered else ()
+    for row in _rows(rid, tokens[:cut], logprobs, delivered, cached):
+        text_row = stream.take(row)
+        if text_row is not None and (row.start >= delivered or stream.closed):
+            yield text_row
+    if last and (text_row := stream.take(last)) is not None:
+        yield text_row
+
+
+def _rows(
+    rid: int, tokens: list[int], logprobs: list[Logprobs], delivered: int, cached: int
+) -> Iterator[TokenRow]:
+    """The tokens in slices, one of which ends where the delivered ones do."""
+    edges = sorted({*range(0, len(tokens), SLICE), min(delivered, len(tokens)), len(tokens)})
+    for start, end in itertools.pairwise(edges):
+        row = TokenRow(rid, start, tuple(tokens[start:end]), cached=cached)
+        yield msgspec.structs.replace(row, logprobs=tuple(logprobs[start:end])) if logprobs else row
+
+
+def _logprobs(ledger: Ledger, rid: int) -> list[Logprobs]:
+    extras = ledger.extras(rid)
+    return unpack_logprobs(extras) if extras else []
