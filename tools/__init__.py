@@ -1,0 +1,1 @@
+"""Everything around the engine: command line, benchmarks, fault injection, the demo model."""

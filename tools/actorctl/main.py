@@ -1,0 +1,44 @@
+"""The `actorctl` command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import click
+
+from tools.actorctl.actor import actor
+from tools.actorctl.serve import serve
+from tools.actorctl.status import status
+from tools.actorctl.target import Ask, administers
+from tools.actorctl.top import top
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Serve language models with Troupe, and look after a running company.
+
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 unhealthy, 4 not found, 5 conflict, 69 unreachable, 124 timeout.
+    """
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(importlib.metadata.version("troupe"))
+
+
+@main.command()
+@click.option("--now", is_flag=True, help="Do not wait for open requests.")
+@administers
+def stop(ask: Ask, now: bool) -> None:
+    """Drain and stop the company."""
+    ask({"verb": "stop", "now": now})
+    click.echo("the company is stopping.", err=True)
+
+
+for command in (serve, status, actor, top):
+    main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""How actorctl prints: `table` and `wide` for people, `json`, `yaml` and `name` for programs.
+
+Data goes to stdout, everything else to stderr. Colours only on a terminal and without NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+FORMATS = ("table", "wide", "json", "yaml", "name")
+
+Row = Mapping[str, Any]
+Heading = tuple[str, str]
+"""(key of a row, title of its column)."""
+
+
+def output_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The `-o` option."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(FORMATS),
+        default="table",
+        show_default=True,
+        help="Output format.",
+    )(command)
+
+
+def show(
+    document: Mapping[str, Any],
+    rows: Sequence[Row],
+    output: str,
+    *,
+    headings: Sequence[Heading],
+    wide: Sequence[Heading] = (),
+) -> None:
+    """Print `document` in a machine format, or `rows` as a table; `name` prints their names."""
+    match output:
+        case "json":
+            click.echo(json.dumps(document, indent=2))
+        case "yaml":
+            click.echo(yaml.safe_dump(document, sort_keys=False), nl=False)
+        case "name":
+            click.echo("\n".join(str(row["name"]) for row in rows))
+        case "wide":
+            print_table(rows, [*headings, *wide])
+        case _:
+            print_table(rows, headings)
+
+
+def print_table(rows: Sequence[Row], headings: Sequence[Heading]) -> None:
+    """The rows under their headings, without borders, wide enough never to be cut in a pipe."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=4096, no_color=True)
+    console.print(make_table(rows, headings))
+
+
+def make_table(rows: Sequence[Row], headings: Sequence[Heading]) -> Table:
+    """A rich table: numbers to the right, everything else to the left."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key, title in headings:
+        numeric = bool(rows) and all(isinstance(row.get(key), int | float) for row in rows)
+        table.add_column(title, justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(row.get(key)) for key, _ in headings))
+    return table
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:.1f}"
+        case _:
+            return str(value)

@@ -1,0 +1,192 @@
+"""`actorctl serve`: resolve the options into a Config and run the company in the foreground."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from actors.company import company
+from actors.sizes import least_ring_bytes
+from protocols.config import Balance, Config, ExecutorKind, ModelCard, Policy, read_model_card
+from protocols.errors import StartError
+from runtime.notices import Notice, describe
+from runtime.supervisor import supervise
+from tools.actorctl.sizes import ByteSize
+
+DEMO_MODEL = pathlib.Path(__file__).resolve().parent.parent / "demo" / "model"
+
+_POSITIVE = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--served-name", default="", help="Name clients use for the model. [default: its directory's]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any.")
+@click.option("--name", default="troupe", show_default=True, help="Name of this company for actorctl.")
+@click.option("--socket", default="", help="Admin socket as a file (mode 0600) instead of an abstract name.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="Precision of weights and KV pool; auto keeps the checkpoint's where the device has it.",
+)
+@click.option("--max-model-len", type=_POSITIVE, help="Shorten the model's context to so many tokens.")
+@click.option("--kv-memory", type=ByteSize(), default=0, help="Memory of the KV pool, e.g. 2GiB.")
+@click.option("--pages", type=_POSITIVE, help="Pages of the KV pool, instead of --kv-memory.")
+@click.option("--page-size", type=_POSITIVE, default=16, show_default=True, help="Tokens in a KV page.")
+@click.option("--max-running", type=_POSITIVE, default=64, show_default=True, help="Sequences in a batch.")
+@click.option("--max-open", type=_POSITIVE, default=1024, show_default=True, help="Open requests at most.")
+@click.option("--chunk-size", type=_POSITIVE, default=512, show_default=True, help="Tokens in a step.")
+@click.option("--depth", type=click.IntRange(1, 8), default=2, show_default=True, help="Steps in flight.")
+@click.option(
+    "--policy",
+    type=click.Choice([each.value for each in Policy]),
+    default=Policy.FCFS.value,
+    show_default=True,
+    help="Who is admitted next: first come, longest cached prefix, or lowest priority value.",
+)
+@click.option("--radix/--no-radix", default=True, show_default=True, help="Prefix cache.")
+@click.option("--dp", type=click.IntRange(1, 64), default=1, show_default=True, help="Replicas.")
+@click.option(
+    "--balance",
+    type=click.Choice([each.value for each in Balance]),
+    default=Balance.MINIMUM_TOKENS.value,
+    show_default=True,
+    help="Which replica gets a request.",
+)
+@click.option(
+    "--frontends", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes for sockets."
+)
+@click.option(
+    "--tokenizers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes for text."
+)
+@click.option("--threads", type=_POSITIVE, help="CPU threads of each executor. [default: from the cores]")
+@click.option(
+    "--executor",
+    type=click.Choice([each.value for each in ExecutorKind]),
+    default=ExecutorKind.MODEL.value,
+    hidden=True,
+)
+@click.option("--step-ms", type=click.FloatRange(min=0), default=0.0, hidden=True)
+@click.option("--api-key", "api_keys", multiple=True, envvar="TROUPE_API_KEY", help="Required bearer key.")
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(0, 3600),
+    default=30.0,
+    show_default=True,
+    help="Time that open requests have to finish when the company is told to stop.",
+)
+@click.option(
+    "--orphan-seconds",
+    type=click.FloatRange(0, 86400),
+    default=60.0,
+    show_default=True,
+    help="How long a response whose frontend died waits for its client.",
+)
+@click.option(
+    "--linger-seconds",
+    type=click.FloatRange(0, 86400),
+    default=5.0,
+    show_default=True,
+    help="How long a finished response can still be resumed after its frontend's death.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least important lines that are logged.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "console"]),
+    default="auto",
+    show_default=True,
+    help="auto: for people on a terminal, JSON lines elsewhere.",
+)
+def serve(model: str | None, **options: Any) -> None:
+    """Serve MODEL (a Hugging Face directory, or a hub id where the network allows) until interrupted.
+
+    Without MODEL the embedded demo model is served. SIGINT or SIGTERM drains and exits 0; a second one
+    stops at once.
+    """
+    try:
+        config = resolve(model, options)
+        code = supervise(company(config), announce=_announce)
+    except StartError as error:
+        click.echo(f"actorctl: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(code)
+
+
+def resolve(model: str | None, options: dict[str, Any]) -> Config:
+    """The Config that these options mean. StartError when the model cannot be served."""
+    chosen = {key: value for key, value in options.items() if value is not None}
+    card = _card(model, chosen.pop("served_name"), chosen.pop("max_model_len", 0))
+    for key, kind in (("policy", Policy), ("balance", Balance), ("executor", ExecutorKind)):
+        chosen[key] = kind(chosen[key])
+    if chosen["page_size"] > 1024:
+        raise StartError("--page-size may be 1024 at most.", exit_code=2)
+    config = Config(model=card, **chosen)
+    if not all(config.api_keys):
+        raise StartError("an --api-key must not be empty.", exit_code=2)
+    if config.max_open >= 1 << 20:
+        raise StartError("--max-open must be below 1048576.", exit_code=2)
+    if config.chunk_size < config.max_running + config.page_size:
+        raise StartError(
+            f"--chunk-size {config.chunk_size} is too small for {config.max_running} running sequences and"
+            f" pages of {config.page_size} tokens: it must be at least --max-running plus --page-size,"
+            f" {config.max_running + config.page_size}.",
+            exit_code=2,
+        )
+    return msgspec.structs.replace(config, ring_bytes=max(config.ring_bytes, least_ring_bytes(config)))
+
+
+def _card(model: str | None, name: str, max_model_len: int) -> ModelCard:
+    if model is None:
+        return read_model_card(DEMO_MODEL, name=name or "troupe-demo", max_model_len=max_model_len)
+    directory = pathlib.Path(model).expanduser()
+    if not directory.exists() and _looks_like_hub_id(model):
+        directory = _from_hub(model)
+        name = name or model
+    return read_model_card(directory, name=name, max_model_len=max_model_len)
+
+
+def _looks_like_hub_id(model: str) -> bool:
+    parts = model.split("/")
+    return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
+
+
+def _from_hub(model: str) -> pathlib.Path:
+    """Download a model's weights and tokenizer; never its code."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    click.echo(f"fetching {model} from the hub ...", err=True)
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    try:
+        return pathlib.Path(
+            snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"])
+        )
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise StartError(
+            f"there is no model directory {model}, and the hub did not give it: {type(error).__name__}."
+        ) from error
+
+
+def _announce(notice: Notice) -> None:
+    click.echo(describe(notice), err=True)

@@ -1,0 +1,64 @@
+"""`actorctl status`: the company and its actors, as its board shows them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from tools.actorctl.output import Heading, output_option, show
+from tools.actorctl.target import OK, UNHEALTHY, Ask, administers
+
+HEADINGS: tuple[Heading, ...] = (
+    ("name", "NAME"),
+    ("state", "STATE"),
+    ("pid", "PID"),
+    ("incarnation", "INCARNATION"),
+    ("restarts", "RESTARTS"),
+    ("uptime", "UPTIME"),
+)
+WIDE: tuple[Heading, ...] = (
+    ("kind", "KIND"),
+    ("inbox_bytes", "INBOX"),
+    ("messages_in", "IN"),
+    ("messages_out", "OUT"),
+    ("running", "RUNNING"),
+    ("waiting", "WAITING"),
+    ("pages_free", "FREE"),
+    ("pages_cached", "CACHED"),
+    ("pages_owned", "OWNED"),
+)
+
+
+@click.command()
+@output_option
+@administers
+def status(ask: Ask, output: str) -> None:
+    """Show the company's state and its actors. Exits 3 unless every actor is ready."""
+    document = ask({"verb": "status"})
+    if output in ("table", "wide"):
+        click.echo(
+            f"{document['name']}: {document['state']}, serving {document['model']} at {document['url']}\n"
+        )
+    show(document, actor_rows(document), output, headings=HEADINGS, wide=WIDE)
+    sys.exit(OK if document["state"] == "ready" else UNHEALTHY)
+
+
+def actor_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The actors of a status document with their uptime in words."""
+    return [{**actor, "uptime": duration(actor["uptime_seconds"])} for actor in document["actors"]]
+
+
+def duration(seconds: float) -> str:
+    """12.3s, 4m05s, 3h12m, 5d02h."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, seconds = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h{minutes:02d}m"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02d}h"

@@ -1,0 +1,51 @@
+"""Which company a command speaks to, and what an answer or a failure means as an exit code."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from runtime import admin
+
+OK, FAILED, USAGE, UNHEALTHY, NOT_FOUND, CONFLICT, UNREACHABLE, TIMEOUT = 0, 1, 2, 3, 4, 5, 69, 124
+_CODES = {"usage": USAGE, "not_found": NOT_FOUND, "conflict": CONFLICT, "failed": FAILED}
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+"""Sends one request to the chosen company and returns its answer."""
+
+
+def administers(command: Callable[..., None]) -> Callable[..., None]:
+    """Options `--name`, `--socket` and `--timeout`; the command's first argument becomes its `Ask`.
+
+    A company that is not there, refuses or does not answer ends the command with a sentence on stderr
+    and the exit code for it.
+    """
+
+    @click.option("--name", default="troupe", show_default=True, help="Name of the company.")
+    @click.option("--socket", default="", help="Its admin socket, if it was started with --socket.")
+    @click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, name: str, socket: str, timeout: float, **options: Any) -> None:
+        def ask(request: dict[str, Any]) -> dict[str, Any]:
+            return admin.ask(admin.address(name, socket), request, timeout=timeout)
+
+        try:
+            command(ask, *arguments, **options)
+        except admin.Unreachable as error:
+            fail(str(error), UNREACHABLE)
+        except admin.VerbError as error:
+            fail(str(error), _CODES.get(error.code, FAILED))
+        except TimeoutError as error:
+            fail(str(error), TIMEOUT)
+
+    return wrapped
+
+
+def fail(sentence: str, code: int) -> None:
+    """Say why on stderr and exit."""
+    click.echo(f"actorctl: {sentence}", err=True)
+    sys.exit(code)

@@ -1,0 +1,104 @@
+"""Rings beside pyzmq `ipc://`: messages a second one way, and round-trip times, across two processes.
+
+`tools.bench.transports` says what each form is. Repetitions are interleaved and every ratio is taken within
+one repetition, because machines drift; a figure is the median with the smallest and largest. A one-way
+figure ends with the last decode. Processor time counts both processes with all their threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from tools.bench.statistics import percentile, spread
+from tools.bench.transports import Sample, measure, message_of
+
+SIZES = {"64 B": 64, "1 KiB": 1024, "16 KiB": 16384}
+ONE_WAY = ("ring", "zmq", "ring x16", "zmq x16")
+ROUND_TRIP = ("ring", "zmq", "zmq in trio")
+RATIOS = (("sink", "ring", "zmq"), ("sink", "ring x16", "zmq x16"), ("sink", "ring x16", "zmq"))
+TRIP_RATIOS = (("echo", "ring", "zmq"), ("echo", "ring", "zmq in trio"))
+
+Runs = dict[str, list[Sample]]
+"""Samples of one size and role by form, one for each repetition."""
+
+
+def run(size: int, role: str, forms: Iterable[str], n: int, repetitions: int) -> Runs:
+    """All forms in turn, `repetitions` times over."""
+    message = message_of(size)
+    runs: Runs = {form: [] for form in forms}
+    for _ in range(repetitions):
+        for form, samples in runs.items():
+            samples.append(measure(form, role, message, n))
+    return runs
+
+
+def rate(sample: Sample, n: int) -> float:
+    """Messages a second of a one-way sample."""
+    return n / sample.nanoseconds[0] * 1e9
+
+
+def microseconds(sample: Sample, share: float) -> float:
+    """A percentile of a sample's round trips."""
+    return percentile(sample.nanoseconds, share) / 1e3
+
+
+def figures(runs: Runs, figure: Callable[[Sample], float]) -> dict[str, list[float]]:
+    """One number a sample."""
+    return {form: [figure(sample) for sample in samples] for form, samples in runs.items()}
+
+
+def ratios(values: dict[str, list[float]], pairs: Iterable[tuple[str, str, str]]) -> dict[str, list[float]]:
+    """Ratio of two forms within each repetition."""
+    return {
+        f"{ours} / {theirs}": [a / b for a, b in zip(values[ours], values[theirs], strict=True)]
+        for _, ours, theirs in pairs
+    }
+
+
+def main(messages: int = 100_000, trips: int = 5_000, repetitions: int = 5) -> dict[str, Any]:
+    """Measure, print the tables, return the numbers."""
+    result: dict[str, Any] = {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    print(f"{result['cores']} cores, load {result['load']:.2f} at the start, {repetitions} repetitions\n")
+    for name, size in SIZES.items():
+        n = (messages if size < 4096 else messages // 5) // 16 * 16
+        one_way = run(size, "sink", ONE_WAY, n, repetitions)
+        rates = figures(one_way, partial(rate, n=n))
+        result[f"one way {name}"] = _show(f"{name} one way, messages/s", rates, ratios(rates, RATIOS))
+        cpu = figures(one_way, lambda sample: sample.cpu / 1e3)
+        result[f"cpu {name}"] = _show(f"{name} one way, processor µs a message", cpu, ratios(cpu, RATIOS))
+        round_trip = run(size, "echo", ROUND_TRIP, trips, repetitions)
+        for share in (0.5, 0.99):
+            times = figures(round_trip, partial(microseconds, share=share))
+            title = f"{name} round trip p{share * 100:.0f}, µs"
+            result[title] = _show(title, times, ratios(times, TRIP_RATIOS))
+    return result
+
+
+def _show(
+    title: str, values: dict[str, list[float]], compared: dict[str, list[float]]
+) -> dict[str, list[float]]:
+    print(title)
+    for form, numbers in values.items():
+        print(f"  {form:<22}{spread(numbers)}")
+    for pair, numbers in compared.items():
+        print(f"  {pair:<22}x {spread(numbers)}")
+    print(flush=True)
+    return values | compared
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--trips", type=int, default=5_000)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--json", type=pathlib.Path)
+    options = parser.parse_args()
+    numbers = main(options.messages, options.trips, options.repetitions)
+    if options.json:
+        options.json.write_text(json.dumps(numbers, indent=2))

@@ -1,0 +1,1 @@
+"""Schedulers in virtual time, for `tools.simulate` and for tests."""
