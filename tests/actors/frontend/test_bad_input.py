@@ -1,0 +1,265 @@
+"""Every class of bad request over a real socket: its status, field and sentence; and nothing is claimed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.actors.frontend.harness import Answer, Raw, World, ask, chat_body, look, world
+
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+
+
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+CHATS: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "other model": ({"model": "gpt"}, "model", "does not exist"),
+    "no messages": ({"messages": []}, "messages", "must not be empty"),
+    "unknown role": ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "must be one of"),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}]},
+        "messages[0].content[1]",
+        "takes text only",
+    ),
+    "part without text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0]",
+        "has no text",
+    ),
+    "temperature": ({"temperature": 101}, "temperature", "between 0 and 100"),
+    "negative temperature": ({"temperature": -0.1}, "temperature", "between 0 and 100"),
+    "top_p": ({"top_p": 0}, "top_p", "between"),
+    "top_k": ({"top_k": -2}, "top_k", "between"),
+    "min_p": ({"min_p": 1.5}, "min_p", "between"),
+    "presence": ({"presence_penalty": 3}, "presence_penalty", "between"),
+    "frequency": ({"frequency_penalty": -3}, "frequency_penalty", "between"),
+    "repetition": ({"repetition_penalty": 0}, "repetition_penalty", "between"),
+    "seed": ({"seed": -1}, "seed", "between 0 and"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens", "between 1"),
+    "min over max": ({"max_tokens": 2, "min_tokens": 3}, "min_tokens", "must not exceed"),
+    "negative min": ({"min_tokens": -1}, "min_tokens", "between"),
+    "n": ({"n": 0}, "n", "between 1 and 128"),
+    "many choices": ({"n": 10**9}, "n", "between 1 and 128"),
+    "choices beyond the ledger": ({"n": 100}, "n", "at most 64 choices"),
+    "best_of": ({"best_of": 2}, "best_of", "must equal n"),
+    "many stops": ({"stop": ["a"] * 17}, "stop", "at most 16"),
+    "empty stop": ({"stop": ""}, "stop", "1 to 1024 characters"),
+    "long stop": ({"stop": ["a" * 1025]}, "stop", "1 to 1024 characters"),
+    "stop ids": ({"stop_token_ids": [1000]}, "stop_token_ids", "vocabulary has 1000"),
+    "negative stop ids": ({"stop_token_ids": [-1]}, "stop_token_ids", "vocabulary has 1000"),
+    "many stop ids": ({"stop_token_ids": [1] * 129}, "stop_token_ids", "at most 128"),
+    "bias id": ({"logit_bias": {"1000": 1}}, "logit_bias", "vocabulary has 1000"),
+    "bias value": ({"logit_bias": {"1": 101}}, "logit_bias", "between -100 and 100"),
+    "many biases": ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "at most 1024"),
+    "no completion tokens": (
+        {"max_completion_tokens": 0, "max_tokens": 5},
+        "max_completion_tokens",
+        "max_completion_tokens must be",
+    ),
+    "many logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "between 0 and 20"),
+    "top without logprobs": ({"top_logprobs": 2}, "top_logprobs", "only be set with logprobs"),
+    "stream options": ({"stream_options": {}}, "stream_options", "only be set with stream"),
+    "schema": ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    "regex": ({"regex": "a+"}, "regex", "not supported"),
+    "structured": ({"structured_outputs": {"json": {}}}, "structured_outputs", "not supported"),
+    "bad words": ({"bad_words": ["a"]}, "bad_words", "not supported"),
+    "allowed ids": ({"allowed_token_ids": [1]}, "allowed_token_ids", "not supported"),
+    "lora": ({"lora_path": "../x"}, "lora_path", "not supported"),
+    "template": ({"chat_template": "{{ lipsum }}"}, "chat_template", "not supported"),
+    "echo": ({"echo": True}, "echo", "not supported"),
+    "functions": ({"functions": [{"name": "f"}]}, "functions", "not supported"),
+    "audio": ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
+    "forced tool": ({"tools": [FUNCTION], "tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
+    "named tool": ({"tool_choice": {"type": "function"}}, "tool_choice", "'auto' or 'none'"),
+    "other tool": ({"tools": [{"type": "web_search"}]}, "tools[0].type", "must be a function"),
+    "deep tool": (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(70)}}]},
+        "tools[0].function.parameters",
+        "nested more than",
+    ),
+    "template arguments": ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "may not set"),
+    "deep arguments": ({"chat_template_kwargs": nested(70)}, "chat_template_kwargs", "nested more than"),
+    "continue a user": ({"continue_final_message": True}, "continue_final_message", "of the assistant"),
+    "continue and prompt": (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        "exclude each other",
+    ),
+    "salt": ({"cache_salt": "a" * 300}, "cache_salt", "at most 256"),
+    "priority": ({"priority": 2**40}, "priority", "32 bits"),
+}
+TEXTS: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "no prompt": ({"prompt": []}, "prompt", "must not be empty"),
+    "empty text": ({"prompt": ""}, "prompt", "must not be empty"),
+    "empty in list": ({"prompt": ["a", ""]}, "prompt", "must not be empty"),
+    "mixed": ({"prompt": [1, "a"]}, "prompt", "mixes"),
+    "token": ({"prompt": [1, 1000]}, "prompt", "names token 1000"),
+    "negative token": ({"prompt": [[-1]]}, "prompt", "names token -1"),
+    "huge token": ({"prompt": [2**40]}, "prompt", "names token"),
+    "many prompts": ({"prompt": ["a"] * 1025}, "prompt", "at most 1024 prompts"),
+    "batch beyond the ledger": ({"prompt": ["a"] * 65}, "n", "at most 64 choices"),
+    "suffix": ({"suffix": "z"}, "suffix", "not supported"),
+    "echo logprobs": ({"echo": True, "logprobs": 1}, "echo", "not supported"),
+    "logprobs": ({"logprobs": 21}, "logprobs", "between 0 and 20"),
+}
+ITEMS = "input[0]"
+INPUTS: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "no input": ({"input": None}, "input", "Missing required parameter"),
+    "no model": ({"model": None}, "model", "Missing required parameter"),
+    "role": ({"input": [{"role": "boss", "content": "x"}]}, "input[0].role", "must be one of"),
+    "item": ({"input": [{"type": "item_reference", "id": "x"}]}, ITEMS, "not supported"),
+    "image": (
+        {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+        "input[0].content[0]",
+        "takes text only",
+    ),
+    "call without name": ({"input": [{"type": "function_call"}]}, "input[0].name", "Missing"),
+    "output without id": (
+        {"input": [{"type": "function_call_output", "output": "x"}]},
+        "input[0].call_id",
+        "Missing",
+    ),
+    "schema": ({"text": {"format": {"type": "json_schema"}}}, "text.format", "only be of type 'text'"),
+    "tool": ({"tools": [{"type": "web_search"}]}, "tools[0].type", "must be a function"),
+    "conversation": ({"conversation": "conv_1"}, "conversation", "not supported"),
+    "prompt": ({"prompt": {"id": "p"}}, "prompt", "not supported"),
+    "metadata": ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "at most 16"),
+    "metadata type": ({"metadata": {"a": 1}}, "metadata[...]", "expected str, got int"),
+    "tokens": ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens must be"),
+    "previous": ({"previous_response_id": "resp_x"}, "previous_response_id", "'resp_x' not found"),
+}
+
+
+def refused(w: World, answer: Answer, status: int, param: str | None, sentence: str) -> None:
+    assert (answer.status, answer.error["param"]) == (status, param), answer.body
+    assert sentence in answer.error["message"]
+    assert answer.headers["x-request-id"].startswith("req_")
+    assert w.open_slots() == 0 and w.engine.generates == []
+
+
+@pytest.mark.parametrize("table", ["chat", "completions", "responses"])
+async def test_each_bad_field(table: str) -> None:
+    path, cases, base = {
+        "chat": (CHAT, CHATS, chat_body()),
+        "completions": (TEXT, TEXTS, {"model": "tiny", "prompt": "one two"}),
+        "responses": (RESPONSES, INPUTS, {"model": "tiny", "input": "one two"}),
+    }[table]
+    async with world() as w:
+        raw = await Raw.connect(w.port)
+        for fields, param, sentence in cases.values():
+            await raw.post(path, {**base, **fields})
+            status = 404 if param == "model" and "exist" in sentence else 400
+            refused(w, await raw.answer(), status, param, sentence)
+        await raw.post(path, base)
+        assert (await raw.answer()).status == 200
+        await raw.aclose()
+
+
+async def test_unsupported_says_so_in_its_code() -> None:
+    async with world() as w:
+        answer = await ask(w.port, CHAT, chat_body(response_format={"type": "json_object"}))
+        assert answer.error["code"] == "unsupported"
+        answer = await ask(w.port, CHAT, chat_body(model="x"))
+        assert answer.error["code"] == "model_not_found"
+
+
+async def test_neutral_values_of_unserved_fields_pass() -> None:
+    neutral = {
+        "response_format": {"type": "text"},
+        "best_of": 1,
+        "tools": [],
+        "tool_choice": "auto",
+        "logit_bias": {},
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "service_tier": "auto",
+        "store": True,
+        "metadata": {"a": "b"},
+        "parallel_tool_calls": True,
+        "made_up": nested(200),
+        "stop": None,
+        "n": None,
+    }
+    async with world() as w:
+        assert (await ask(w.port, CHAT, chat_body(**neutral))).status == 200
+
+
+async def test_bad_json_over_http() -> None:
+    async with world() as w:
+        for body in (b"", b"{", b"\xff", b'{"x":' + b"[" * 200_000):
+            refused(w, await ask(w.port, CHAT, body), 400, None, "The request body")
+        twice = b'{"model":"tiny","messages":[],"model":"x"}'
+        refused(w, await ask(w.port, CHAT, twice), 400, "model", "twice in one object")
+
+
+async def test_body_limit() -> None:
+    async with world(max_body=1000) as w:
+        refused(w, await ask(w.port, CHAT, chat_body("x" * 1000)), 413, None, "larger than 1000 bytes")
+        assert (await ask(w.port, CHAT, chat_body("x" * 100))).status == 200
+
+
+async def test_unknown_routes_and_wrong_methods() -> None:
+    async with world() as w:
+        for path in (
+            "/",
+            "//v1/models",
+            "/v1",
+            "/v1/models/",
+            "/v1/responses/a/b",
+            "/v1/../health",
+            "/metricsx",
+        ):
+            answer = await look(w.port, path)
+            assert (answer.status, answer.error["code"]) == (404, "not_found"), path
+        answer = await look(w.port, CHAT)
+        assert answer.status == 405 and answer.headers["allow"] == "POST, OPTIONS"
+        assert answer.error["code"] == "method_not_allowed"
+        answer = await look(w.port, "/v1/models", method="DELETE")
+        assert answer.status == 405 and answer.headers["allow"] == "GET, HEAD, OPTIONS"
+        answer = await look(w.port, CHAT, method="OPTIONS")
+        assert answer.status == 204 and answer.headers["allow"] == "POST, OPTIONS"
+        assert (await look(w.port, "/v1/models", method="HEAD")).status == 200
+        answer = await look(w.port, RESPONSES)
+        assert (answer.status, answer.error["code"]) == (426, "upgrade_required")
+
+
+async def test_keys() -> None:
+    async with world(api_keys=("one", "two")) as w:
+        paths = ["/v1/models", "/v1/responses/x", "/health_generate", "/nowhere"]
+        bad = [[], ["authorization: Bearer three"], ["authorization: Basic one"], ["authorization: Bearer "]]
+        bad.append(["authorization: Bearer one", "authorization: Bearer one"])
+        for headers in bad:
+            for path in paths:
+                answer = await look(w.port, path, *headers)
+                assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+                assert answer.headers["www-authenticate"] == "Bearer"
+            assert (await ask(w.port, CHAT, chat_body(), *headers)).status == 401
+        for key in ("one", "two"):
+            assert (await look(w.port, "/v1/models", f"authorization: Bearer {key}")).status == 200
+        assert (await look(w.port, "/version")).status == 200
+
+
+async def test_client_ids_are_never_echoed() -> None:
+    async with world() as w:
+        answer = await look(w.port, "/version", "x-request-id: forged", "x-request-id: twice")
+        assert answer.headers["x-request-id"].startswith("req_")
+
+
+async def test_models() -> None:
+    async with world() as w:
+        answer = await look(w.port, "/v1/models")
+        assert [model["id"] for model in answer.json["data"]] == ["tiny"]
+        assert (await look(w.port, "/v1/models/tiny")).json["max_model_len"] == 512
+        answer = await look(w.port, "/v1/models/../etc/passwd")
+        assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+        assert json.dumps(answer.json).count("/nowhere") == 0

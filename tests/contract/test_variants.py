@@ -1,0 +1,93 @@
+"""The same tokens whatever the company looks like: depth, cache, replicas, tight memory, small chunks."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+
+from tests.serving import Company, serving
+
+PROMPTS = [f"# part {index}\n" + "def add(a, b):\n    return a + b\n" * (index % 5) for index in range(12)]
+VARIANTS = {
+    "depth 1": ("--depth", "1"),
+    "no radix": ("--no-radix",),
+    "two replicas": ("--dp", "2", "--balance", "minimum_tokens"),
+    "round robin, two of each": (
+        "--dp",
+        "2",
+        "--balance",
+        "round_robin",
+        "--frontends",
+        "2",
+        "--tokenizers",
+        "2",
+    ),
+    "small chunks, small pages": ("--chunk-size", "24", "--page-size", "4", "--max-running", "16"),
+    "pages run out": ("--pages", "24", "--max-running", "12"),
+}
+
+
+def _ask(client: openai.OpenAI, model: str, index: int) -> str:
+    shape: dict[str, Any] = (
+        {"temperature": 0} if index % 2 else {"temperature": 0.8, "top_p": 0.95, "seed": index}
+    )
+    answer = client.completions.create(
+        model=model, prompt=PROMPTS[index], max_tokens=40, extra_body={"ignore_eos": True}, **shape
+    )
+    return answer.choices[0].text
+
+
+def _crowd(company: Company) -> list[str]:
+    with (
+        openai.OpenAI(base_url=company.url, api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(len(PROMPTS)) as crowd,
+    ):
+        return list(crowd.map(lambda index: _ask(client, company.model, index), range(len(PROMPTS))))
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[str]:
+    """Each prompt answered alone, in the plainest company."""
+    with (
+        serving("--dtype", "float32", "--depth", "1", "--no-radix") as company,
+        openai.OpenAI(base_url=company.url, api_key="none") as client,
+    ):
+        return [_ask(client, company.model, index) for index in range(len(PROMPTS))]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_same_tokens(variant: str, expected: list[str]) -> None:
+    with serving("--dtype", "float32", *VARIANTS[variant]) as company:
+        assert _crowd(company) == expected
+        again = _crowd(company)
+        assert again == expected, "with whatever the prefix cache now holds"
+        if variant == "pages run out":
+            assert company.actor("scheduler.0")["preemptions_total"] > 0
+        if "--dp" in VARIANTS[variant]:
+            served = [company.actor(f"scheduler.{replica}")["requests_total"] for replica in (0, 1)]
+            assert min(served) > 0
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Company]:
+    with serving() as company:
+        yield company
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def test_an_idle_company_costs_next_to_nothing(idle: Company) -> None:
+    pids = [*idle.pids().values(), idle.process.pid]
+    before = sum(_cpu_seconds(pid) for pid in pids)
+    time.sleep(4)  # the thing measured is time itself
+    spent = sum(_cpu_seconds(pid) for pid in pids) - before
+    assert spent / 4 < 0.05, f"{100 * spent / 4:.1f} % of a core while idle"
