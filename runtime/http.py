@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
@@ -29,7 +30,8 @@ _SERVER = (b"server", b"troupe")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds of one connection; bytes and seconds. max_connections: of one server."""
+    """Bounds of one connection; bytes and seconds. max_connections: of one server. parting_seconds: how long
+    a silent connection is still listened to once the server stops, for a request may be under way on it."""
 
     head_bytes: int = 65536
     head_seconds: float = 10.0
@@ -37,6 +39,7 @@ class Limits:
     body_seconds: float = 60.0
     idle_seconds: float = 75.0
     write_seconds: float = 30.0
+    parting_seconds: float = 1.0
     max_connections: int = 8192
 
 
@@ -309,6 +312,7 @@ class HttpServer:
         self.log = log
         self.stopping = False
         self.connections = 0
+        self._parting = math.inf
         self._handler = handler
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
@@ -327,20 +331,21 @@ class HttpServer:
                         nursery.start_soon(self._serve_one, sock, capacity)
 
     def stop(self) -> None:
-        """Stop accepting, close silent connections, and let the others finish their request."""
+        """Stop accepting, let every request finish, and close connections that stay silent. What has been
+        sent meanwhile is served: its client could not know."""
         self.stopping = True
+        self._parting = trio.current_time() + self.limits.parting_seconds
         self._accepting.cancel()
         for scope in self._idle:
-            scope.cancel()
+            scope.deadline = min(scope.deadline, self._parting)
 
     def cut(self) -> None:
         """End every connection at once."""
         self._serving.cancel()
 
     def idle(self, scope: trio.CancelScope) -> _Idle:
-        """Mark `scope` as waiting for a request, to be cancelled by `stop`."""
-        if self.stopping:
-            scope.cancel()
+        """Mark `scope` as waiting for a request, which `stop` cuts short."""
+        scope.deadline = min(scope.deadline, self._parting)
         return _Idle(self._idle, scope)
 
     async def _accept(self, listener: socket.socket) -> socket.socket:

@@ -39,7 +39,7 @@ async def run(context: Context[FrontendMail]) -> None:
         nursery.start_soon(engine.slots.reap)
         nursery.start_soon(finder.note)
         nursery.start_soon(_watch, context, engine, health, server)
-        nursery.start_soon(_stop, context, routes, sockets, server, engine)
+        nursery.start_soon(_stop, context, sockets, server, engine)
         context.ready()
         await server.serve(context.listener)
         nursery.cancel_scope.cancel()
@@ -63,11 +63,10 @@ async def _watch(context: Context[FrontendMail], engine: Engine, health: Health,
 
 
 async def _stop(
-    context: Context[FrontendMail], routes: Routes, sockets: SocketMode, server: HttpServer, engine: Engine
+    context: Context[FrontendMail], sockets: SocketMode, server: HttpServer, engine: Engine
 ) -> None:
     """Finish what is open; what then still runs is left to the next incarnation where it can be resumed."""
     await context.stopping.wait()
-    routes.stopping = True
     server.stop()
     sockets.stop()
     await trio.sleep(context.config.drain_seconds)

@@ -19,7 +19,6 @@ from actors.frontend.engine import Job
 from actors.frontend.finder import Finder
 from actors.frontend.health import Health
 from actors.frontend.service import Service
-from actors.frontend.slots import overloaded
 from actors.frontend.socket_mode import SocketMode
 from actors.frontend.text import Collector
 from protocols.errors import UserError
@@ -41,7 +40,6 @@ class Routes:
         self._service = service
         self._health = health
         self._sockets = sockets
-        self.stopping = False
         self._keys = tuple(key.encode() for key in service.config.api_keys)
         bound = functools.partial
         table: dict[str, dict[str, Route]] = {
@@ -64,8 +62,6 @@ class Routes:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one request; raises UserError for what is refused."""
         head = exchange.head
-        if self.stopping and head.path not in OPEN:
-            raise overloaded("The server is restarting.")
         if head.path not in OPEN:
             self._authorise(exchange)
         for pattern, methods in self._table:

@@ -251,6 +251,22 @@ async def test_stop_closes_the_silent_and_lets_the_others_finish() -> None:
         await busy.aclose()
 
 
+async def test_a_request_under_way_when_the_server_stops_is_served() -> None:
+    async with serving() as s:
+        fresh = await trio.open_tcp_stream("127.0.0.1", s.port)
+        kept = await trio.open_tcp_stream("127.0.0.1", s.port)
+        await kept.send_all(b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await kept.receive_some(4096)).endswith(b"/first |")
+        s.server.stop()
+        for stream in (fresh, kept):
+            await stream.send_all(b"GET /late HTTP/1.1\r\nhost: x\r\n\r\n")
+            answer = await stream.receive_some(4096)
+            assert answer.endswith(b"/late |") and b"connection: close" in answer
+            await stream.aclose()
+        with trio.fail_after(5):
+            await s.done.wait()
+
+
 async def test_connections_beyond_the_limit_wait_their_turn() -> None:
     async with serving(limits=dataclasses.replace(QUICK, max_connections=1)) as s:
         first = await trio.open_tcp_stream("127.0.0.1", s.port)
