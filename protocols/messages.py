@@ -150,8 +150,48 @@ class Replay(Message, frozen=True, array_like=True, tag=8):
     origin: int
 
 
-FrontendMail = Deltas | Refused
-TokenizerMail = Generate | Abort | Tokens | Replay
+class Encode(Message, frozen=True, array_like=True, tag=9):
+    """Tokenise a prompt and nothing more, frontend -> tokenizer; answered by Encoded.
+
+    number: the frontend's own, which no two questions share. add_special: whether text gets the model's
+    special tokens, None for as a generation would have it. names: the vocabulary's entries too.
+    """
+
+    number: int
+    origin: int
+    prompt: Prompt
+    add_special: bool | None = None
+    names: bool = False
+
+
+class Decode(Message, frozen=True, array_like=True, tag=10):
+    """The text of tokens (int32 bytes), frontend -> tokenizer; answered by Decoded. number: see Encode."""
+
+    number: int
+    origin: int
+    tokens: bytes
+    skip_special: bool = False
+
+
+class Encoded(Message, frozen=True, array_like=True, tag=11):
+    """Answer to Encode: int32 ids, and the vocabulary's entry of each where asked for; or why not."""
+
+    number: int
+    tokens: bytes = b""
+    names: tuple[str, ...] = ()
+    error: ErrorBody | None = None
+
+
+class Decoded(Message, frozen=True, array_like=True, tag=12):
+    """Answer to Decode; or why there is none."""
+
+    number: int
+    text: str = ""
+    error: ErrorBody | None = None
+
+
+FrontendMail = Deltas | Refused | Encoded | Decoded
+TokenizerMail = Generate | Abort | Tokens | Replay | Encode | Decode
 BalancerMail = Submit | Abort | StopHere
 SchedulerMail = Submit | Abort | StopHere | StepDone | ExecutorReady
 ExecutorMail = Plan

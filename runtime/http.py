@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import http
 import math
 import secrets
 import socket
@@ -139,7 +140,7 @@ class Exchange:
             (name.encode("latin-1"), value.encode("latin-1"))
             for name, value in (*headers, ("x-request-id", self.id), *closing)
         ]
-        response = h11.Response(status_code=status, headers=[_SERVER, *raw])
+        response = h11.Response(status_code=status, headers=[_SERVER, *raw], reason=reason(status))
         self.started = True
         self.transport.write_nowait(self._connection.protocol.send(response) or b"")
 
@@ -296,7 +297,7 @@ class Connection:
             (b"connection", b"close"),
         ]
         for event in (
-            h11.Response(status_code=body.status, headers=headers),
+            h11.Response(status_code=body.status, headers=headers, reason=reason(body.status)),
             h11.Data(data=document),
             h11.EndOfMessage(),
         ):
@@ -390,6 +391,14 @@ class _Idle:
 
     def __exit__(self, *_: object) -> None:
         self._scopes.discard(self._scope)
+
+
+def reason(status: int) -> bytes:
+    """The phrase that goes with a status, b"" for a number of nobody's."""
+    return _PHRASES.get(status, b"")
+
+
+_PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 
 
 def too_large(limit: int) -> UserError:

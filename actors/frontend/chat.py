@@ -58,18 +58,20 @@ def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
     names, max_tokens = {"logprobs": "top_logprobs"}, request.max_tokens
     if request.max_completion_tokens is not None:
         names["max_tokens"], max_tokens = "max_completion_tokens", request.max_completion_tokens
-    sampling = parameters.sampling(
+    return parameters.job(
         request,
+        (prompt_of(request),),
         service.model.vocab_size,
         max_tokens=max_tokens,
         logprobs=parameters.top_logprobs(bool(request.logprobs), request.top_logprobs),
         names=names,
+        trace=trace,
+        n=n,
     )
-    output = parameters.output_options(request)
-    return parameters.job(request, (_prompt(request),), sampling, output, n=n, trace=trace)
 
 
-def _prompt(request: ChatRequest) -> ChatPrompt:
+def prompt_of(request: ChatRequest) -> ChatPrompt:
+    """What the chat template is given; raises UserError."""
     arguments = dict(request.chat_template_kwargs or {})
     continue_final = bool(request.continue_final_message)
     if continue_final and request.add_generation_prompt:

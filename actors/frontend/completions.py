@@ -61,17 +61,17 @@ def completion_job(request: CompletionRequest, service: Service, trace: str) -> 
     n = check(request, service.model, completions.NEUTRAL)
     if request.echo and request.logprobs is not None:
         raise UserError("echo with logprobs is not supported.", param="echo", code="unsupported")
-    sampling = parameters.sampling(
+    return parameters.job(
         request,
+        prompts.plain_prompts(request.prompt, service.model.vocab_size),
         service.model.vocab_size,
         max_tokens=request.max_tokens,
         logprobs=request.logprobs,
         names={},
-    )
-    output = parameters.output_options(request, echo=bool(request.echo))
-    asked = prompts.plain_prompts(request.prompt, service.model.vocab_size)
-    return parameters.job(
-        request, asked, sampling, output, n=n, trace=trace, default_tokens=DEFAULT_MAX_TOKENS
+        trace=trace,
+        n=n,
+        echo=bool(request.echo),
+        default_tokens=DEFAULT_MAX_TOKENS,
     )
 
 

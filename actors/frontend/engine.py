@@ -20,10 +20,21 @@ from typing import Any, Protocol, assert_never
 import msgspec
 import trio
 
+from actors.frontend.questions import Questions
 from actors.frontend.slots import Slots
 from protocols.config import Config
 from protocols.errors import ErrorBody, UserError
-from protocols.messages import Abort, Deltas, FrontendMail, Generate, Refused, Replay, TextRow
+from protocols.messages import (
+    Abort,
+    Decoded,
+    Deltas,
+    Encoded,
+    FrontendMail,
+    Generate,
+    Refused,
+    Replay,
+    TextRow,
+)
 from protocols.request import Finish, OutputOptions, Prompt, slot_of
 from protocols.sampling import SamplingParams
 from runtime.channel import Mail, Outbox
@@ -152,6 +163,7 @@ class Engine:
         self._outbox = outbox
         self._log = log
         self._choices: dict[int, Choice] = {}
+        self.questions = Questions(index, config.tokenizers, outbox)
         self.slots = Slots(index, ledger, self._abort_nowait, config.orphan_seconds)
         self._handing_over = False
 
@@ -222,6 +234,8 @@ class Engine:
                         self._row(row, woken)
                 case Refused(rid=rid, error=error):
                     self._refused(rid, error, woken)
+                case Encoded() | Decoded() as answer:
+                    self.questions.take(answer)
                 case message:
                     assert_never(message)
         for generation in woken:
@@ -234,6 +248,7 @@ class Engine:
         """Send again what a dead incarnation of a tokenizer may have read and never written to the ledger,
         and follow again what was followed there."""
         name = f"tokenizer.{tokenizer}"
+        await self.questions.again(tokenizer)
         generations = {choice.generation for choice in self._choices.values()}
         for generation in generations:
             for mail in generation.mails:

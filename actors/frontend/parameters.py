@@ -85,14 +85,19 @@ def output_options(request: GenerationFields, *, echo: bool = False) -> OutputOp
 def job(
     request: GenerationFields,
     prompts: tuple[Prompt, ...],
-    params: SamplingParams,
-    output: OutputOptions,
+    vocab_size: int,
     *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    names: dict[str, str],
+    trace: str,
     n: int = 1,
-    trace: str = "",
+    echo: bool = False,
     default_tokens: int = 0,
 ) -> Job:
-    """Everything together."""
+    """The validated job of a request; raises UserError. max_tokens, logprobs, names: see `sampling`."""
+    params = sampling(request, vocab_size, max_tokens=max_tokens, logprobs=logprobs, names=names)
+    output = output_options(request, echo=echo)
     priority, salt = request.priority or 0, request.cache_salt or ""
     if not -_PRIORITIES <= priority < _PRIORITIES:
         raise UserError("priority must fit 32 bits.", param="priority")

@@ -124,12 +124,17 @@ def token_prompt(ids: list[int], vocab_size: int) -> TokenPrompt:
     """Ids within the vocabulary, as they travel."""
     if not ids:
         raise UserError("prompt must not be empty.", param="prompt")
-    if min(ids) < 0 or max(ids) >= vocab_size:
+    return TokenPrompt(token_bytes(ids, vocab_size, "prompt"))
+
+
+def token_bytes(ids: list[int], vocab_size: int, param: str) -> bytes:
+    """Ids within the vocabulary, as int32. Raises UserError."""
+    if min(ids, default=0) < 0 or max(ids, default=0) >= vocab_size:
         wrong = next(token for token in ids if not 0 <= token < vocab_size)
         raise UserError(
-            f"prompt names token {wrong}, but the vocabulary has {vocab_size} tokens.", param="prompt"
+            f"{param} names token {wrong}, but the vocabulary has {vocab_size} tokens.", param=param
         )
-    return TokenPrompt(array.array("i", ids).tobytes())
+    return array.array("i", ids).tobytes()
 
 
 def _text_prompt(text: str) -> TextPrompt:

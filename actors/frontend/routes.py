@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import trio
 
-from actors.frontend import chat, completions, responses
+from actors.frontend import chat, completions, responses, tokens
 from actors.frontend.delivery import collect
 from actors.frontend.engine import Job
 from actors.frontend.finder import Finder
@@ -50,6 +50,8 @@ class Routes:
             r"/v1/models/(?P<id>.{1,200})": {"GET": self._model},
             "/v1/chat/completions": {"POST": bound(chat.create, service)},
             "/v1/completions": {"POST": bound(completions.create, service)},
+            "/tokenize": {"POST": bound(tokens.tokenize, service)},
+            "/detokenize": {"POST": bound(tokens.detokenize, service)},
             "/v1/responses": {"POST": bound(responses.create, service, finder), "GET": self._upgrade},
             f"/v1/responses/{_ID}": {
                 "GET": bound(responses.retrieve, finder),

@@ -44,7 +44,6 @@ def prepare(
     if request.metadata is not None and len(request.metadata) > MAX_METADATA:
         raise UserError(f"metadata may hold at most {MAX_METADATA} pairs.", param="metadata")
     silent = request.generate is False
-    sampling = _sampling(request, service.model.vocab_size, silent=silent)
     asked = input_messages(request.input)
     if not asked and previous is None and not request.instructions:
         raise UserError(
@@ -56,9 +55,17 @@ def prepare(
         tools=_tools(request) if prompts.offers_tools(request.tool_choice) else None,
         arguments=_arguments(request),
     )
-    output = parameters.output_options(request)
-    job = parameters.job(request, (prompt,), sampling, output, trace=trace)
-    return Turn(job, _document(request, service.model.name, sampling), conversation, silent)
+    wanted = _LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
+    job = parameters.job(
+        request,
+        (prompt,),
+        service.model.vocab_size,
+        max_tokens=1 if silent else request.max_output_tokens,
+        logprobs=parameters.top_logprobs(wanted, request.top_logprobs),
+        names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
+        trace=trace,
+    )
+    return Turn(job, _document(request, service.model.name, job.sampling), conversation, silent)
 
 
 def input_messages(given: str | list[InputItem] | None) -> tuple[Message, ...]:
@@ -114,17 +121,6 @@ def _check_text(text: Any) -> None:
     kind = text.get("format") if isinstance(text, dict) else text
     if kind is not None and not (isinstance(kind, dict) and kind.get("type") == "text"):
         raise UserError("text.format may only be of type 'text'.", param="text.format", code="unsupported")
-
-
-def _sampling(request: ResponsesRequest, vocab_size: int, *, silent: bool) -> SamplingParams:
-    wanted = _LOGPROBS in (request.include or ())
-    return parameters.sampling(
-        request,
-        vocab_size,
-        max_tokens=1 if silent else request.max_output_tokens,
-        logprobs=parameters.top_logprobs(wanted or bool(request.top_logprobs), request.top_logprobs),
-        names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
-    )
 
 
 def _tools(request: ResponsesRequest) -> list[Tool]:

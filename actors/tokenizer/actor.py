@@ -1,7 +1,7 @@
 """The tokenizer actor: chat templates and encoding on the way down, text and stop strings on the way up.
 
-    reader ─► Tokens, Abort: at once          ─► desk ─► frontends, scheduler or balancer
-           └► Generate: queue ─► encoder ─────┘
+    reader ─► Tokens, Abort: at once              ─► desk ─► frontends, scheduler or balancer
+           └► Generate, Encode, Decode: queue ─► encoder ─┘
                                  └► a thread, for long prompts (the library lets go of the GIL)
 
 The reader never waits for a ring to drain, so whoever sends to this actor can always go on. The encoder
@@ -22,11 +22,12 @@ from actors.tokenizer.codec import Codec, load_codec
 from actors.tokenizer.core import Core, Outgoing
 from actors.tokenizer.model_files import read_chat_templates
 from actors.tokenizer.outgoing import Desk
+from actors.tokenizer.questions import Question
 from actors.tokenizer.template import ChatTemplate
 from protocols.board import Column
 from protocols.config import Config
-from protocols.messages import Abort, Generate, Replay, TokenizerMail, Tokens
-from protocols.request import ChatPrompt, TextPrompt
+from protocols.messages import Abort, Decode, Encode, Generate, Replay, TokenizerMail, Tokens
+from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
 from runtime.actor import Context
 from runtime.failpoints import reach
 from runtime.ledger import Ledger
@@ -81,7 +82,7 @@ class Actor:
         self._nursery = nursery
         ring_bytes = context.config.ring_bytes
         self._desk = Desk(context.outbox, context.ledger, nursery, context.log, ring_bytes, self._moved)
-        self._queue: deque[Generate] = deque()
+        self._queue: deque[Generate | Question] = deque()
         self._queued = trio.Event()
         self._in_threads = 0
         self._limiter = trio.CapacityLimiter(THREADS)
@@ -121,7 +122,7 @@ class Actor:
         match message:
             case Tokens(rows):
                 self._post(self._core.take(rows))
-            case Generate():
+            case Generate() | Encode() | Decode():
                 self._queue.append(message)
                 self._queued.set()
             case Abort():
@@ -131,18 +132,24 @@ class Actor:
             case other:
                 assert_never(other)
 
-    def _take_up(self, message: Generate) -> None:
-        self._context.vitals.add(Column.REQUESTS_TOTAL)
+    def _take_up(self, message: Generate | Question) -> None:
+        self._context.vitals.add(Column.REQUESTS_TOTAL, isinstance(message, Generate))
         if _length(message) > INLINE_CHARS:
             self._in_threads += 1
             self._nursery.start_soon(self._take_up_in_thread, message)
-        else:
+        elif isinstance(message, Generate):
             self._post(self._core.admit(message, self._core.prepare(message)))
+        else:
+            self._post(self._core.answer(message))
 
-    async def _take_up_in_thread(self, message: Generate) -> None:
-        prompted = await trio.to_thread.run_sync(self._core.prepare, message, limiter=self._limiter)
+    async def _take_up_in_thread(self, message: Generate | Question) -> None:
+        if isinstance(message, Generate):
+            prompted = await trio.to_thread.run_sync(self._core.prepare, message, limiter=self._limiter)
+            out = self._core.admit(message, prompted)
+        else:
+            out = await trio.to_thread.run_sync(self._core.answer, message, limiter=self._limiter)
         self._in_threads -= 1
-        self._post(self._core.admit(message, prompted))
+        self._post(out)
         self._moved()
 
     def _post(self, out: list[Outgoing]) -> None:
@@ -154,12 +161,14 @@ class Actor:
         self._movement.unpark_all()
 
 
-def _length(message: Generate) -> int:
+def _length(message: Generate | Question) -> int:
     """About how much text there is to tokenise."""
-    match message.prompt:
+    match message.prompt if not isinstance(message, Decode) else TokenPrompt(message.tokens):
         case ChatPrompt(messages, tools):
             return len(messages) + len(tools)
         case TextPrompt(text):
             return len(text)
-        case _:
-            return 0
+        case TokenPrompt(tokens):
+            return len(tokens)
+        case other:
+            assert_never(other)

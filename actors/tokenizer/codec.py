@@ -78,6 +78,10 @@ class Codec:
         """The text of a whole sequence."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
+    def entries(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Each id's entry in the vocabulary, "" for ids that it does not have."""
+        return tuple([self._tokenizer.id_to_token(token) or "" for token in ids])
+
     def prompt_text(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """The text of a prompt to be echoed: without a character that only the output may finish."""
         text = self.decode(ids, skip_special=skip_special)

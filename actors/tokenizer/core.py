@@ -19,6 +19,7 @@ import msgspec
 from actors.aborts import Aborts
 from actors.tokenizer.codec import Codec, CodecError
 from actors.tokenizer.prompt import Prompted, Prompter
+from actors.tokenizer.questions import Answerer, Question
 from actors.tokenizer.recovery import committed_row, replay
 from actors.tokenizer.stream import ChoiceStream
 from actors.tokenizer.template import ChatTemplate
@@ -65,6 +66,7 @@ class Core:
         self, config: Config, index: int, codec: Codec, template: ChatTemplate, ledger: Ledger, log: Any
     ) -> None:
         self._prompter = Prompter(config.model, codec, template)
+        self._answerer = Answerer(codec, self._prompter, config.ring_bytes // 2, log)
         self.down = "balancer" if config.dp > 1 else "scheduler.0"
         self._largest = config.ring_bytes // 2 - _RING_OVERHEAD
         self._index = index
@@ -80,6 +82,10 @@ class Core:
         return len(self._streams)
 
     # --- down
+
+    def answer(self, question: Question) -> list[Outgoing]:
+        """What a frontend only wants to know. Touches no state: may run in a thread."""
+        return [(f"frontend.{question.origin}", self._answerer(question))]
 
     def prepare(self, message: Generate) -> Prompted | ErrorBody:
         """Tokenise a request, or say why not. Touches no state: may run in a thread."""

@@ -41,16 +41,23 @@ class Prompter:
     def __call__(self, message: Generate) -> Prompted:
         """Tokenise and check. Raises UserError, or CodecError where the tokenizer fails."""
         check_stops(message.output.stop)
-        ids = self._ids(message.prompt)
-        self._check_ids(ids)
+        ids = self.ids(message.prompt)
+        if not len(ids):
+            raise UserError("the prompt is empty.", param="prompt")
         return Prompted(ids.tobytes(), self._complete(message.sampling, len(ids), message.default_tokens))
 
-    def _ids(self, prompt: Prompt) -> Ids:
+    def ids(self, prompt: Prompt, *, add_special: bool | None = None) -> Ids:
+        """Ids of a prompt, all within the vocabulary. add_special: None as the kind of prompt has it."""
+        ids = self._tokenised(prompt, add_special)
+        self._check_ids(ids)
+        return ids
+
+    def _tokenised(self, prompt: Prompt, add_special: bool | None) -> Ids:
         match prompt:
             case ChatPrompt():
-                return self._codec.encode(self._template.render(prompt), add_special=False)
+                return self._codec.encode(self._template.render(prompt), add_special=bool(add_special))
             case TextPrompt(text):
-                return self._codec.encode(text, add_special=True)
+                return self._codec.encode(text, add_special=add_special is not False)
             case TokenPrompt(tokens):
                 if len(tokens) % 4:
                     raise UserError("the prompt's token ids are not whole int32 values.", param="prompt")
@@ -59,10 +66,8 @@ class Prompter:
                 assert_never(other)
 
     def _check_ids(self, ids: Ids) -> None:
-        if not len(ids):
-            raise UserError("the prompt is empty.", param="prompt")
         size = self._model.vocab_size
-        low, high = int(ids.min()), int(ids.max())
+        low, high = int(ids.min(initial=0)), int(ids.max(initial=0))
         if low < 0 or high >= size:
             token = low if low < 0 else high
             raise UserError(

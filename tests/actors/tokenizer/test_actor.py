@@ -19,7 +19,9 @@ from protocols.board import Column, State
 from protocols.errors import StartError
 from protocols.messages import (
     Abort,
+    Decode,
     Deltas,
+    Encode,
     FrontendMail,
     Generate,
     Message,
@@ -305,4 +307,4 @@ async def test_without_a_tokenizer_it_does_not_start(tmp_path: pathlib.Path) -> 
 
 
 def test_what_it_accepts() -> None:
-    assert actor.accepts == Generate | Abort | Tokens | Replay
+    assert actor.accepts == Generate | Abort | Tokens | Replay | Encode | Decode
