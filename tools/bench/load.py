@@ -1,22 +1,31 @@
 """Load on a serving company: closed-loop clients over HTTP (SSE) and WebSocket, cheap to run.
 
-The clients speak just enough of the protocols to time each chunk as it arrives: one read call, a
-search for event boundaries, a clock. On a small machine a full client library would measure itself.
+One epoll loop holds every client. It speaks just enough of the protocols to time each piece as it arrives:
+one read call, one search, a clock; what an answer says is looked at when it has ended. On a small machine a
+client library would measure itself, and even this much is told (`Run.processor`).
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import os
+import re
+import select
+import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
-
-import trio
-from websockets.client import ClientProtocol
-from websockets.frames import Frame, Opcode
-from websockets.uri import parse_uri
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 _READ = 1 << 16
+_TIMEOUT = 300.0
+"""Seconds without a byte from anybody after which the run has failed."""
+_COMPLETION_TOKENS = re.compile(rb'"completion_tokens":\s*(\d+)')
+_PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
+_END_OF_BODY = b"0\r\n\r\n"
+_LAST_EVENTS = (b"response.completed", b"response.incomplete", b"response.failed", b'"error"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,6 @@ class Receipt:
     arrivals: list[float] = dataclasses.field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0
-    text: str = ""
     error: str = ""
 
     @property
@@ -52,130 +60,224 @@ class Receipt:
         return [late - early for early, late in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
 
-Client = Callable[[str, int, Workload, Sequence[str]], Awaitable[list[Receipt]]]
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All receipts, the seconds from the first request to the last answer, and the processor seconds that
+    the clients themselves took."""
+
+    receipts: list[Receipt]
+    seconds: float
+    processor: float
 
 
-async def run(host: str, port: int, workload: Workload, client: Client) -> tuple[list[Receipt], float]:
-    """All receipts, and the seconds from the first request to the last answer."""
-    receipts: list[Receipt] = []
+class Dialogue(Protocol):
+    """One client's protocol, without I/O."""
 
-    async def one(prompts: Sequence[str]) -> None:
-        receipts.extend(await client(host, port, workload, prompts))
+    def greeting(self, host: str) -> bytes:
+        """What opens the connection; b"" for nothing."""
 
-    started = time.perf_counter()
-    async with trio.open_nursery() as nursery:
-        for index in range(workload.clients):
-            nursery.start_soon(one, workload.prompts[index :: workload.clients])
-    return receipts, time.perf_counter() - started
+    def request(self, prompt: str, workload: Workload) -> bytes:
+        """The bytes of a request."""
+
+    def take(self, data: bytes, receipt: Receipt) -> bool:
+        """Take in what was read; True when it ends the answer."""
 
 
-async def http_client(host: str, port: int, workload: Workload, prompts: Sequence[str]) -> list[Receipt]:
+class HttpDialogue:
     """Streams `/v1/completions` over one kept connection."""
-    stream = await trio.open_tcp_stream(host, port)
-    async with stream:
-        return [await _sse(stream, host, prompt, workload) for prompt in prompts]
 
+    def __init__(self) -> None:
+        self._host = ""
+        self._pieces: list[bytes] = []
+        self._end = b""
 
-async def _sse(stream: trio.SocketStream, host: str, prompt: str, workload: Workload) -> Receipt:
-    body = json.dumps(
-        {
-            "model": workload.model,
-            "prompt": prompt,
-            "max_tokens": workload.max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
-    receipt = Receipt(time.perf_counter())
-    await stream.send_all(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-    seen = bytearray()
-    while not seen.endswith(b"0\r\n\r\n"):
-        piece = await stream.receive_some(_READ)
-        if not piece:
-            receipt.error = "connection closed"
-            return receipt
-        if b'"text":' in piece:
+    def greeting(self, host: str) -> bytes:
+        """Nothing."""
+        self._host = host
+        return b""
+
+    def request(self, prompt: str, workload: Workload) -> bytes:
+        """A streamed completion with its usage."""
+        body = json.dumps(
+            {
+                "model": workload.model,
+                "prompt": prompt,
+                "max_tokens": workload.max_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+        ).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
+        return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+    def take(self, data: bytes, receipt: Receipt) -> bool:
+        """Pieces are told by their text, the end by the last chunk."""
+        if b'"text":' in data:
             receipt.arrivals.append(time.perf_counter())
-        seen += piece
-        if not seen.startswith(b"HTTP/1.1 200"):
-            receipt.error = seen.decode(errors="replace")
-            return receipt
-    for line in bytes(seen).split(b"\n"):
-        if line.startswith(b"data: {"):
-            event = json.loads(line[6:])
-            receipt.text += "".join(choice["text"] for choice in event["choices"])
-            usage = event.get("usage") or {}
-            receipt.tokens = usage.get("completion_tokens", receipt.tokens)
-            receipt.prompt_tokens = usage.get("prompt_tokens", receipt.prompt_tokens)
-    return receipt
+        pieces = self._pieces
+        if not pieces and not data.startswith(b"HTTP/1.1 200"):
+            receipt.error = data.decode(errors="replace")
+            return True
+        pieces.append(data)
+        self._end = data[-5:] if len(data) >= 5 else (self._end + data)[-5:]
+        if self._end != _END_OF_BODY:
+            return False
+        whole = b"".join(pieces)
+        receipt.tokens = _last(_COMPLETION_TOKENS, whole)
+        receipt.prompt_tokens = _last(_PROMPT_TOKENS, whole)
+        pieces.clear()
+        return True
 
 
-async def socket_client(host: str, port: int, workload: Workload, prompts: Sequence[str]) -> list[Receipt]:
+def _last(pattern: re.Pattern[bytes], data: bytes) -> int:
+    found = pattern.findall(data)
+    return int(found[-1]) if found else 0
+
+
+class SocketDialogue:
     """Streams `/v1/responses` over one WebSocket, one response after the other."""
-    stream = await trio.open_tcp_stream(host, port)
-    protocol = ClientProtocol(parse_uri(f"ws://{host}:{port}/v1/responses"))
-    async with stream:
-        protocol.send_request(protocol.connect())
-        await _flush(stream, protocol)
-        while protocol.handshake_exc is None and not protocol.events_received():
-            protocol.receive_data(await stream.receive_some(_READ))
-        if protocol.handshake_exc is not None:
-            raise protocol.handshake_exc
-        return [await _lane(stream, protocol, prompt, workload) for prompt in prompts]
 
+    def __init__(self) -> None:
+        self._unread = b""
 
-async def _flush(stream: trio.SocketStream, protocol: ClientProtocol) -> None:
-    for data in protocol.data_to_send():
-        if data:
-            await stream.send_all(data)
+    def greeting(self, host: str) -> bytes:
+        """The handshake."""
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = (
+            "GET /v1/responses HTTP/1.1",
+            f"host: {host}",
+            "connection: upgrade",
+            "upgrade: websocket",
+            "sec-websocket-version: 13",
+            f"sec-websocket-key: {key}",
+        )
+        return "\r\n".join((*lines, "", "")).encode()
 
+    def request(self, prompt: str, workload: Workload) -> bytes:
+        """A `response.create` event in one frame, masked with zeros."""
+        event = json.dumps(
+            {
+                "type": "response.create",
+                "model": workload.model,
+                "input": prompt,
+                "max_output_tokens": workload.max_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "store": False,
+            }
+        ).encode()
+        size = len(event)
+        length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+        return b"\x81" + length + bytes(4) + event
 
-async def _lane(
-    stream: trio.SocketStream, protocol: ClientProtocol, prompt: str, workload: Workload
-) -> Receipt:
-    request = {
-        "type": "response.create",
-        "model": workload.model,
-        "input": prompt,
-        "max_output_tokens": workload.max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "store": False,
-    }
-    receipt = Receipt(time.perf_counter())
-    protocol.send_text(json.dumps(request).encode())
-    await _flush(stream, protocol)
-    while True:
-        data = await stream.receive_some(_READ)
-        if not data:
-            receipt.error = "connection closed"
-            return receipt
-        protocol.receive_data(data)
-        for frame in protocol.events_received():
-            if (
-                isinstance(frame, Frame)
-                and frame.opcode is Opcode.TEXT
-                and _event(bytes(frame.data), receipt)
-            ):
-                return receipt
-        await _flush(stream, protocol)
-
-
-def _event(data: bytes, receipt: Receipt) -> bool:
-    """Take one event into the receipt; True when it ends the response."""
-    if b'"response.output_text.delta"' in data[:64]:
-        receipt.arrivals.append(time.perf_counter())
-        receipt.text += json.loads(data)["delta"]
+    def take(self, data: bytes, receipt: Receipt) -> bool:
+        """Walk over the whole frames; only an event that is no piece of text is looked at."""
+        if self._unread:
+            data = self._unread + data
+        at, end = 0, len(data)
+        while end - at >= 4:
+            size, start = data[at + 1], at + 2
+            if size == 126:
+                size, start = int.from_bytes(data[at + 2 : at + 4], "big"), at + 4
+            elif size == 127:
+                size, start = int.from_bytes(data[at + 2 : at + 10], "big"), at + 10
+            if start + size > end:
+                break
+            if data[at] == 0x88:
+                receipt.error = "the server closed the socket"
+                return True
+            at = start + size
+            if data.find(b"output_text.delta", start, start + 40) >= 0:
+                receipt.arrivals.append(time.perf_counter())
+            elif _ends(data[start:at], receipt):
+                self._unread = data[at:]
+                return True
+        self._unread = data[at:]
         return False
-    event = json.loads(data)
-    if event["type"] in ("error", "response.failed"):
-        receipt.error = data.decode()
-        return True
-    if event["type"] in ("response.completed", "response.incomplete"):
-        usage = event["response"]["usage"]
+
+
+def _ends(event: bytes, receipt: Receipt) -> bool:
+    """Take one event that is no piece of text; True when it ends the response."""
+    if not any(name in event[:60] for name in _LAST_EVENTS):
+        return False
+    document: dict[str, Any] = json.loads(event)
+    if document["type"] in ("error", "response.failed"):
+        receipt.error = event.decode()
+    else:
+        usage = document["response"]["usage"]
         receipt.tokens, receipt.prompt_tokens = usage["output_tokens"], usage["input_tokens"]
+    return True
+
+
+class _Client:
+    """One connection and the prompts that it still has to ask."""
+
+    def __init__(
+        self, host: str, port: int, dialogue: Dialogue, prompts: Sequence[str], workload: Workload
+    ) -> None:
+        self.sock = socket.create_connection((host, port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._take = dialogue.take
+        self._dialogue = dialogue
+        self._prompts = deque(prompts)
+        self._workload = workload
+        self.receipts: list[Receipt] = []
+        if greeting := dialogue.greeting(host):
+            self._shake_hands(greeting)
+
+    def _shake_hands(self, greeting: bytes) -> None:
+        self.sock.sendall(greeting)
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            piece = self.sock.recv(_READ)
+            answer += piece
+            if not piece or not answer.startswith(b"HTTP/1.1 101"[: len(answer)]):
+                raise ConnectionError(f"no WebSocket: {answer.decode(errors='replace')}")
+
+    def ask(self) -> bool:
+        """Send the next request; False when there is none."""
+        if not self._prompts:
+            return False
+        data = self._dialogue.request(self._prompts.popleft(), self._workload)
+        self._receipt = Receipt(time.perf_counter())
+        self.sock.sendall(data)
         return True
-    return False
+
+    def read(self) -> bool:
+        """Take what has come; False once there is nothing left to ask."""
+        data = self.sock.recv(_READ)
+        if data and not self._take(data, self._receipt):
+            return True
+        if not data:
+            self._receipt.error = "connection closed"
+        self.receipts.append(self._receipt)
+        return not self._receipt.error and self.ask()
+
+
+def run(host: str, port: int, workload: Workload, dialogue: type[Dialogue]) -> Run:
+    """Ask all prompts, each client one after the other of its own."""
+    clients = [
+        _Client(host, port, dialogue(), workload.prompts[index :: workload.clients], workload)
+        for index in range(workload.clients)
+    ]
+    by_fd = {client.sock.fileno(): client for client in clients}
+    with select.epoll() as poll:
+        started, processor = time.perf_counter(), time.process_time()
+        asking = [fd for fd, client in by_fd.items() if client.ask()]
+        for fd in asking:
+            poll.register(fd, select.EPOLLIN)
+        open_ = len(asking)
+        while open_:
+            ready = poll.poll(_TIMEOUT)
+            if not ready:
+                raise TimeoutError(f"nothing came for {_TIMEOUT} seconds")
+            for fd, _ in ready:
+                if not by_fd[fd].read():
+                    poll.unregister(fd)
+                    open_ -= 1
+        seconds, processor = time.perf_counter() - started, time.process_time() - processor
+    for client in clients:
+        client.sock.close()
+    return Run([receipt for client in clients for receipt in client.receipts], seconds, processor)

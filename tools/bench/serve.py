@@ -2,12 +2,14 @@
 
 One run interleaves, `--repeats` times: the bare executor on the same batch, the company over HTTP, the
 company over WebSocket. The served figures divided by the bare one of the same round is what everything
-but the model costs.
+but the model costs; where it goes is told by the processor time of each actor, of the supervisor and of the
+load itself for each token.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import random
@@ -20,15 +22,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
-import trio
 
 from protocols.config import Config, read_model_card
 from tools.actorctl.serve import DEMO_MODEL
 from tools.bench import load, offline
-from tools.bench.statistics import Spread, number, percentile, spread
+from tools.bench.processor import Meter, Use
+from tools.bench.statistics import number, percentile, spread
 
 _WORDS = "def class return import value name self index list count while result string number data".split()
-_CLIENTS = {"http": load.http_client, "websocket": load.socket_client}
+_CLIENTS: dict[str, type[load.Dialogue]] = {"http": load.HttpDialogue, "websocket": load.SocketDialogue}
+_LOAD = "load"
+"""The name under which the clients' own processor time is told."""
 
 
 @click.command()
@@ -39,6 +43,7 @@ _CLIENTS = {"http": load.http_client, "websocket": load.socket_client}
 @click.option("--output", default=64, show_default=True, help="Tokens of an answer.")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--dtype", default="auto", show_default=True)
+@click.option("--alone", is_flag=True, help="Without the bare executor.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=pathlib.Path), help="Write the figures here too."
 )
@@ -61,9 +66,10 @@ def measure(
     output: int,
     repeats: int,
     dtype: str,
+    alone: bool = False,
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Figures of all rounds: {"bare": [...], "http": [...], "websocket": [...]} and the case."""
+    """Figures of all rounds: in each those of "http" and "websocket", and the rate "bare" unless `alone`."""
     prompts = _prompts(requests, words)
     figures: dict[str, Any] = {"clients": clients, "requests": requests, "output": output, "rounds": []}
     arguments = [
@@ -78,13 +84,15 @@ def measure(
     ]
     for _ in range(repeats):
         round_: dict[str, Any] = {}
-        with company(arguments) as (host, port):
-            for name, client in _CLIENTS.items():
-                workload = load.Workload("bench", clients, prompts, output)
-                receipts, seconds = trio.run(load.run, host, port, workload, client)
-                round_[name] = summary(receipts, seconds)
-        prompt = int(round_["http"]["prompt_tokens"])
-        round_["bare"] = bare(model, dtype, clients, prompt, output)
+        workload = load.Workload("bench", clients, prompts, output)
+        with company(arguments) as address:
+            for name, dialogue in _CLIENTS.items():
+                meter = Meter(address.pids)
+                run = load.run(address.host, address.port, workload, dialogue)
+                round_[name] = summary(run) | {"processor": processor(run, meter.read())}
+        if not alone:
+            prompt = int(round_["http"]["prompt_tokens"])
+            round_["bare"] = bare(model, dtype, clients, prompt, output)
         figures["rounds"].append(round_)
     return figures
 
@@ -111,9 +119,18 @@ def bare_here(model: str, dtype: str, clients: int, prompt: int, output: int) ->
     print(rates[-1])
 
 
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Where a company listens, and the process ids of its actors and its supervisor."""
+
+    host: str
+    port: int
+    pids: dict[str, int]
+
+
 @contextlib.contextmanager
-def company(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """A company in processes of its own; yields (host, port) once it serves."""
+def company(arguments: Sequence[str]) -> Iterator[Address]:
+    """A company in processes of its own, once it serves."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     ctl = [sys.executable, "-m", "tools.actorctl.main"]
     command = [*ctl, "serve", *arguments, "--name", name, "--port", "0", "--log-level", "warning"]
@@ -130,7 +147,8 @@ def company(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
             time.sleep(0.2)
         status = json.loads(done.stdout)
         _warm_up(status["url"])
-        yield status["host"], status["port"]
+        pids = {actor["name"]: actor["pid"] for actor in status["actors"]}
+        yield Address(status["host"], status["port"], pids | {"supervisor": process.pid})
     finally:
         process.terminate()
         process.wait()
@@ -141,8 +159,9 @@ def _warm_up(url: str) -> None:
         answer.read()
 
 
-def summary(receipts: Sequence[load.Receipt], seconds: float) -> dict[str, float]:
+def summary(run: load.Run) -> dict[str, Any]:
     """Rates and latencies of one run; raises ClickException when a request failed."""
+    receipts, seconds = run.receipts, run.seconds
     for receipt in receipts:
         if receipt.error or not receipt.arrivals:
             raise click.ClickException(f"a request failed: {receipt.error[:500]}")
@@ -159,6 +178,20 @@ def summary(receipts: Sequence[load.Receipt], seconds: float) -> dict[str, float
     }
 
 
+def processor(run: load.Run, uses: dict[str, Use]) -> dict[str, dict[str, float]]:
+    """For each process and token: µs on a core, µs spent waiting for one, switches of both kinds."""
+    tokens = sum(receipt.tokens for receipt in run.receipts)
+    return {
+        name: {
+            "us": 1e6 * use.seconds / tokens,
+            "waited_us": 1e6 * use.waited / tokens,
+            "yielded": use.yielded / tokens,
+            "preempted": use.preempted / tokens,
+        }
+        for name, use in (uses | {_LOAD: Use(run.processor)}).items()
+    }
+
+
 def table(figures: dict[str, Any]) -> list[str]:
     """The figures as Markdown: medians with the range of the rounds."""
     rounds = figures["rounds"]
@@ -167,8 +200,24 @@ def table(figures: dict[str, Any]) -> list[str]:
     lines = [f"| over | {' | '.join(titles)} | served ÷ bare |", "|---" * (len(titles) + 2) + "|"]
     for name in _CLIENTS:
         cells = [str(spread([round_[name][column] for round_ in rounds])) for column in columns]
-        ratio: Spread = spread([round_[name]["tokens_per_s"] / round_["bare"] for round_ in rounds])
-        lines.append(f"| {name} | {' | '.join(cells)} | {ratio} |")
-    rates = spread([round_["bare"] for round_ in rounds])
-    lines.append(f"\nbare executor: {rates} tok/s; {number(figures['clients'])} clients, medians (low–high)")
+        ratios = [round_[name]["tokens_per_s"] / round_["bare"] for round_ in rounds if "bare" in round_]
+        lines.append(f"| {name} | {' | '.join(cells)} | {spread(ratios) if ratios else ''} |")
+    lines.append(f"\n{number(figures['clients'])} clients, medians (low–high)")
+    if rates := [round_["bare"] for round_ in rounds if "bare" in round_]:
+        lines.append(f"bare executor: {spread(rates)} tok/s")
+    for name in _CLIENTS:
+        lines += ["", f"{name}: for each token", *_processor_table([round_[name] for round_ in rounds])]
+    return lines
+
+
+def _processor_table(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Medians of the runs, a line for each process."""
+    lines = [
+        "| process | µs on a core | µs waiting for it | went to sleep | was preempted |",
+        "|---" * 5 + "|",
+    ]
+    for process in runs[0]["processor"]:
+        used = [run["processor"][process] for run in runs]
+        cells = [number(spread([each[key] for each in used]).median) for key in used[0]]
+        lines.append(f"| {process} | {' | '.join(cells)} |")
     return lines
