@@ -60,6 +60,12 @@ class Config(msgspec.Struct, frozen=True):
     executor takes for a step (tests). orphan_seconds: a response whose frontend died ends when its client has
     not come back for so long. linger_seconds: a finished response can be resumed through the ledger for
     so long, unless its slot is needed.
+
+    api_keys: SHA-256 digests. origins: of web pages that may use the company, hosts: names under which they
+    may find it. max_bodies: bytes of all request bodies together that a frontend holds; max_connections: of
+    one frontend. Seconds, and what has to happen within: head, body: arrive; idle: the next request on a
+    connection; write: a slow reader takes some; queue: a request's first token (0: any time); template: the
+    chat template renders.
     """
 
     model: ModelCard
@@ -84,6 +90,11 @@ class Config(msgspec.Struct, frozen=True):
     executor: ExecutorKind = ExecutorKind.MODEL
     threads: int = 0
     api_keys: tuple[str, ...] = ()
+    keys_file: str = ""
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
     log_level: str = "info"
     log_format: str = "auto"
     socket: str = ""
@@ -91,6 +102,14 @@ class Config(msgspec.Struct, frozen=True):
     orphan_seconds: float = 60.0
     linger_seconds: float = 5.0
     max_body: int = 4 * 1024 * 1024
+    max_bodies: int = 256 * 1024 * 1024
+    max_connections: int = 8192
+    head_seconds: float = 10.0
+    body_seconds: float = 60.0
+    idle_seconds: float = 75.0
+    write_seconds: float = 30.0
+    queue_seconds: float = 0.0
+    template_seconds: float = 5.0
     ring_bytes: int = 8 * 1024 * 1024
     step_ms: float = 0.0
 

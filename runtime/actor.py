@@ -17,6 +17,7 @@ from runtime.board import Board, Row
 from runtime.channel import Inbox, Outbox
 from runtime.ledger import Ledger
 from runtime.report import Progress, Ready, Report
+from runtime.vault import Vault
 
 T = TypeVar("T")
 
@@ -32,9 +33,9 @@ def _nobody(_report: Report) -> None:
 class Context(Generic[T]):
     """An actor's world. `T` is the union of the messages that it accepts.
 
-    listener: the company's listening socket, None unless the actor serves it. stopping: set once the
-    actor is asked to finish its open work and return. rows: row numbers of all actors on the board.
-    log: structlog logger that knows the actor and its incarnation.
+    listener, vault: the company's listening socket and its keys, None unless the actor serves clients.
+    stopping: set once the actor is asked to finish its open work and return. rows: row numbers of all actors
+    on the board. log: structlog logger that knows the actor and its incarnation.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Context(Generic[T]):
     ledger: Ledger
     log: Any
     listener: socket.socket | None = None
+    vault: Vault | None = None
     stopping: trio.Event = field(default_factory=trio.Event)
     report: Callable[[Report], None] = _nobody
     _works: list[int] = field(default_factory=list, init=False)

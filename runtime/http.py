@@ -8,13 +8,15 @@ head, body, silence between requests, and writing (`runtime.transport`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import http
 import math
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
 
 import h11
 import structlog
@@ -22,6 +24,7 @@ import trio
 
 from protocols.errors import ErrorBody, UserError
 from protocols.openai.body import error_document
+from runtime.tls import Tls
 from runtime.transport import Transport, prepare
 
 JSON = "application/json"
@@ -31,12 +34,14 @@ _SERVER = (b"server", b"troupe")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds of one connection; bytes and seconds. max_connections: of one server. parting_seconds: how long
-    a silent connection is still listened to once the server stops, for a request may be under way on it."""
+    """Bounds of one connection; bytes and seconds. Of one server: max_connections, and bodies_bytes of all
+    request bodies together. parting_seconds: how long a silent connection is still listened to once the
+    server stops, for a request may be under way on it."""
 
     head_bytes: int = 65536
     head_seconds: float = 10.0
     body_bytes: int = 4 * 1024 * 1024
+    bodies_bytes: int = 256 * 1024 * 1024
     body_seconds: float = 60.0
     idle_seconds: float = 75.0
     write_seconds: float = 30.0
@@ -74,13 +79,15 @@ Headers = tuple[tuple[str, str], ...]
 
 
 class Exchange:
-    """One request and its answer, on a connection that may carry more of them."""
+    """One request and its answer, on a connection that may carry more of them. extra: headers that its answer
+    has whatever it is."""
 
     def __init__(self, head: Head, connection: Connection) -> None:
         self.head = head
         self.id = f"req_{secrets.token_hex(16)}"
         self.started = False
         self.upgraded = False
+        self.extra: Callable[[], Headers] = tuple
         self._connection = connection
         self._chunked = True
 
@@ -138,7 +145,7 @@ class Exchange:
         closing = (("connection", "close"),) if self._connection.closing else ()
         raw = [
             (name.encode("latin-1"), value.encode("latin-1"))
-            for name, value in (*headers, ("x-request-id", self.id), *closing)
+            for name, value in (*headers, *self.extra(), ("x-request-id", self.id), *closing)
         ]
         response = h11.Response(status_code=status, headers=[_SERVER, *raw], reason=reason(status))
         self.started = True
@@ -154,11 +161,13 @@ class Connection:
 
     def __init__(self, sock: socket.socket, server: HttpServer) -> None:
         self.limits = server.limits
-        self.transport = Transport(sock, write_seconds=server.limits.write_seconds)
+        tls = Tls(server.tls) if server.tls is not None else None
+        self.transport = Transport(sock, tls=tls, write_seconds=server.limits.write_seconds)
         self.protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=server.limits.head_bytes)
         self._server = server
         self._fresh = True
         self._suspect = False
+        self._held = 0
 
     @property
     def closing(self) -> bool:
@@ -167,6 +176,12 @@ class Connection:
 
     async def run(self, handler: Handler) -> None:
         """Serve the connection until one side closes it."""
+        with trio.move_on_after(self.limits.head_seconds) as scope, self._server.idle(scope):
+            if not await self.transport.shake_hands():
+                scope.cancel()
+        if scope.cancel_called:
+            self.transport.close()
+            return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.transport.run)
             try:
@@ -188,10 +203,24 @@ class Connection:
                     body += data
                     if len(body) > self.limits.body_bytes:
                         raise too_large(self.limits.body_bytes)
+                    self._hold(len(body))
                 case h11.EndOfMessage():
                     return bytes(body)
                 case event:
                     raise UserError(f"The request ended early ({type(event).__name__}).")
+
+    def _hold(self, size: int) -> None:
+        """Count the current body among those of the server. Raises UserError 503 where they are too many."""
+        self._server.held += size - self._held
+        self._held = size
+        if self._server.held > self.limits.bodies_bytes:
+            raise UserError(
+                "The server has no memory for another request.",
+                status=503,
+                type="overloaded_error",
+                code="server_overloaded",
+                retry_after=1,
+            )
 
     async def _cycle(self, handler: Handler) -> bool:
         """One request and its answer; whether another may follow."""
@@ -205,8 +234,11 @@ class Connection:
         if head is None:
             return False
         exchange = Exchange(head, self)
-        with self.transport.cancelled_when_lost() as scope:
-            await self._answer(handler, exchange)
+        try:
+            with self.transport.cancelled_when_lost() as scope:
+                await self._answer(handler, exchange)
+        finally:
+            self._hold(0)
         if scope.cancelled_caught or exchange.upgraded:
             return False
         if not self._at_rest():
@@ -259,7 +291,7 @@ class Connection:
         """The next request; None when the connection is over."""
         if not await self._await_request():
             return None
-        with trio.move_on_after(self.limits.head_seconds):
+        with trio.move_on_after(self.limits.head_seconds) as scope, self._server.idle(scope, parts=False):
             event = await self._next_event()
             return _head(event) if isinstance(event, h11.Request) else None
         await self._refuse(ErrorBody(408, "The request head did not arrive in time."))
@@ -308,16 +340,18 @@ class Connection:
 class HttpServer:
     """Accepts on one listener (other processes may accept on it too) and serves each connection."""
 
-    def __init__(self, handler: Handler, limits: Limits, log: Log) -> None:
+    def __init__(self, handler: Handler, limits: Limits, log: Log, tls: ssl.SSLContext | None = None) -> None:
         self.limits = limits
         self.log = log
+        self.tls = tls
+        self.held = 0
         self.stopping = False
         self.connections = 0
         self._parting = math.inf
         self._handler = handler
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
-        self._idle: set[trio.CancelScope] = set()
+        self._idle: dict[trio.CancelScope, bool] = {}
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept until `stop`, then return when the last connection has ended."""
@@ -327,8 +361,8 @@ class HttpServer:
             async with trio.open_nursery() as nursery:
                 with self._accepting:
                     while True:
-                        await capacity.acquire()
                         sock = await self._accept(listener)
+                        await self._make_room(capacity)
                         nursery.start_soon(self._serve_one, sock, capacity)
 
     def stop(self) -> None:
@@ -337,17 +371,32 @@ class HttpServer:
         self.stopping = True
         self._parting = trio.current_time() + self.limits.parting_seconds
         self._accepting.cancel()
-        for scope in self._idle:
-            scope.deadline = min(scope.deadline, self._parting)
+        for scope, parts in self._idle.items():
+            if parts:
+                scope.deadline = min(scope.deadline, self._parting)
 
     def cut(self) -> None:
         """End every connection at once."""
         self._serving.cancel()
 
-    def idle(self, scope: trio.CancelScope) -> _Idle:
-        """Mark `scope` as waiting for a request, which `stop` cuts short."""
-        scope.deadline = min(scope.deadline, self._parting)
-        return _Idle(self._idle, scope)
+    @contextlib.contextmanager
+    def idle(self, scope: trio.CancelScope, *, parts: bool = True) -> Iterator[None]:
+        """Around the wait for a request, which is cancelled when its place is needed; `parts`: and cut short
+        by `stop`."""
+        if parts:
+            scope.deadline = min(scope.deadline, self._parting)
+        self._idle[scope] = parts
+        try:
+            yield
+        finally:
+            del self._idle[scope]
+
+    async def _make_room(self, capacity: trio.Semaphore) -> None:
+        """Take a place for a new connection. Where there is none, the one that has waited longest for its
+        next request gives its own up."""
+        if capacity.value == 0 and self._idle:
+            next(iter(self._idle)).cancel()
+        await capacity.acquire()
 
     async def _accept(self, listener: socket.socket) -> socket.socket:
         while True:
@@ -377,20 +426,6 @@ class HttpServer:
             sock.close()
             self.connections -= 1
             capacity.release()
-
-
-class _Idle:
-    """Keeps a scope in a set while a block runs."""
-
-    def __init__(self, scopes: set[trio.CancelScope], scope: trio.CancelScope) -> None:
-        self._scopes = scopes
-        self._scope = scope
-
-    def __enter__(self) -> None:
-        self._scopes.add(self._scope)
-
-    def __exit__(self, *_: object) -> None:
-        self._scopes.discard(self._scope)
 
 
 def reason(status: int) -> bytes:

@@ -31,6 +31,7 @@ from runtime.doorbell import Doorbell
 from runtime.ledger import Ledger
 from runtime.report import Failed, Reporter
 from runtime.ring import Ring
+from runtime.vault import Vault
 from runtime.wiring import Edge, Part, Spec, Understudy
 
 _PR_SET_PDEATHSIG = 1
@@ -109,6 +110,7 @@ def attach(spec: Spec, accepts: Any, log: Any) -> Context[Any]:
         ledger=Ledger.attach(spec.ledger, spec.layout, spec.config.frontends),
         log=log,
         listener=socket.socket(fileno=spec.listener) if spec.listener >= 0 else None,
+        vault=Vault.attach(spec.vault, spec.config.frontends) if spec.vault >= 0 else None,
         report=Reporter(spec.report),
     )
 

@@ -58,7 +58,7 @@ def company_state(act: Act, actors: list[dict[str, Any]]) -> str:
 def url(config: Config) -> str:
     """Where clients find the company."""
     host = f"[{config.host}]" if ":" in config.host else config.host
-    return f"http://{host}:{config.port}"
+    return f"{'https' if config.tls_cert else 'http'}://{host}:{config.port}"
 
 
 def describe_member(member: Member, life: Lifecycle, rows: dict[str, Row]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import msgspec
 import trio
 
 from protocols.board import SUPERVISOR_COLUMNS, Column, State
+from protocols.errors import StartError
 from runtime import admin, notices, status, tracing, verbs
 from runtime.door import admin_door, client_door
 from runtime.events import (
@@ -47,6 +48,7 @@ from runtime.lifecycle import Act, Lifecycle
 from runtime.report import Failed, Progress, Ready, Reports
 from runtime.tree import Budget, Child, Company, Group, Strategy, check, leaves
 from runtime.understudy import Understudies
+from runtime.vault import load_keys
 from runtime.watch import Watch
 from runtime.wiring import Wiring
 
@@ -358,6 +360,29 @@ class Supervisor:
         if at_once and self._life.act is Act.STOPPING:
             self._feed(Stop(reason, 1))
         return {"state": self._life.act.value}
+
+    def keys(self) -> admin.Reply:
+        """The API keys by name, their limits, and what each has used; never a digest."""
+        _, keyring, _ = self._wiring.vault.read()
+        return {
+            "keys": [
+                {
+                    "name": key.name,
+                    "admin": key.admin,
+                    **msgspec.to_builtins(key.limits),
+                    **self._wiring.vault.used(key.name),
+                }
+                for key in keyring.keys
+            ]
+        }
+
+    def reload_keys(self) -> admin.Reply:
+        """Read the key file again; where it is wrong, the keys stay as they are."""
+        try:
+            self._wiring.vault.publish(load_keys(self._company.config))
+        except StartError as error:
+            raise admin.VerbError("failed", f"{error} The keys are as they were.") from error
+        return self.keys()
 
     def replace(self, name: str, *, gently: bool) -> admin.Reply:
         """Replace an actor: SIGTERM first if `gently`, else SIGKILL."""

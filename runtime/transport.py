@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 
 import trio
 
+from runtime.tls import Tls
+
 READ_SIZE = 65536
 MAX_UNREAD = 262144
 """Bytes read ahead of whoever processes them."""
@@ -37,10 +39,16 @@ class Transport:
     """Wraps a connected non-blocking socket; `run` must be running in a nursery."""
 
     def __init__(
-        self, sock: socket.socket, *, write_seconds: float = 30.0, max_backlog: int = 16 * 1024 * 1024
+        self,
+        sock: socket.socket,
+        *,
+        tls: Tls | None = None,
+        write_seconds: float = 30.0,
+        max_backlog: int = 16 * 1024 * 1024,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._tls = tls
         self._write_seconds = write_seconds
         self._max_backlog = max_backlog
         self._unread = bytearray()
@@ -82,6 +90,23 @@ class Transport:
             finally:
                 self._scope = None
 
+    async def shake_hands(self) -> bool:
+        """Before `run`: the TLS handshake; False where the peer does not manage it. The caller sets the
+        deadline."""
+        while self._tls is not None and not self._tls.established:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                data = self._sock.recv(READ_SIZE)
+                self._tls.shake(data)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            self._write_raw(self._tls.pending())
+            if not data or self.over:
+                return False
+        return self._tls is None or self._take_in(b"")
+
     async def run(self) -> None:
         """Read and write until the peer is lost; cancelled by whoever owns the connection."""
         async with trio.open_nursery() as nursery:
@@ -102,6 +127,15 @@ class Transport:
         """Send `data` after everything written before; whatever the kernel does not take now is queued."""
         if self.over:
             return
+        if self._tls is not None:
+            try:
+                data = self._tls.encrypt(data)
+            except OSError:
+                self._lose(Loss.CLOSED)
+                return
+        self._write_raw(data)
+
+    def _write_raw(self, data: bytes) -> None:
         if self._backlog:
             self._backlog += data
             if len(self._backlog) > self._max_backlog:
@@ -137,6 +171,8 @@ class Transport:
         """Give the socket back; idempotent."""
         if self._closed:
             return
+        if self._tls is not None and not self.over:
+            self._send(self._tls.end())
         self._closed = True
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
@@ -151,6 +187,8 @@ class Transport:
             return 0
 
     def _shut_down(self) -> None:
+        if self._tls is not None:
+            self._send(self._tls.end())
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
@@ -174,11 +212,24 @@ class Transport:
                 continue
             except OSError:
                 data = b""
-            if not data:
+            if not data or not self._take_in(data):
                 self._lose(Loss.CLOSED)
                 return
-            self._unread += data
             self._arrived.set()
+
+    def _take_in(self, data: bytes) -> bool:
+        """Add what has come to what is unread; False where it is the end, or no TLS."""
+        if self._tls is None:
+            self._unread += data
+            return True
+        try:
+            plain, ends = self._tls.decrypt(data)
+        except OSError:
+            return False
+        self._unread += plain
+        if answer := self._tls.pending():
+            self._write_raw(answer)
+        return not ends
 
     async def _write(self) -> None:
         while not self.over:

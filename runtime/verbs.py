@@ -19,6 +19,12 @@ class Root(Protocol):
     def stop(self, reason: str, *, at_once: bool) -> Reply:
         """End the company."""
 
+    def keys(self) -> Reply:
+        """The API keys and what they have used."""
+
+    def reload_keys(self) -> Reply:
+        """Read the key file again."""
+
     def replace(self, name: str, *, gently: bool) -> Reply:
         """Replace an actor by its next incarnation."""
 
@@ -49,4 +55,18 @@ def table(root: Root) -> dict[str, Verb]:
     async def restart(request: Request, _more: Send) -> Reply:
         return root.replace(text(request, "name"), gently=True)
 
-    return {"status": status, "tree": tree, "stop": stop, "actor.kill": kill, "actor.restart": restart}
+    async def keys(_request: Request, _more: Send) -> Reply:
+        return root.keys()
+
+    async def reload_keys(_request: Request, _more: Send) -> Reply:
+        return root.reload_keys()
+
+    return {
+        "keys.list": keys,
+        "keys.reload": reload_keys,
+        "status": status,
+        "tree": tree,
+        "stop": stop,
+        "actor.kill": kill,
+        "actor.restart": restart,
+    }

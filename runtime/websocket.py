@@ -7,6 +7,9 @@ backlog. Protocol errors close with 1002, bad UTF-8 with 1007, too large a messa
 
 from __future__ import annotations
 
+import codecs
+import io
+from codecs import IncrementalDecoder as Decoder
 from collections import deque
 from http import HTTPStatus
 
@@ -23,6 +26,14 @@ from runtime.transport import Transport
 
 CLOSE_SECONDS = 5.0
 """How long a peer may take to answer a close."""
+SLICE = 4096
+"""Bytes that are looked at in one go: some hundred of the smallest frames, so that a flood of them leaves the
+others their turns."""
+MAX_UNSENT = 65536
+"""Bytes of answers that may wait for the peer before no more is read from it."""
+
+
+_utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class WebSocket:
@@ -31,7 +42,9 @@ class WebSocket:
     def __init__(self, transport: Transport, protocol: ServerProtocol) -> None:
         self.transport = transport
         self._protocol = protocol
-        self._parts: bytearray | None = None
+        self._text: Decoder | None = None
+        self._parts = io.StringIO()
+        self._unread = memoryview(b"")
         self._messages: deque[str] = deque()
 
     @classmethod
@@ -48,8 +61,7 @@ class WebSocket:
         early = exchange.upgrade()
         exchange.transport.write_nowait(response.serialize())
         socket = cls(exchange.transport, ServerProtocol(state=OPEN, max_size=max_size))
-        if early:
-            socket._absorb(early)
+        socket._unread = memoryview(early)
         return socket
 
     @property
@@ -66,14 +78,23 @@ class WebSocket:
         """The next text message; None once the socket is closing or the peer is gone. A checkpoint."""
         await trio.lowlevel.checkpoint()
         while not self._messages:
-            if not self.open:
+            if not self.open or not await self._some():
                 return None
-            data = await self.transport.receive()
-            if not data:
-                self._protocol.receive_eof()
-                return None
-            self._absorb(data)
+            self._absorb()
+            if not self._messages:
+                await trio.lowlevel.checkpoint()
         return self._messages.popleft()
+
+    async def _some(self) -> bool:
+        """Wait until there is something to look at; False at the peer's end. One who sends and does not read
+        is not listened to either."""
+        if self.transport.backlog > MAX_UNSENT:
+            await self.transport.drained()
+        if not self._unread:
+            self._unread = memoryview(await self.transport.receive())
+            if not self._unread:
+                self._protocol.receive_eof()
+        return bool(self._unread)
 
     def send_nowait(self, messages: list[bytes]) -> None:
         """Send text messages (UTF-8) in one write; nothing happens once the socket is closing."""
@@ -87,11 +108,13 @@ class WebSocket:
             self._flush()
         with trio.move_on_after(CLOSE_SECONDS):
             await self.transport.drained()
-            while not self._protocol.eof_sent and (data := await self.transport.receive()):
-                self._absorb(data)
+            while not self._protocol.eof_sent and await self._some():
+                self._absorb()
+                await trio.lowlevel.checkpoint()
 
-    def _absorb(self, data: bytes) -> None:
-        self._protocol.receive_data(data)
+    def _absorb(self) -> None:
+        self._protocol.receive_data(bytes(self._unread[:SLICE]))
+        self._unread = self._unread[SLICE:]
         for event in self._protocol.events_received():
             assert isinstance(event, Frame)
             self._frame(event)
@@ -100,22 +123,26 @@ class WebSocket:
     def _frame(self, frame: Frame) -> None:
         match frame.opcode:
             case Opcode.TEXT:
-                self._parts = bytearray(frame.data)
+                self._text, self._parts = _utf8(), io.StringIO()
+                self._piece(self._text, frame)
+            case Opcode.CONT if self._text is not None:
+                self._piece(self._text, frame)
             case Opcode.BINARY:
                 self._fail(CloseCode.UNSUPPORTED_DATA, "only text messages are understood")
-            case Opcode.CONT if self._parts is not None:
-                self._parts += frame.data
             case _:
-                return
-        if frame.fin and self._parts is not None:
-            self._message(self._parts)
-            self._parts = None
+                pass
 
-    def _message(self, data: bytearray) -> None:
+    def _piece(self, decoder: Decoder, frame: Frame) -> None:
+        """A frame of a text message. Wrong bytes are refused as soon as they come."""
         try:
-            self._messages.append(data.decode())
+            self._parts.write(decoder.decode(frame.data, frame.fin))
         except UnicodeDecodeError:
             self._fail(CloseCode.INVALID_DATA, "text messages are UTF-8")
+            self._text = None
+            return
+        if frame.fin:
+            self._messages.append(self._parts.getvalue())
+            self._text = None
 
     def _fail(self, code: CloseCode, reason: str) -> None:
         if self._protocol.state is OPEN:

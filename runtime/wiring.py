@@ -21,6 +21,7 @@ from runtime.doorbell import Doorbell
 from runtime.ledger import Ledger
 from runtime.ring import Ring
 from runtime.tree import Child, Company, leaves
+from runtime.vault import Vault, load_keys
 
 CONTROL_BYTES = 64 * 1024
 """Capacity of an edge's control ring."""
@@ -61,13 +62,14 @@ class Spec(msgspec.Struct, frozen=True, tag="spec"):
     layout: Layout
     report: int
     listener: int = -1
+    vault: int = -1
 
     def descriptors(self) -> tuple[int, ...]:
         """Every descriptor that the process inherits."""
         edges = [
             fd for edge in (*self.inbox, *self.outbox) for fd in (edge.control, edge.data, edge.doorbell)
         ]
-        single = (self.doorbell, self.board, self.ledger, self.report, self.listener)
+        single = (self.doorbell, self.board, self.ledger, self.report, self.listener, self.vault)
         return tuple({fd for fd in (*edges, *single) if fd >= 0})
 
 
@@ -107,7 +109,8 @@ class Wiring:
     """The supervisor's hold on all shared objects of a company."""
 
     def __init__(self, company: Company, listener: socket.socket | None) -> None:
-        """Make everything. Raises StartError when /dev/shm has no room."""
+        """Make everything. Raises StartError when /dev/shm has no room, or the key file is wrong."""
+        keyring = load_keys(company.config)
         children = list(leaves(company.root))
         self._config = company.config
         self._listener = listener
@@ -117,6 +120,8 @@ class Wiring:
         self._layout = ledger_layout(company.config)
         self._board = Board.create(len(children))
         self._ledger = Ledger.create(self._layout, company.config.frontends)
+        self.vault = Vault.create(company.config.frontends)
+        self.vault.publish(keyring)
         for child in children:
             self._bells[child.name] = Doorbell.create()
             for to in child.sends:
@@ -150,6 +155,7 @@ class Wiring:
             layout=self._layout,
             report=report,
             listener=listener,
+            vault=self.vault.fd if child.listens else -1,
         )
 
     def understudy(self, name: str, children: Iterable[Child], report: int, cue: int) -> Understudy:
@@ -178,6 +184,7 @@ class Wiring:
             bell.close()
         self._board.close()
         self._ledger.close()
+        self.vault.close()
 
 
 def _ring_descriptor(capacity: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from actors.frontend.access import Access
 from actors.frontend.engine import Engine
 from actors.frontend.finder import Finder
 from actors.frontend.health import LOOK_EVERY, Health
@@ -12,24 +13,27 @@ from actors.frontend.routes import Routes
 from actors.frontend.service import Service, now
 from actors.frontend.socket_mode import SocketMode
 from protocols.board import Column
+from protocols.config import Config
 from protocols.messages import FrontendMail
 from runtime.actor import Context
 from runtime.failpoints import reach
 from runtime.http import HttpServer, Limits
+from runtime.tls import server_context
 
 accepts = FrontendMail
 
 
 async def run(context: Context[FrontendMail]) -> None:
     """Serve `context.listener` until asked to stop, then finish what is open."""
-    assert context.listener is not None, "a frontend is given the listening socket"
+    assert context.listener is not None and context.vault is not None, "a frontend is given both"
     engine = Engine(context.index, context.config, context.ledger, context.outbox, context.log)
     service = Service(context.config, engine, context.log, now())
     finder = Finder(engine, Store(), context.ledger, context.log, context.config.orphan_seconds)
-    sockets = SocketMode(service, finder)
+    access = Access(context.config, context.vault, context.index)
+    sockets = SocketMode(finder, access)
     health = Health(context.board, context.rows)
-    routes = Routes(service, finder, sockets, health)
-    server = HttpServer(routes, Limits(body_bytes=context.config.max_body), context.log)
+    routes = Routes(service, finder, access, sockets, health)
+    server = HttpServer(routes, _limits(context.config), context.log, server_context(context.config))
     aborted = await finder.take_over()
     if aborted:
         context.log.info("orphans_aborted", choices=aborted)
@@ -43,6 +47,18 @@ async def run(context: Context[FrontendMail]) -> None:
         context.ready()
         await server.serve(context.listener)
         nursery.cancel_scope.cancel()
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        head_seconds=config.head_seconds,
+        body_bytes=config.max_body,
+        bodies_bytes=config.max_bodies,
+        body_seconds=config.body_seconds,
+        idle_seconds=config.idle_seconds,
+        write_seconds=config.write_seconds,
+        max_connections=config.max_connections,
+    )
 
 
 async def _mail(context: Context[FrontendMail], engine: Engine) -> None:

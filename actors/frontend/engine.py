@@ -11,15 +11,17 @@ A generation that another process started can be adopted: its tokenizer then sen
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, assert_never
 
 import msgspec
 import trio
 
+from actors.frontend.accounts import Account
 from actors.frontend.questions import Questions
 from actors.frontend.slots import Slots
 from protocols.config import Config
@@ -75,13 +77,14 @@ class Choice:
     """One choice on its way: how much of it was seen, by which the next row is cut. catching_up: its rows are
     being sent again, and those that come before the replay are not wanted."""
 
-    __slots__ = ("catching_up", "characters", "generation", "index", "rid", "tokens")
+    __slots__ = ("billed", "catching_up", "characters", "generation", "index", "prompt", "rid", "tokens")
 
     def __init__(self, rid: int, index: int, generation: Generation) -> None:
         self.catching_up = generation.adopted
         self.rid = rid
         self.index = index
         self.generation = generation
+        self.billed = self.prompt = 0
         self.characters = 0
         self.tokens = 0
 
@@ -112,6 +115,14 @@ class Choice:
         self.tokens = max(self.tokens, row.first_token + max(len(row.logprobs), len(row.token_ids)))
         return row
 
+    def bill(self, row: TextRow) -> int:
+        """Tokens up to `row` that were not charged yet; the first choice of each prompt pays for it."""
+        if row.usage is not None and self.index % self.generation.n == 0:
+            self.prompt = row.usage.prompt_tokens
+        new = max(0, self.prompt + row.tokens - self.billed)
+        self.billed += new
+        return new
+
     def follows(self, row: TextRow) -> bool:
         """Whether `row` leaves nothing out."""
         listed = bool(row.logprobs or row.token_ids)
@@ -129,11 +140,20 @@ def _beyond(pieces: tuple[int, ...], seen: int) -> tuple[int, ...]:
 
 class Generation:
     """A started job. begun: the first row or the refusal has come; done: nothing more will. adopted: another
-    process started it."""
+    process started it. account: of the key that pays."""
 
-    def __init__(self, mails: tuple[Generate, ...], sink: Sink, *, adopted: bool = False) -> None:
+    def __init__(
+        self,
+        mails: tuple[Generate, ...],
+        sink: Sink,
+        *,
+        account: Account | None = None,
+        adopted: bool = False,
+    ) -> None:
         self.mails = mails
         self.adopted = adopted
+        self.account = account
+        self._leave: Callable[[], None] | None = None
         self.sink = sink
         self.begun = trio.Event()
         self.done = trio.Event()
@@ -147,8 +167,16 @@ class Generation:
         """Choices of each prompt."""
         return len(self.mails[0].rids)
 
+    def enter(self) -> None:
+        """Take a place among the requests of the key. Raises UserError where it may have no more."""
+        if self.account is not None:
+            self._leave = self.account.admit(len(self.choices))
+
     def end(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come; idempotent."""
+        if self._leave is not None:
+            self._leave()
+            self._leave = None
         self.begun.set()
         self.done.set()
 
@@ -165,7 +193,14 @@ class Engine:
         self._choices: dict[int, Choice] = {}
         self.questions = Questions(index, config.tokenizers, outbox)
         self.slots = Slots(index, ledger, self._abort_nowait, config.orphan_seconds)
-        self._handing_over = False
+        self._handing_over = trio.Event()
+        self._account: Account | None = None
+
+    def charged_to(self, account: Account) -> Engine:
+        """The same engine, for the requests of one key: they take its places and its tokens."""
+        view = copy.copy(self)
+        view._account = account
+        return view
 
     @property
     def open(self) -> int:
@@ -174,13 +209,14 @@ class Engine:
 
     async def start(self, job: Job, sink: Sink, rids: tuple[int, ...] = ()) -> Generation:
         """Send a job down, under `rids` if they are claimed already; parks while the tokenizer's ring is
-        full. Raises UserError: 400 when it can never fit, 503 when there is no room now."""
+        full. Raises UserError: 400 when it can never fit, 429 or 503 when there is no room now."""
         rids = rids or self.slots.claim(len(job.prompts) * job.n)
-        generation = Generation(self._mails(job, rids), sink)
+        generation = Generation(self._mails(job, rids), sink, account=self._account)
         for choice in generation.choices:
             self._choices[choice.rid] = choice
         unsent = list(generation.mails)
         try:
+            generation.enter()
             while unsent:
                 await self._outbox.send(self._tokenizer(unsent[0].rids[0]), unsent[0])
                 del unsent[0]
@@ -218,11 +254,13 @@ class Engine:
 
     def hand_over(self) -> None:
         """From now on what can be resumed is not aborted: this process ends, the next one adopts it."""
-        self._handing_over = True
+        self._handing_over.set()
 
     def keeps(self, generation: Generation) -> bool:
         """Whether a generation goes on though this process ends."""
-        return self._handing_over and bool(generation.mails[0].client) and not generation.done.is_set()
+        return (
+            self._handing_over.is_set() and bool(generation.mails[0].client) and not generation.done.is_set()
+        )
 
     def deliver(self, mails: Iterable[Mail[FrontendMail]]) -> None:
         """Take in mail of the tokenizers."""
@@ -268,7 +306,7 @@ class Engine:
                 sampling=_seeded(job.sampling),
                 output=job.output,
                 priority=job.priority,
-                salt=job.salt,
+                salt=job.salt if self._account is None else self._account.salted(job.salt),
                 trace=job.trace,
                 arrived_ns=time.monotonic_ns(),
                 client=job.client,
@@ -285,6 +323,8 @@ class Engine:
         if choice is None:
             return
         generation = choice.generation
+        if generation.account is not None:
+            generation.account.charge(choice.bill(row))
         if choice.catching_up:
             if not choice.follows(row):
                 return

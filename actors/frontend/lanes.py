@@ -35,10 +35,12 @@ class Create:
 
 
 class Lanes:
-    """All lanes of one socket. queue_bytes: of waiting requests together."""
+    """All lanes of one socket. queue_bytes: of waiting requests together; named: lanes with a name at
+    most."""
 
-    def __init__(self, queue_bytes: int) -> None:
+    def __init__(self, queue_bytes: int, named: int = MAX_NAMED) -> None:
         self._queue_bytes = queue_bytes
+        self._most_named = min(named, MAX_NAMED)
         self._queue: deque[Create] = deque()
         self._running: set[str | None] = set()
         self._named: set[str] = set()
@@ -102,9 +104,9 @@ class Lanes:
                 code="invalid_stream_id",
                 param="stream_id",
             )
-        if len(self._named) >= MAX_NAMED:
+        if len(self._named) >= self._most_named:
             raise UserError(
-                f"A connection may have at most {MAX_NAMED} named streams.",
+                f"A connection may have at most {self._most_named} named streams.",
                 code="websocket_stream_limit_reached",
                 param="stream_id",
             )

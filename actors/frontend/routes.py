@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hmac
 import importlib.metadata
 import re
 import urllib.parse
@@ -14,6 +13,8 @@ import msgspec
 import trio
 
 from actors.frontend import chat, completions, responses, tokens
+from actors.frontend.access import Access, Scope
+from actors.frontend.accounts import Account
 from actors.frontend.delivery import collect
 from actors.frontend.engine import Job
 from actors.frontend.finder import Finder
@@ -27,8 +28,11 @@ from protocols.sampling import SamplingParams
 from runtime.http import Exchange
 
 Route = Callable[..., Awaitable[None]]
+Table = list[tuple[re.Pattern[str], dict[str, Route]]]
 OPEN = ("/health", "/version")
 """Paths that need no key."""
+ADMIN = ("/admin/keys",)
+"""Paths that need an administrator's key."""
 GENERATE_SECONDS = 15.0
 _ID = r"(?P<id>[^/]{1,200})"
 
@@ -36,13 +40,30 @@ _ID = r"(?P<id>[^/]{1,200})"
 class Routes:
     """The handler of the HTTP server."""
 
-    def __init__(self, service: Service, finder: Finder, sockets: SocketMode, health: Health) -> None:
+    def __init__(
+        self, service: Service, finder: Finder, access: Access, sockets: SocketMode, health: Health
+    ) -> None:
         self._service = service
+        self._finder = finder
+        self._access = access
         self._health = health
         self._sockets = sockets
-        self._keys = tuple(key.encode() for key in service.config.api_keys)
-        bound = functools.partial
+        self._tables: dict[Account | None, Table] = {}
+
+    def _table(self, account: Account | None) -> Table:
+        """The routes for the requests of one key."""
+        if account not in self._tables:
+            self._tables = {
+                known: table for known, table in self._tables.items() if known is None or known.valid
+            }
+            service = self._service.charged_to(account) if account is not None else self._service
+            self._tables[account] = self._routes(service)
+        return self._tables[account]
+
+    def _routes(self, service: Service) -> Table:
+        bound, finder = functools.partial, self._finder
         table: dict[str, dict[str, Route]] = {
+            "/admin/keys": {"GET": self._show_keys},
             "/health": {"GET": self._show_health},
             "/health_generate": {"GET": self._generate_health},
             "/version": {"GET": self._version},
@@ -52,27 +73,44 @@ class Routes:
             "/v1/completions": {"POST": bound(completions.create, service)},
             "/tokenize": {"POST": bound(tokens.tokenize, service)},
             "/detokenize": {"POST": bound(tokens.detokenize, service)},
-            "/v1/responses": {"POST": bound(responses.create, service, finder), "GET": self._upgrade},
+            "/v1/responses": {
+                "POST": bound(responses.create, service, finder),
+                "GET": bound(self._upgrade, service),
+            },
             f"/v1/responses/{_ID}": {
                 "GET": bound(responses.retrieve, finder),
                 "DELETE": bound(responses.delete, finder),
             },
             f"/v1/responses/{_ID}/cancel": {"POST": bound(responses.cancel, finder)},
         }
-        self._table = [(re.compile(pattern), methods) for pattern, methods in table.items()]
+        return [(re.compile(pattern), methods) for pattern, methods in table.items()]
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one request; raises UserError for what is refused."""
-        head = exchange.head
-        if head.path not in OPEN:
-            self._authorise(exchange)
-        for pattern, methods in self._table:
-            match = pattern.fullmatch(head.path)
+        head, access = exchange.head, self._access
+        exchange.extra = functools.partial(access.cors, head)
+        scope = _scope(head.path)
+        if head.method == "OPTIONS" and access.asks_first(head):
+            access.check_place(head, scope)
+            await self._answer_preflight(exchange)
+            return
+        account = access.admit(head, scope)
+        if account is not None:
+            exchange.extra = lambda: (*access.cors(head), *account.headers())
+        methods, fields = self._find(self._table(account), head.path)
+        await self._call(exchange, methods, fields)
+
+    def _find(self, table: Table, path: str) -> tuple[dict[str, Route], dict[str, str]]:
+        for pattern, methods in table:
+            match = pattern.fullmatch(path)
             if match is not None:
-                fields = {name: urllib.parse.unquote(text) for name, text in match.groupdict().items()}
-                await self._call(exchange, methods, fields)
-                return
-        raise UserError(f"There is no {head.path[:200]}.", status=404, code="not_found")
+                return methods, {name: urllib.parse.unquote(text) for name, text in match.groupdict().items()}
+        raise UserError(f"There is no {path[:200]}.", status=404, code="not_found")
+
+    async def _answer_preflight(self, exchange: Exchange) -> None:
+        """Tell a browser what it may send; it brings no key for this."""
+        methods, _ = self._find(self._table(None), exchange.head.path)
+        await exchange.respond(204, b"", headers=self._access.preflight(exchange.head, ", ".join(methods)))
 
     async def _call(self, exchange: Exchange, methods: dict[str, Route], fields: dict[str, str]) -> None:
         method = exchange.head.method
@@ -87,26 +125,17 @@ class Routes:
         else:
             await route(exchange, **fields)
 
-    def _authorise(self, exchange: Exchange) -> None:
-        """Check the bearer key, in a time that does not depend on it."""
-        if not self._keys:
-            return
-        scheme, _, token = exchange.head.value("authorization").partition(" ")
-        given = token.strip().encode("latin-1")
-        matches = [hmac.compare_digest(given, key) for key in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise UserError(
-                "A valid API key is needed: authorization: Bearer KEY.", status=401, code="invalid_api_key"
-            )
-
-    async def _upgrade(self, exchange: Exchange) -> None:
+    async def _upgrade(self, service: Service, exchange: Exchange) -> None:
         if not exchange.head.upgrades:
             raise UserError(
                 "GET /v1/responses is a WebSocket; POST creates a response.",
                 status=426,
                 code="upgrade_required",
             )
-        await self._sockets.serve(exchange)
+        await self._sockets.serve(service, exchange)
+
+    async def _show_keys(self, exchange: Exchange) -> None:
+        await _json(exchange, {"object": "list", "data": self._access.usage()})
 
     async def _show_health(self, exchange: Exchange) -> None:
         problems = self._health.problems()
@@ -155,6 +184,12 @@ class Routes:
             "owned_by": "troupe",
             "max_model_len": model.context,
         }
+
+
+def _scope(path: str) -> Scope:
+    if path in ADMIN:
+        return Scope.ADMIN
+    return Scope.OPEN if path in OPEN else Scope.CLIENT
 
 
 def version() -> str:

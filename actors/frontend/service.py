@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
+from actors.frontend.accounts import Account
 from actors.frontend.engine import Engine
 from protocols.config import Config, ModelCard
 from protocols.openai.body import read_body
@@ -24,12 +25,18 @@ LARGE = 64 * 1024
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """The engine and the options. started: seconds since the epoch."""
+    """The engine and the options. started: seconds since the epoch. account: of the key whose requests are
+    handled; None where nobody needs one."""
 
     config: Config
     engine: Engine
     log: Any
     started: int
+    account: Account | None = None
+
+    def charged_to(self, account: Account) -> Service:
+        """The same, for the requests of one key."""
+        return dataclasses.replace(self, engine=self.engine.charged_to(account), account=account)
 
     @property
     def model(self) -> ModelCard:

@@ -8,6 +8,7 @@ resumed was created elsewhere, and only loses a reader.
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from typing import Any, assert_never
 
@@ -15,8 +16,9 @@ import msgspec
 import trio
 
 from actors.frontend import responses, turns
+from actors.frontend.access import NO_LONGER, Access
 from actors.frontend.finder import Finder
-from actors.frontend.lanes import Create, Lanes, lane_of
+from actors.frontend.lanes import MAX_NAMED, Create, Lanes, lane_of
 from actors.frontend.live import Conversation, LiveResponse, Reader
 from actors.frontend.response_stream import Event, Phase
 from actors.frontend.service import Service, read, trace_of
@@ -33,28 +35,30 @@ _cancel = msgspec.json.Decoder(CancelEvent)
 _resume = msgspec.json.Decoder(ResumeEvent)
 RESTART = 1012
 INTERNAL_ERROR = 1011
+POLICY = 1008
 
 
 class SocketMode:
     """All WebSocket sessions of a frontend."""
 
-    def __init__(self, service: Service, finder: Finder) -> None:
-        self._service = service
+    def __init__(self, finder: Finder, access: Access) -> None:
         self._finder = finder
+        self._access = access
         self._sessions: set[Session] = set()
         self._stopping = False
 
-    async def serve(self, exchange: Exchange) -> None:
+    async def serve(self, service: Service, exchange: Exchange) -> None:
         """Answer a handshake at `/v1/responses` and serve the socket until it closes."""
         if self._stopping:
             raise overloaded("The server is restarting.")
-        socket = WebSocket.accept(exchange, self._service.config.max_body)
-        session = Session(self._service, self._finder, socket, exchange)
-        self._sessions.add(session)
-        try:
-            await session.run()
-        finally:
-            self._sessions.discard(session)
+        with service.account.connected() if service.account is not None else contextlib.nullcontext():
+            socket = WebSocket.accept(exchange, service.config.max_body)
+            session = Session(service, self._finder, self._access, socket, exchange)
+            self._sessions.add(session)
+            try:
+                await session.run()
+            finally:
+                self._sessions.discard(session)
 
     def stop(self) -> None:
         """Let every session finish what runs, then close it with 1012."""
@@ -66,13 +70,17 @@ class SocketMode:
 class Session:
     """One socket."""
 
-    def __init__(self, service: Service, finder: Finder, socket: WebSocket, exchange: Exchange) -> None:
+    def __init__(
+        self, service: Service, finder: Finder, access: Access, socket: WebSocket, exchange: Exchange
+    ) -> None:
         self._service = service
         self._finder = finder
+        self._access = access
         self._socket = socket
         self._trace = trace_of(exchange)
         self._model = urllib.parse.parse_qs(exchange.head.query).get("model", [None])[-1]
-        self._lanes = Lanes(4 * service.config.max_body)
+        most = service.account.key.limits.lanes if service.account is not None else 0
+        self._lanes = Lanes(4 * service.config.max_body, most or MAX_NAMED)
         self._readers: dict[LiveResponse, tuple[Reader, str | None]] = {}
         self._reading = trio.CancelScope()
         self._stopping = False
@@ -84,7 +92,7 @@ class Session:
         try:
             async with trio.open_nursery() as nursery:
                 with self._reading:
-                    await self._read(nursery)
+                    code = await self._read(nursery)
                 nursery.cancel_scope.cancel()
         except Exception:
             self._service.log.exception("session_failed")
@@ -99,15 +107,20 @@ class Session:
         if self._lanes.idle:
             self._reading.cancel()
 
-    async def _read(self, nursery: trio.Nursery) -> None:
+    async def _read(self, nursery: trio.Nursery) -> int:
+        """Take in events until the client goes away or its key does; the code to close with."""
         while (text := await self._socket.receive()) is not None:
             lane: str | None = None
+            if not self._access.holds(self._service.account):
+                self._send_error(NO_LONGER.body, None)
+                return POLICY
             try:
                 envelope = await read(_envelope, text)
                 lane = lane_of(envelope.stream_id)
                 await self._handle(envelope.type, text, nursery)
             except UserError as error:
                 self._send_error(error.body, lane)
+        return RESTART
 
     async def _handle(self, kind: str, text: str, nursery: trio.Nursery) -> None:
         match kind:

@@ -268,15 +268,59 @@ async def test_a_request_under_way_when_the_server_stops_is_served() -> None:
 
 
 async def test_connections_beyond_the_limit_wait_their_turn() -> None:
-    async with serving(limits=dataclasses.replace(QUICK, max_connections=1)) as s:
+    reached, go = trio.Event(), trio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        if exchange.head.path == "/first":
+            reached.set()
+            await go.wait()
+        await echo(exchange)
+
+    async with serving(slow, limits=dataclasses.replace(QUICK, max_connections=1)) as s:
         first = await trio.open_tcp_stream("127.0.0.1", s.port)
-        await first.send_all(b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert (await first.receive_some(4096)).endswith(b"/first |")
+        await first.send_all(b"GET /first HTTP/1.0\r\n\r\n")
+        await reached.wait()
         second = await trio.open_tcp_stream("127.0.0.1", s.port)
         await second.send_all(b"GET /second HTTP/1.0\r\n\r\n")
         with trio.move_on_after(0.05):
             await second.receive_some(4096)
             raise AssertionError("the second connection was served")
-        await first.aclose()
+        go.set()
+        assert (await first.receive_some(4096)).endswith(b"/first |")
         assert (await second.receive_some(4096)).endswith(b"/second |")
+        await first.aclose()
         await second.aclose()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /slow HTTP/1.1\r\nhost: x\r\na: "])
+async def test_the_longest_silent_connection_gives_way(said: bytes) -> None:
+    limits = Limits(head_seconds=600, idle_seconds=600, max_connections=2)
+    async with serving(limits=limits) as s:
+        kept = await trio.open_tcp_stream("127.0.0.1", s.port)
+        await kept.send_all(b"GET /kept HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await kept.receive_some(4096)).endswith(b"/kept |")
+        silent = await trio.open_tcp_stream("127.0.0.1", s.port)
+        if said:
+            await silent.send_all(said)
+        assert (await s.talk(b"GET /new HTTP/1.0\r\n\r\n")).endswith(b"/new |")
+        assert await kept.receive_some(4096) == b""
+        assert (await s.talk(b"GET /newer HTTP/1.0\r\n\r\n")).endswith(b"/newer |")
+        await silent.aclose()
+        await kept.aclose()
+
+
+async def test_all_bodies_together_are_bounded() -> None:
+    limits = dataclasses.replace(QUICK, body_bytes=1000, bodies_bytes=1500)
+    head = b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\nconnection: close\r\n\r\n"
+    async with serving(limits=limits) as s:
+        half = await trio.open_tcp_stream("127.0.0.1", s.port)
+        await half.send_all(head + bytes(900))
+        with trio.fail_after(5):
+            while s.server.held < 900:
+                await trio.sleep(0.001)
+        answer = await s.talk(head + bytes(1000))
+        assert status(answer) == 503 and b"retry-after: 1" in answer
+        await half.send_all(bytes(100))
+        assert status(await half.receive_some(65536)) == 200
+        await half.aclose()
+        assert status(await s.talk(head + bytes(1000))) == 200

@@ -7,6 +7,7 @@ import importlib.metadata
 import click
 
 from tools.actorctl.actor import actor
+from tools.actorctl.keys import keys
 from tools.actorctl.serve import serve
 from tools.actorctl.status import status
 from tools.actorctl.target import Ask, administers
@@ -36,7 +37,7 @@ def stop(ask: Ask, now: bool) -> None:
     click.echo("the company is stopping.", err=True)
 
 
-for command in (serve, status, actor, top):
+for command in (serve, status, actor, keys, top):
     main.add_command(command)
 
 

@@ -14,8 +14,10 @@ from actors.company import company
 from actors.sizes import least_ring_bytes
 from protocols.config import Balance, Config, ExecutorKind, ModelCard, Policy, read_model_card
 from protocols.errors import StartError
+from protocols.keys import digest_of
 from runtime.notices import Notice, describe
 from runtime.supervisor import supervise
+from tools.actorctl.doors import check_doors, door_options
 from tools.actorctl.sizes import ByteSize
 
 DEMO_MODEL = pathlib.Path(__file__).resolve().parent.parent / "demo" / "model"
@@ -82,7 +84,7 @@ _POSITIVE = click.IntRange(min=1)
     hidden=True,
 )
 @click.option("--step-ms", type=click.FloatRange(min=0), default=0.0, hidden=True)
-@click.option("--api-key", "api_keys", multiple=True, envvar="TROUPE_API_KEY", help="Required bearer key.")
+@door_options
 @click.option(
     "--drain-seconds",
     type=click.FloatRange(0, 3600),
@@ -141,9 +143,11 @@ def resolve(model: str | None, options: dict[str, Any]) -> Config:
         chosen[key] = kind(chosen[key])
     if chosen["page_size"] > 1024:
         raise StartError("--page-size may be 1024 at most.", exit_code=2)
-    config = Config(model=card, **chosen)
-    if not all(config.api_keys):
+    if not all(chosen["api_keys"]):
         raise StartError("an --api-key must not be empty.", exit_code=2)
+    chosen["api_keys"] = tuple(map(digest_of, chosen["api_keys"]))
+    config = Config(model=card, **chosen)
+    check_doors(config)
     if config.max_open >= 1 << 20:
         raise StartError("--max-open must be below 1048576.", exit_code=2)
     if config.chunk_size < config.max_running + config.page_size:

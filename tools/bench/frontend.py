@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 import click
 import trio
 
+from actors.frontend.access import Access
 from actors.frontend.engine import Engine
 from actors.frontend.finder import Finder
 from actors.frontend.health import Health
@@ -36,6 +37,7 @@ from runtime.http import HttpServer, Limits
 from runtime.ledger import Ledger
 from runtime.memory import Exchange
 from runtime.tracing import configure
+from runtime.vault import Vault
 from tools.bench.statistics import spread
 
 WORD = " word"
@@ -90,10 +92,13 @@ async def _world(streams: int) -> AsyncIterator[tuple[Engine, Inbox[TokenizerMai
     engine = Engine(0, config, ledger, exchange.outbox("frontend.0"), log)
     service, board = Service(config, engine, log, 0), Board.create(1)
     finder = Finder(engine, Store(), ledger, log, config.orphan_seconds)
-    routes = Routes(service, finder, SocketMode(service, finder), Health(board, {}))
+    vault = Vault.create(config.frontends)
+    access = Access(config, vault, 0)
+    routes = Routes(service, finder, access, SocketMode(finder, access), Health(board, {}))
     with (
         contextlib.closing(ledger),
         contextlib.closing(board),
+        contextlib.closing(vault),
         socket.create_server(("127.0.0.1", 0), backlog=streams) as listener,
     ):
         async with trio.open_nursery() as nursery:

@@ -22,6 +22,7 @@ from actors.frontend import actor
 from protocols.board import Column, State
 from protocols.config import Config, ModelCard
 from protocols.errors import ErrorBody
+from protocols.keys import digest_of
 from protocols.ledger import Layout
 from protocols.messages import (
     Abort,
@@ -43,6 +44,7 @@ from runtime.actor import Context
 from runtime.board import Board
 from runtime.ledger import Ledger
 from runtime.memory import Exchange
+from runtime.vault import Vault, load_keys
 
 CARD = ModelCard("tiny", "/nowhere", "Tiny", context=512, vocab_size=1000, eos=(0,))
 ROWS = ("frontend.0", "tokenizer.0", "scheduler.0", "executor.0")
@@ -220,6 +222,7 @@ class World:
     board: Board
     ledger: Ledger
     stopped: trio.Event
+    vault: Vault
 
     @property
     def url(self) -> str:
@@ -241,7 +244,10 @@ async def world(
     *, slots: int = 64, orphans: int = 0, linger_seconds: float = 0.0, **options: Any
 ) -> AsyncIterator[World]:
     """A frontend that serves on a free port of the loopback interface."""
+    options["api_keys"] = tuple(digest_of(key) for key in options.get("api_keys", ()))
     config = Config(model=CARD, linger_seconds=linger_seconds, **options)
+    vault = Vault.create(config.frontends)
+    vault.publish(load_keys(config))
     ledger = Ledger.create(Layout(slots=slots, tokens=8192, request_bytes=4096, extra_bytes=4096))
     board = Board.create(len(ROWS))
     rows = {name: i for i, name in enumerate(ROWS)}
@@ -266,6 +272,7 @@ async def world(
         ledger=ledger,
         log=structlog.get_logger(),
         listener=listener,
+        vault=vault,
     )
     for _ in range(orphans):
         ledger.claim(0)
@@ -275,13 +282,13 @@ async def world(
         await actor.run(context)
         stopped.set()
 
-    with listener, contextlib.closing(board), contextlib.closing(ledger):
+    with listener, contextlib.closing(board), contextlib.closing(ledger), contextlib.closing(vault):
         async with trio.open_nursery() as nursery:
             for name in names:
                 nursery.start_soon(engine.run, name)
             nursery.start_soon(frontend)
             try:
-                yield World(listener.getsockname()[1], engine, context, board, ledger, stopped)
+                yield World(listener.getsockname()[1], engine, context, board, ledger, stopped, vault)
             finally:
                 nursery.cancel_scope.cancel()
 

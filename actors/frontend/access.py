@@ -1,0 +1,185 @@
+"""Who may come in: keys, the web pages that may ask, and the names by which the company may be called.
+
+Keys live in the vault; a new keyring is noticed at the next request. They are looked up by a hash that is
+keyed with a secret of this process, so how long that takes says nothing about any key.
+
+A browser sends along where a page comes from (`origin`). A page of another origin may use the company only
+if that is on the list of `--cors-origin`; this also keeps strange pages from opening a WebSocket, to which
+CORS does not apply. Where no key protects the company, and on administrative routes, the company must also
+have been called by an address or a name it knows: a page whose name was re-bound to this address has a name
+of its own.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import ipaddress
+import secrets
+import urllib.parse
+
+from actors.frontend.accounts import Account
+from protocols.config import Config
+from protocols.errors import UserError
+from protocols.keys import Key
+from runtime.http import Head
+from runtime.vault import Vault
+
+PREFLIGHT_SECONDS = 600
+NO_LONGER = UserError(
+    "The API key of this connection is no longer valid.", status=401, code="invalid_api_key"
+)
+_EXPOSED = "x-request-id, retry-after, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens"
+
+
+class Scope(enum.Enum):
+    """Whom a route is for."""
+
+    OPEN = "everybody"
+    CLIENT = "whoever has a key, where keys are needed"
+    ADMIN = "whoever has an administrator's key"
+
+
+class Access:
+    """The door of one frontend."""
+
+    def __init__(self, config: Config, vault: Vault, frontend: int) -> None:
+        vault.vacate(frontend)
+        self._vault = vault
+        self._frontend = frontend
+        self._origins = frozenset(config.origins)
+        self._hosts = frozenset((config.host.lower(), "localhost", *(host.lower() for host in config.hosts)))
+        self._secret = secrets.token_bytes(32)
+        self._accounts: dict[str, Account] = {}
+        self._by_hash: dict[bytes, Account] = {}
+        self._generation = -1
+        self._needed = False
+
+    def admit(self, head: Head, scope: Scope) -> Account | None:
+        """Whose request this is; None where anybody may ask. Raises UserError 401 or 403."""
+        self._look()
+        self.check_place(head, scope)
+        if scope is Scope.OPEN or (scope is Scope.CLIENT and not self._needed):
+            return None
+        account = self._account(head)
+        if account is None:
+            raise UserError(
+                "A valid API key is needed: authorization: Bearer KEY.", status=401, code="invalid_api_key"
+            )
+        if account.key.admin is not (scope is Scope.ADMIN):
+            raise UserError(f"This is for {scope.value}.", status=403, code="key_not_allowed")
+        return account
+
+    def check_place(self, head: Head, scope: Scope) -> None:
+        """Refuse strange web pages and strange names. Raises UserError 403."""
+        origins = head.values("origin")
+        if origins and (scope is Scope.ADMIN or not self._welcome(origins, head.value("host"))):
+            raise UserError(
+                "This web page's origin is not allowed here.", status=403, code="origin_not_allowed"
+            )
+        exposed = scope is Scope.ADMIN or (bool(origins) and not self._needed)
+        if exposed and not self._is_ours(head.value("host")):
+            raise UserError("This host name is not allowed here.", status=403, code="host_not_allowed")
+
+    def cors(self, head: Head) -> tuple[tuple[str, str], ...]:
+        """Headers that let a page on the list read the answer."""
+        origin = head.value("origin")
+        if not self._origins:
+            return ()
+        if origin not in self._origins:
+            return (("vary", "origin"),)
+        return (
+            ("access-control-allow-origin", origin),
+            ("access-control-expose-headers", _EXPOSED),
+            ("vary", "origin"),
+        )
+
+    def asks_first(self, head: Head) -> bool:
+        """Whether this is a browser that asks what a page on the list may send."""
+        return head.value("origin") in self._origins and bool(head.value("access-control-request-method"))
+
+    def preflight(self, head: Head, allowed: str) -> tuple[tuple[str, str], ...]:
+        """The answer to a browser that asks before it sends. allowed: the route's methods."""
+        return (
+            ("access-control-allow-methods", allowed),
+            ("access-control-allow-headers", _plain(head.value("access-control-request-headers"))),
+            ("access-control-max-age", str(PREFLIGHT_SECONDS)),
+        )
+
+    def _welcome(self, origins: list[str], host: str) -> bool:
+        """Whether a page is on the list, or was served by this company itself."""
+        if len(origins) != 1:
+            return False
+        return origins[0] in self._origins or (
+            bool(host) and urllib.parse.urlsplit(origins[0]).netloc.lower() == host.lower()
+        )
+
+    def _is_ours(self, host: str) -> bool:
+        name = _name(host)
+        if name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _account(self, head: Head) -> Account | None:
+        scheme, _, token = head.value("authorization").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        return self._by_hash.get(self._hash(hashlib.sha256(token.strip().encode("latin-1")).hexdigest()))
+
+    def _hash(self, digest: str) -> bytes:
+        return hashlib.blake2b(digest.encode(), key=self._secret, digest_size=32).digest()
+
+    def _look(self) -> None:
+        """Take up a new keyring. Accounts go on under their names; those of keys that are gone end."""
+        if self._vault.generation == self._generation:
+            return
+        self._generation, keyring, slots = self._vault.read()
+        self._needed = keyring.needed
+        before, self._accounts = self._accounts, {}
+        for key in keyring.keys:
+            self._accounts[key.name] = self._kept(before.pop(key.name, None), key, slots[key.name])
+        for account in before.values():
+            account.valid = False
+        self._by_hash = {self._hash(account.key.digest): account for account in self._accounts.values()}
+
+    def _kept(self, account: Account | None, key: Key, slot: int) -> Account:
+        if account is None:
+            return Account(key, self._vault, self._frontend, slot)
+        account.key = key
+        return account
+
+    def holds(self, account: Account | None) -> bool:
+        """Whether the key that a socket was opened with is still there."""
+        self._look()
+        return account is None or account.valid
+
+    def usage(self) -> list[dict[str, object]]:
+        """Every key by name: what it is for, may do, and has used."""
+        self._look()
+        return [
+            {
+                "name": account.key.name,
+                "admin": account.key.admin,
+                "limits": account.key.limits,
+                "used": account.used(),
+            }
+            for account in self._accounts.values()
+        ]
+
+
+def _name(host: str) -> str:
+    """The host of a `host` header, in lower case and without its port."""
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _plain(names: str) -> str:
+    """Header names that a browser asked for, as far as they are names."""
+    asked = [name.strip().lower() for name in names.split(",")]
+    return ", ".join(name for name in asked if name and all(c.isalnum() or c in "-_" for c in name))
