@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from gpu.attention import choose
+from gpu.cpu.library import Kernels
+from gpu.cpu.start import start
 from gpu.device import choose_device, use_threads
 from gpu.kv_pool import KvPool, choose_pages
 from gpu.models.base import Model
 from gpu.models.loading import load_model
 from gpu.sampler import Sampler, SampleResult
 from gpu.slots import Slots, Step
-from protocols.config import Config
+from protocols.config import Config, KernelChoice
 from protocols.errors import StartError
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
@@ -42,12 +44,12 @@ class Flight:
 class Executor:
     """One model with its pages and slots on one device. asynchronous: whether steps run after `launch`."""
 
-    def __init__(self, config: Config, model: Model, pool: KvPool) -> None:
+    def __init__(self, config: Config, model: Model, pool: KvPool, kernels: Kernels | None = None) -> None:
         card, self.slots, self.vocab_size = config.model, config.max_running, config.model.vocab_size
         self.pages, self.page_size = pool.pages, pool.page_size
         self.asynchronous = pool.device.type == "cuda"
         self._model, self._device, self._context = model, pool.device, card.context
-        self._attention = choose(pool)
+        self._attention = choose(pool, kernels)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
         self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device)
@@ -62,16 +64,18 @@ class Executor:
         device = choose_device(config.device, replica)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # events are recorded on the current device
-        use_threads(config)
+        threads = use_threads(config)
+        wanted = device.type == "cpu" and config.kernels is KernelChoice.AUTO
+        kernels = start(threads, progress) if wanted else None
         with torch.inference_mode():
             try:
-                model, dtype = load_model(config, device, progress)
+                model, dtype = load_model(config, device, progress, kernels)
             except torch.OutOfMemoryError as error:
                 raise StartError(f"the weights of {config.model.name} do not fit on {device}.") from error
             pages = choose_pages(config, model.kv, dtype, device)
             pool = KvPool(model.kv, pages, config.page_size, dtype, device)
         progress(f"{pages} pages of {config.page_size} tokens in {dtype} on {device}")
-        executor = cls(config, model, pool)
+        executor = cls(config, model, pool, kernels)
         executor.warm_up()
         return executor
 

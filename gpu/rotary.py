@@ -117,6 +117,12 @@ class Rotary:
         self._cos_factor, self._sin_factor = factor, sign * factor
         self._half, self._dtype = dim // 2, dtype
 
+    def tables(self, context: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of positions 0 .. context - 1, float32 [context, dim / 2] each."""
+        positions = torch.arange(context, dtype=torch.float32, device=self._angles.device)
+        angles = positions[:, None] * self._angles[: self._half]
+        return angles.cos() * self._cos_factor, angles.sin() * self._cos_factor
+
     def turn(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine for int64 positions [T]: [T, 1, dim] each, once a step."""
         angles = positions[:, None, None].float() * self._angles

@@ -50,6 +50,20 @@ class ModelCard(msgspec.Struct, frozen=True):
     eos: tuple[int, ...]
 
 
+class KernelChoice(enum.StrEnum):
+    """What computes on a CPU: our own kernels where they can be compiled, or torch's operations."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+
+
+class Quantization(enum.StrEnum):
+    """How weights are kept: as they are, or as 8-bit integers with a scale for each row."""
+
+    NONE = "none"
+    INT8 = "int8"
+
+
 class Config(msgspec.Struct, frozen=True):
     """All options of `actorctl serve`, resolved. Sizes are bytes or tokens as named.
 
@@ -89,6 +103,8 @@ class Config(msgspec.Struct, frozen=True):
     balance: Balance = Balance.MINIMUM_TOKENS
     executor: ExecutorKind = ExecutorKind.MODEL
     threads: int = 0
+    kernels: KernelChoice = KernelChoice.AUTO
+    quantization: Quantization = Quantization.NONE
     api_keys: tuple[str, ...] = ()
     keys_file: str = ""
     origins: tuple[str, ...] = ()

@@ -69,7 +69,7 @@ class StepAttention(Protocol):
 class Backend(Protocol):
     """Attention over a pool."""
 
-    def __init__(self, pool: KvPool) -> None: ...
+    pool: KvPool
 
     def prepare(self, batch: Batch) -> StepAttention:
         """Compute once what all layers of a step share."""

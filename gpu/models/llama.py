@@ -143,7 +143,7 @@ class Layer:
         self.down = Linear(inner, hidden, bias=biases.mlp, dtype=dtype, device=device)
         self.before_attention = RMSNorm(hidden, spec.eps, dtype=dtype, device=device)
         self.before_mlp = RMSNorm(hidden, spec.eps, dtype=dtype, device=device)
-        self._head_weights = (
+        self.head_weights = (
             torch.empty(self._turned_heads, spec.head_dim, dtype=dtype, device=device)
             if spec.head_norm
             else None
@@ -161,17 +161,17 @@ class Layer:
         result |= _parts("self_attn", self.output, {"o_proj": spec.hidden})
         result |= _parts("mlp", self.gate_up, {"gate_proj": spec.intermediate, "up_proj": spec.intermediate})
         result |= _parts("mlp", self.down, {"down_proj": spec.hidden})
-        if self._head_weights is not None:
-            result["self_attn.q_norm.weight"] = self._head_weights[0]
-            result["self_attn.k_norm.weight"] = self._head_weights[spec.heads]
+        if self.head_weights is not None:
+            result["self_attn.q_norm.weight"] = self.head_weights[0]
+            result["self_attn.k_norm.weight"] = self.head_weights[spec.heads]
         return result
 
     def seal(self) -> None:
         """The weights are final."""
-        if self._head_weights is not None:
+        if self.head_weights is not None:
             heads = self._spec.heads
-            self._head_weights[1:heads] = self._head_weights[0]
-            self._head_weights[heads + 1 :] = self._head_weights[heads]
+            self.head_weights[1:heads] = self.head_weights[0]
+            self.head_weights[heads + 1 :] = self.head_weights[heads]
         for linear in (self.qkv, self.output, self.gate_up, self.down):
             linear.seal()
 
@@ -191,8 +191,8 @@ class Layer:
         spec = self._spec
         qkv = self.qkv(x).view(x.shape[0], -1, spec.head_dim)
         both = qkv[:, : self._turned_heads]
-        if self._head_weights is not None:
-            both = functional.rms_norm(both, (spec.head_dim,), None, spec.eps) * self._head_weights
+        if self.head_weights is not None:
+            both = functional.rms_norm(both, (spec.head_dim,), None, spec.eps) * self.head_weights
         both = rotary.apply(both, turned)
         query, key = both[:, : spec.heads], both[:, spec.heads :]
         out = attention.attend(self.index, query, key, qkv[:, self._turned_heads :], self._attention)
@@ -215,31 +215,31 @@ class Decoder:
 
     def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> None:
         self.spec = spec
-        self._embedding = torch.empty(spec.vocab_size, spec.hidden, dtype=dtype, device=device)
-        self._rotary = Rotary(spec.rope, spec.head_dim, dtype, device)
-        self._layers = [Layer(spec, index, dtype, device) for index in range(len(spec.windows))]
-        self._norm = RMSNorm(spec.hidden, spec.eps, dtype=dtype, device=device)
-        self._head = Linear(
+        self.embedding = torch.empty(spec.vocab_size, spec.hidden, dtype=dtype, device=device)
+        self.rotary = Rotary(spec.rope, spec.head_dim, dtype, device)
+        self.layers = [Layer(spec, index, dtype, device) for index in range(len(spec.windows))]
+        self.norm = RMSNorm(spec.hidden, spec.eps, dtype=dtype, device=device)
+        self.head = Linear(
             spec.hidden,
             spec.vocab_size,
             bias=False,
             dtype=dtype,
             device=device,
-            weight=self._embedding if spec.tied else None,
+            weight=self.embedding if spec.tied else None,
         )
 
     @property
     def kv(self) -> tuple[KvShape, ...]:
         """See `Model.kv`."""
-        return (self.spec.kv,) * len(self._layers)
+        return (self.spec.kv,) * len(self.layers)
 
     def targets(self) -> dict[str, Tensor]:
         """Checkpoint name -> the part of our tensors that it fills."""
-        result = {"model.embed_tokens.weight": self._embedding, "model.norm.weight": self._norm.weight}
+        result = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm.weight}
         if not self.spec.tied:
-            assert self._head.weight is not None
-            result["lm_head.weight"] = self._head.weight
-        for layer in self._layers:
+            assert self.head.weight is not None
+            result["lm_head.weight"] = self.head.weight
+        for layer in self.layers:
             result |= {f"model.layers.{layer.index}.{name}": part for name, part in layer.targets().items()}
         return result
 
@@ -249,20 +249,20 @@ class Decoder:
 
     def seal(self) -> None:
         """The weights are final: lay them out for speed."""
-        for layer in self._layers:
+        for layer in self.layers:
             layer.seal()
-        self._head.seal()
+        self.head.seal()
 
     def forward(
         self, tokens: Tensor, positions: Tensor, attention: StepAttention, rows: Tensor | None
     ) -> Tensor:
         """See `Model.forward`."""
-        x = functional.embedding(tokens, self._embedding)
-        turned = self._rotary.turn(positions)
-        for layer in self._layers:
-            x = layer(x, self._rotary, turned, attention)
+        x = functional.embedding(tokens, self.embedding)
+        turned = self.rotary.turn(positions)
+        for layer in self.layers:
+            x = layer(x, self.rotary, turned, attention)
         if rows is not None:
             x = x.index_select(0, rows)
         if len(x) == 0:
             return x.new_empty(0, self.spec.vocab_size, dtype=torch.float32)
-        return self._head(self._norm(x)).float()
+        return self.head(self.norm(x)).float()

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.attention import choose
+from gpu.attention import Backend, choose
+from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvPool
 from gpu.models.base import Model
 from gpu.slots import Slots
@@ -29,6 +30,7 @@ def check_paged(
     dtype: torch.dtype,
     device: torch.device,
     card: ModelCard,
+    kernels: Kernels | None = None,
 ) -> None:
     """Two sequences, in interleaved chunks and single rows, against `own` logits [T, vocab] of each.
 
@@ -36,7 +38,8 @@ def check_paged(
     """
     lengths = (min(19, card.context), min(9, card.context))
     ids = [torch.arange(size, device=device) * 7919 % card.vocab_size for size in lengths]
-    paged = _run(model, [tokens.cpu().numpy() for tokens in ids], KvPool(model.kv, 16, _PAGE, dtype, device))
+    backend = choose(KvPool(model.kv, 16, _PAGE, dtype, device), kernels)
+    paged = _run(model, [tokens.cpu().numpy() for tokens in ids], backend)
     for tokens, logits in zip(ids, paged, strict=True):
         expected = own(tokens)
         rows = (logits - expected).norm(dim=1) / expected.norm(dim=1)
@@ -49,9 +52,9 @@ def check_paged(
             )
 
 
-def _run(model: Model, prompts: list[np.ndarray], pool: KvPool) -> list[Tensor]:
+def _run(model: Model, prompts: list[np.ndarray], backend: Backend) -> list[Tensor]:
     """Logits of every position of two prompts, computed in steps of several rows and of one."""
-    slots, backend = Slots(2, pool.pages, _PAGE), choose(pool)
+    slots = Slots(2, backend.pool.pages, _PAGE)
     logits: list[list[Tensor]] = [[], []]
     for plan in _plans(prompts):
         for opening in plan.opens:
@@ -60,7 +63,7 @@ def _run(model: Model, prompts: list[np.ndarray], pool: KvPool) -> list[Tensor]:
             slots.grant(grant)
         step = slots.step(plan)
         tokens, positions = (
-            torch.from_numpy(x).to(pool.device) for x in (step.chunk_tokens, step.batch.positions)
+            torch.from_numpy(x).to(backend.pool.device) for x in (step.chunk_tokens, step.batch.positions)
         )
         out = model.forward(tokens, positions, backend.prepare(step.batch), None)
         sizes = step.batch.query_lens.tolist()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpu.attention import Spec, StepAttention
+from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvShape
 from gpu.models.self_test import check_paged
 from protocols.config import ModelCard
@@ -43,7 +44,12 @@ class TransformersModel:
 
     @classmethod
     def load(
-        cls, card: ModelCard, dtype: torch.dtype, device: torch.device, progress: Callable[[str], None]
+        cls,
+        card: ModelCard,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Callable[[str], None],
+        kernels: Kernels | None = None,
     ) -> TransformersModel:
         """Load, examine and test the model of `card`. StartError when it cannot be served exactly."""
         progress("importing transformers")
@@ -57,7 +63,7 @@ class TransformersModel:
         self.model = loading.load_weights(card, config, dtype, device, name)
         try:
             loading.check_windows(card, config, self._probe(device))
-            check_paged(self, self._own_logits, dtype, device, card)
+            check_paged(self, self._own_logits, dtype, device, card, kernels)
         except StartError:
             raise
         except Exception as error:

@@ -1,7 +1,8 @@
-"""The torch backend against attention written out, over random steps, with pages full of NaN elsewhere."""
+"""The backends against attention written out, over random steps, with pages full of NaN elsewhere."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -11,11 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpu.attention import Batch, Spec, TorchAttention, torch_sdpa
+from gpu.attention import Backend, Batch, CpuAttention, Spec, TorchAttention, torch_sdpa
+from gpu.cpu import build
+from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvPool, KvShape
 
 PAGE = 4
+BACKENDS = ("torch", "cpu")
 HEADS, SHAPE = 6, KvShape(kv_heads=2, key_dim=8, value_dim=8)
+
+
+@functools.cache
+def kernels(threads: int = 2) -> Kernels:
+    """The CPU's kernels, or a skipped test where there is no compiler."""
+    try:
+        return Kernels(build.load(print), threads)
+    except build.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def backend(name: str, pool: KvPool) -> Backend:
+    """A backend over the pool."""
+    return TorchAttention(pool) if name == "torch" else CpuAttention(pool, kernels())
 
 
 class Case:
@@ -62,7 +80,7 @@ class Case:
             positions.append(at[context - length :])
         self.places, self.positions = np.concatenate(places), np.concatenate(positions)
 
-    def run(self, spec: Spec, decodes: int, sinks: bool = False) -> Tensor:
+    def run(self, spec: Spec, decodes: int, sinks: bool = False, name: str = "torch") -> Tensor:
         """The backend's answer."""
         batch = Batch(
             query_lens=np.array(self.query_lens, np.int64),
@@ -74,7 +92,7 @@ class Case:
         )
         own = [context - length for context, length in zip(self.contexts, self.query_lens, strict=True)]
         return (
-            TorchAttention(self.pool)
+            backend(name, self.pool)
             .prepare(batch)
             .attend(
                 0,
@@ -122,21 +140,23 @@ def steps(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
     window=st.sampled_from([0, 1, 3, 8]),
     softcap=st.sampled_from([0.0, 1.5]),
     sinks=st.booleans(),
+    name=st.sampled_from(BACKENDS),
 )
 @torch.inference_mode()
 def test_random_steps(
-    step: tuple[list[int], list[int], int], window: int, softcap: float, sinks: bool
+    step: tuple[list[int], list[int], int], window: int, softcap: float, sinks: bool, name: str
 ) -> None:
     contexts, query_lens, decodes = step
     case, spec = Case(contexts, query_lens), Spec(scale=0.4, window=window, softcap=softcap)
-    got = case.run(spec, decodes, sinks)
+    got = case.run(spec, decodes, sinks, name)
     assert torch.allclose(got.double(), case.expected(spec, sinks), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
 @torch.inference_mode()
-def test_keys_and_values_land_in_their_places_and_nowhere_else() -> None:
+def test_keys_and_values_land_in_their_places_and_nowhere_else(name: str) -> None:
     case = Case([6, 3], [6, 1])
-    case.run(Spec(1.0), decodes=1)
+    case.run(Spec(1.0), decodes=1, name=name)
     keys = case.pool.layers[0].key_rows
     assert torch.equal(keys[torch.from_numpy(case.places[:6])], case.keys[0].flatten(1))
     written = {*case.places.tolist(), *(int(case.tables[1, 0]) * PAGE + offset for offset in (0, 1))}
@@ -145,20 +165,22 @@ def test_keys_and_values_land_in_their_places_and_nowhere_else() -> None:
     )
 
 
+@pytest.mark.parametrize("name", BACKENDS)
 @torch.inference_mode()
-def test_values_narrower_than_keys() -> None:
+def test_values_narrower_than_keys(name: str) -> None:
     case = Case([9, 5, 12], [9, 2, 1], KvShape(kv_heads=3, key_dim=12, value_dim=5))
     spec = Spec(0.3)
-    got = case.run(spec, decodes=1)
+    got = case.run(spec, decodes=1, name=name)
     assert got.shape == (12, HEADS, 5)
     assert torch.allclose(got.double(), case.expected(spec), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
 @torch.inference_mode()
-def test_bfloat16() -> None:
+def test_bfloat16(name: str) -> None:
     case = Case([9, 5, 30, 2], [9, 2, 1, 1], dtype=torch.bfloat16)
     spec = Spec(0.3)
-    assert torch.allclose(case.run(spec, decodes=2).double(), case.expected(spec), atol=3e-2)
+    assert torch.allclose(case.run(spec, decodes=2, name=name).double(), case.expected(spec), atol=3e-2)
 
 
 @pytest.mark.parametrize("window", [0, 16])
@@ -172,3 +194,29 @@ def test_decodes_of_very_different_length_are_grouped(window: int, monkeypatch: 
     assert [None if group is None else sorted(group.tolist()) for group in groups] == (
         [None] if window else [[1, 3, 5], [6], [2], [0], [4]]
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [24, 64, 80, 128, 256])
+@pytest.mark.parametrize("window", [0, 70])
+@torch.inference_mode()
+def test_long_contexts_of_many_blocks_of_keys(dtype: torch.dtype, dim: int, window: int) -> None:
+    shape = KvShape(kv_heads=2, key_dim=dim, value_dim=dim)
+    case, spec = Case([130, 300, 64, 65], [75, 20, 1, 1], shape, dtype), Spec(dim**-0.5, window)
+    got = case.run(spec, decodes=2, name="cpu").double()
+    assert torch.allclose(got, case.expected(spec), atol=1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [0, 9, 64])
+@torch.inference_mode()
+def test_kernels_give_a_row_the_same_bits_in_any_company(dtype: torch.dtype, window: int) -> None:
+    """A prompt in one piece, in two, and its last row alone."""
+    spec, length = Spec(0.3, window), 200
+    whole = Case([length], [length], dtype=dtype)
+    rows = whole.run(spec, decodes=0, name="cpu")
+    for size in (150, 7, 1):
+        part = Case([length], [size], dtype=dtype)
+        part.queries = [whole.queries[0][-size:]]
+        assert torch.equal(part.keys[0], whole.keys[0])
+        assert torch.equal(part.run(spec, decodes=int(size == 1), name="cpu"), rows[-size:])

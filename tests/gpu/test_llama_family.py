@@ -10,6 +10,7 @@ import torch
 
 from gpu.executor import Executor
 from gpu.models.llama import Decoder
+from protocols.config import KernelChoice
 from tests.gpu.driver import GREEDY, Driver
 from tests.gpu.tiny import Tiny, make, prompts
 
@@ -74,11 +75,12 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return make(tmp_path_factory.mktemp(request.param), architecture, **settings)
 
 
-@pytest.fixture(scope="module")
-def executor(tiny: Tiny) -> Executor:
-    """The variant's executor; drivers follow one another on it."""
-    loaded = tiny.executor()
-    assert isinstance(loaded._model, Decoder)
+@pytest.fixture(scope="module", params=[KernelChoice.AUTO, KernelChoice.TORCH])
+def executor(request: pytest.FixtureRequest, tiny: Tiny) -> Executor:
+    """The variant's executor, with either kernels; drivers follow one another on it."""
+    loaded = tiny.executor(kernels=request.param)
+    if request.param is KernelChoice.AUTO and isinstance(loaded._model, Decoder):
+        pytest.skip("there are no CPU kernels on this machine")
     return loaded
 
 

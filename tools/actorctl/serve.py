@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pathlib
 import sys
@@ -12,7 +13,16 @@ import msgspec
 
 from actors.company import company
 from actors.sizes import least_ring_bytes
-from protocols.config import Balance, Config, ExecutorKind, ModelCard, Policy, read_model_card
+from protocols.config import (
+    Balance,
+    Config,
+    ExecutorKind,
+    KernelChoice,
+    ModelCard,
+    Policy,
+    Quantization,
+    read_model_card,
+)
 from protocols.errors import StartError
 from protocols.keys import digest_of
 from runtime.notices import Notice, describe
@@ -23,6 +33,14 @@ from tools.actorctl.sizes import ByteSize
 DEMO_MODEL = pathlib.Path(__file__).resolve().parent.parent / "demo" / "model"
 
 _POSITIVE = click.IntRange(min=1)
+
+_CHOICES: dict[str, type[enum.StrEnum]] = {
+    "policy": Policy,
+    "balance": Balance,
+    "executor": ExecutorKind,
+    "kernels": KernelChoice,
+    "quantization": Quantization,
+}
 
 
 @click.command()
@@ -77,6 +95,20 @@ _POSITIVE = click.IntRange(min=1)
     "--tokenizers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes for text."
 )
 @click.option("--threads", type=_POSITIVE, help="CPU threads of each executor. [default: from the cores]")
+@click.option(
+    "--kernels",
+    type=click.Choice([each.value for each in KernelChoice]),
+    default=KernelChoice.AUTO.value,
+    show_default=True,
+    help="On a CPU: our own kernels (compiled once, with g++ or clang++), or torch's operations.",
+)
+@click.option(
+    "--quantization",
+    type=click.Choice([each.value for each in Quantization]),
+    default=Quantization.NONE.value,
+    show_default=True,
+    help="Keep weights as 8-bit integers (CPU): half the memory to read for each token.",
+)
 @click.option(
     "--executor",
     type=click.Choice([each.value for each in ExecutorKind]),
@@ -139,7 +171,7 @@ def resolve(model: str | None, options: dict[str, Any]) -> Config:
     """The Config that these options mean. StartError when the model cannot be served."""
     chosen = {key: value for key, value in options.items() if value is not None}
     card = _card(model, chosen.pop("served_name"), chosen.pop("max_model_len", 0))
-    for key, kind in (("policy", Policy), ("balance", Balance), ("executor", ExecutorKind)):
+    for key, kind in _CHOICES.items():
         chosen[key] = kind(chosen[key])
     if chosen["page_size"] > 1024:
         raise StartError("--page-size may be 1024 at most.", exit_code=2)

@@ -1,0 +1,221 @@
+// The Llama family's forward in one call; see gpu/models/llama.py for its composition.
+//
+// The residual stream is float32; what is multiplied has the model's type X. Threads meet after each of the phases.
+#pragma once
+
+#include "attention.h"
+
+enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+
+struct Layer {
+    Linear qkv, output, gate_up, down;
+    const float *before_attention, *before_mlp;  // weights of the norms
+    const float *query_norm, *key_norm;          // [dim], or null
+    Pages pages;
+    i64 window;
+};
+
+// cos, sin: [context, dim / 2] by position. embedding: [vocab, hidden] of X.
+struct Model {
+    i64 hidden, inner, vocab, layers, activation, kind;
+    float eps, scale;
+    Heads heads;
+    const void* embedding;
+    const float *cos, *sin, *norm;
+    Linear head;
+    const Layer* layer;
+};
+
+// logits: [wanted, vocab] of the rows `wanted`, or null when there are none.
+struct Step {
+    Batch batch;
+    const i64 *tokens, *wanted;
+    i64 wanted_count;
+    float* logits;
+};
+
+inline f32x16 activate(i64 kind, f32x16 x) {
+    switch (kind) {
+        case SILU: return silu(x);
+        case RELU: return maximum(x, splat(0));
+        case GELU_TANH: return 0.5f * x * (1.0f + tanh_of(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+        default:
+            for (int i = 0; i < 16; ++i) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678118654752f));
+            return x;
+    }
+}
+
+// x / sqrt(mean(x^2) + eps) * weight; size is a multiple of 16, or what is left is done one by one.
+inline float inverse_norm(const float* x, i64 size, float eps) {
+    f32x16 squares = splat(0);
+    i64 i = 0;
+    for (; i + 16 <= size; i += 16) {
+        f32x16 part = load<f32x16>(x + i);
+        squares += part * part;
+    }
+    float total = sum(squares);
+    for (; i < size; ++i) total += x[i] * x[i];
+    return 1.0f / std::sqrt(total / size + eps);
+}
+
+template <class X>
+inline void put_one(X* at, float x) {
+    alignas(64) X numbers[16];
+    narrow(numbers, splat(x));
+    *at = numbers[0];
+}
+
+template <class X>
+inline void rms_norm(const float* x, const float* weight, i64 size, float eps, X* out) {
+    const float factor = inverse_norm(x, size, eps);
+    i64 i = 0;
+    for (; i + 16 <= size; i += 16) narrow(out + i, load<f32x16>(x + i) * factor * load<f32x16>(weight + i));
+    for (; i < size; ++i) put_one(out + i, x[i] * factor * weight[i]);
+}
+
+struct ThreadScratch {
+    Scratch gemm;
+    AttentionScratch attention;
+};
+
+// What a step keeps between its phases. Rows of X have room for whole units and are zero behind their end.
+template <class X>
+struct Workspace {
+    std::vector<float> x, qkv;
+    std::vector<X> a, q, attended, inner;
+    std::vector<Block> blocks;
+    i64 ldx, ldqkv, lda, ldq, ldo, ldi;
+
+    static i64 row_of(i64 k) { return units_of<X>(k) * Weight<X>::per_unit; }
+
+    void fit(const Model& model, const Batch& batch) {
+        const Heads& h = model.heads;
+        const i64 rows = batch.rows + ROWS;
+        ldx = round_up(model.hidden, COLUMNS);
+        ldqkv = round_up((h.heads + h.kv_heads) * h.key_dim + h.kv_heads * h.value_dim, COLUMNS);
+        lda = row_of(model.hidden);
+        ldq = h.heads * h.key_dim;
+        ldo = row_of(h.heads * h.value_dim);
+        ldi = row_of(round_up(model.inner, 32));
+        grow(x, rows * ldx);
+        grow(qkv, rows * ldqkv);
+        grow(a, rows * lda);
+        grow(q, rows * ldq);
+        grow(attended, rows * ldo);
+        grow(inner, rows * ldi);
+        cut_into_blocks(batch, h.shared(), blocks);
+    }
+
+    template <class T>
+    static void grow(std::vector<T>& numbers, i64 size) {
+        if ((i64)numbers.size() < size) numbers.resize(size);
+    }
+};
+
+template <class X>
+struct Forward {
+    Team& team;
+    const Model& model;
+    const Step& step;
+    Workspace<X>& w;
+    std::vector<ThreadScratch>& scratches;
+
+    template <class Row>
+    void rows(i64 count, Row row) {
+        const i64 grain = std::max<i64>(1, count / (4 * team.size()));
+        for (i64 first = team.take(count, grain); first < count; first = team.take(count, grain))
+            for (i64 i = first; i < std::min(first + grain, count); ++i) row(i);
+        team.barrier();
+    }
+
+    template <class Put>
+    void linear(const Linear& by, const std::vector<X>& from, i64 ld, i64 m, ThreadScratch& s, Put put) {
+        apply(team, by, reinterpret_cast<const u32*>(from.data()), ld / Weight<X>::per_unit, m, s.gemm, put);
+        team.barrier();
+    }
+
+    void run(int thread) {
+        Tiles tiles;
+        ThreadScratch& s = scratches[thread];
+        const i64 m = step.batch.rows;
+        rows(m, [&](i64 row) { embed(row); });
+        for (i64 i = 0; i < model.layers; ++i) layer(model.layer[i], s, m);
+        if (step.wanted_count == 0) return;
+        rows(step.wanted_count, [&](i64 i) { norm_row(i, step.wanted ? step.wanted[i] : i, model.norm); });
+        linear(model.head, w.a, w.lda, step.wanted_count, s, [&](i64 panel, i64 row, const float* c) {
+            const i64 column = panel * COLUMNS, width = std::min(COLUMNS, model.vocab - column);
+            std::memcpy(step.logits + row * model.vocab + column, c, width * 4);
+        });
+    }
+
+    void layer(const Layer& l, ThreadScratch& s, i64 m) {
+        rows(m, [&](i64 row) { norm_row(row, row, l.before_attention); });
+        linear(l.qkv, w.a, w.lda, m, s, [&](i64 panel, i64 row, const float* c) {
+            std::memcpy(&w.qkv[row * w.ldqkv + panel * COLUMNS], c, COLUMNS * 4);
+        });
+        rows(m, [&](i64 row) { turn(l, row); });
+        const Manner manner{model.scale, 0, l.window, nullptr};
+        attend<X>(team, model.heads, manner, l.pages, step.batch, w.blocks, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
+        team.barrier();
+        linear(l.output, w.attended, w.ldo, m, s, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+        rows(m, [&](i64 row) { norm_row(row, row, l.before_mlp); });
+        linear(l.gate_up, w.a, w.lda, m, s, [&](i64 panel, i64 row, const float* c) {
+            X* to = &w.inner[row * w.ldi + panel * 32];
+            for (i64 i = 0; i < 32; i += 16)
+                narrow(to + i, activate(model.activation, load<f32x16>(c + i)) * load<f32x16>(c + 32 + i));
+        });
+        linear(l.down, w.inner, w.ldi, m, s, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+    }
+
+    void embed(i64 row) {
+        const X* from = static_cast<const X*>(model.embedding) + step.tokens[row] * model.hidden;
+        for (i64 i = 0; i < model.hidden; ++i) w.x[row * w.ldx + i] = to_float(from[i]);
+    }
+
+    void norm_row(i64 to, i64 from, const float* weight) {
+        rms_norm(&w.x[from * w.ldx], weight, model.hidden, model.eps, &w.a[to * w.lda]);
+    }
+
+    void add(i64 panel, i64 row, const float* c) {
+        float* x = &w.x[row * w.ldx + panel * COLUMNS];
+        for (i64 i = 0; i < COLUMNS; i += 16) store(x + i, load<f32x16>(x + i) + load<f32x16>(c + i));
+    }
+
+    // Norm and rotate the row's query and key heads; queries to w.q, keys and values to the pages.
+    void turn(const Layer& l, i64 row) {
+        const Heads& h = model.heads;
+        const i64 dim = h.key_dim, place = step.batch.places[row], position = step.batch.positions[row];
+        float* from = &w.qkv[row * w.ldqkv];
+        X* key = static_cast<X*>(l.pages.keys) + place * h.kv_heads * dim;
+        for (i64 head = 0; head < h.heads + h.kv_heads; ++head, from += dim) {
+            const bool is_query = head < h.heads;
+            X* to = is_query ? &w.q[row * w.ldq + head * dim] : key + (head - h.heads) * dim;
+            turn_head(from, is_query ? l.query_norm : l.key_norm, position, dim, to);
+        }
+        X* value = static_cast<X*>(l.pages.values) + place * h.kv_heads * h.value_dim;
+        const i64 size = h.kv_heads * h.value_dim;
+        i64 i = 0;
+        for (; i + 16 <= size; i += 16) narrow(value + i, load<f32x16>(from + i));
+        for (; i < size; ++i) put_one(value + i, from[i]);
+    }
+
+    void turn_head(float* x, const float* norm, i64 position, i64 dim, X* to) {
+        if (norm) {
+            const float factor = inverse_norm(x, dim, model.eps);
+            for (i64 i = 0; i < dim; ++i) x[i] *= factor * norm[i];
+        }
+        const i64 half = dim / 2;
+        const float *cos = model.cos + position * half, *sin = model.sin + position * half;
+        i64 i = 0;
+        for (; i + 16 <= half; i += 16) {
+            f32x16 low = load<f32x16>(x + i), high = load<f32x16>(x + half + i);
+            f32x16 c = load<f32x16>(cos + i), n = load<f32x16>(sin + i);
+            narrow(to + i, low * c - high * n);
+            narrow(to + half + i, high * c + low * n);
+        }
+        for (; i < half; ++i) {
+            put_one(to + i, x[i] * cos[i] - x[half + i] * sin[i]);
+            put_one(to + half + i, x[half + i] * cos[i] + x[i] * sin[i]);
+        }
+    }
+};

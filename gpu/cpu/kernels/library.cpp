@@ -1,0 +1,137 @@
+// What Python calls (gpu/cpu/library.py). Nothing here checks arguments: the caller does.
+#include <sys/mman.h>
+
+#include "decoder.h"
+
+namespace {
+
+struct Machine {
+    explicit Machine(int threads) : team(threads), scratches(threads) {}
+
+    Team team;
+    std::vector<ThreadScratch> scratches;
+    Workspace<float> floats;
+    Workspace<bf16> halves;
+    std::vector<Block> blocks;
+};
+
+template <class X>
+Workspace<X>& workspace(Machine& machine);
+template <>
+Workspace<float>& workspace(Machine& machine) { return machine.floats; }
+template <>
+Workspace<bf16>& workspace(Machine& machine) { return machine.halves; }
+
+template <class X>
+void forward(Machine& machine, const Model& model, const Step& step) {
+    Workspace<X>& space = workspace<X>(machine);
+    space.fit(model, step.batch);
+    Forward<X> run{machine.team, model, step, space, machine.scratches};
+    machine.team.run([](int thread, void* it) { static_cast<Forward<X>*>(it)->run(thread); }, &run);
+}
+
+// One layer's attention for models whose other parts run elsewhere.
+struct Attend {
+    Machine& machine;
+    const Heads& heads;
+    const Manner& manner;
+    const Pages& pages;
+    const Batch& batch;
+    const void *query, *key, *value;
+    void* out;
+
+    template <class X>
+    void run(int thread) {
+        Tiles tiles;
+        Team& team = machine.team;
+        const i64 keys = heads.kv_heads * heads.key_dim, values = heads.kv_heads * heads.value_dim;
+        const i64 grain = std::max<i64>(1, batch.rows / (4 * team.size()));
+        for (i64 row = team.take(batch.rows, grain); row < batch.rows; row = team.take(batch.rows, grain))
+            for (i64 i = row; i < std::min(row + grain, batch.rows); ++i) {
+                std::memcpy(static_cast<X*>(pages.keys) + batch.places[i] * keys, static_cast<const X*>(key) + i * keys, keys * sizeof(X));
+                std::memcpy(static_cast<X*>(pages.values) + batch.places[i] * values, static_cast<const X*>(value) + i * values, values * sizeof(X));
+            }
+        team.barrier();
+        attend<X>(team, heads, manner, pages, batch, machine.blocks, static_cast<const X*>(query), heads.heads * heads.key_dim,
+                  static_cast<X*>(out), heads.heads * heads.value_dim, machine.scratches[thread].attention);
+    }
+};
+
+template <class X>
+void pack_rows(const void* rows, i64 n, i64 k, void* out) {
+    pack(static_cast<const X*>(rows), n, k, static_cast<X*>(out));
+}
+
+}  // namespace
+
+extern "C" {
+
+Machine* machine_new(int threads) { return new Machine(threads); }
+void machine_free(Machine* machine) { delete machine; }
+
+// Whether the processor's tiles may be used by this process; they are when `wanted`.
+int machine_tiles(int wanted) {
+    static const bool allowed = ask_for_tiles();
+    tiles_in_use = allowed && wanted;
+    return allowed;
+}
+
+i64 packed_bytes(int kind, i64 n, i64 k) {
+    const i64 columns = round_up(n, COLUMNS);
+    switch (kind) {
+        case FLOAT: return units_of<float>(k) * columns * 4;
+        case BFLOAT16: return units_of<bf16>(k) * columns * 4;
+        default: return units_of<bf16>(k) * columns * 2;
+    }
+}
+
+void pack_weight(int kind, const void* rows, i64 n, i64 k, void* out) {
+    switch (kind) {
+        case FLOAT: return pack_rows<float>(rows, n, k, out);
+        case BFLOAT16: return pack_rows<bf16>(rows, n, k, out);
+        default: return pack_rows<std::int8_t>(rows, n, k, out);
+    }
+}
+
+// Fewer, larger pages of memory for weights that are read from end to end in each step.
+void advise_huge_pages(void* at, i64 bytes) {
+    const std::uintptr_t page = 1 << 21, first = ((std::uintptr_t)at + page - 1) / page * page, end = (std::uintptr_t)at + bytes;
+    if (end > first + page) madvise((void*)first, (end - first) / page * page, MADV_HUGEPAGE);
+}
+
+void model_forward(Machine* machine, const Model* model, const Step* step) {
+    model->kind == FLOAT ? forward<float>(*machine, *model, *step) : forward<bf16>(*machine, *model, *step);
+}
+
+void attention(Machine* machine, int kind, const Heads* heads, const Manner* manner, const Pages* pages, const Batch* batch,
+               const void* query, const void* key, const void* value, void* out) {
+    cut_into_blocks(*batch, heads->shared(), machine->blocks);
+    Attend call{*machine, *heads, *manner, *pages, *batch, query, key, value, out};
+    machine->team.run(
+        kind == FLOAT ? [](int thread, void* it) { static_cast<Attend*>(it)->run<float>(thread); }
+                      : [](int thread, void* it) { static_cast<Attend*>(it)->run<bf16>(thread); },
+        &call);
+}
+
+// y [m, n] = x [m, k] W^T in floats, for checks and measurements. x: units_of(k) units a row, ROWS rows to spare.
+void linear_forward(Machine* machine, const Linear* linear, const void* x, i64 m, float* y) {
+    struct Call {
+        Machine& machine;
+        const Linear& linear;
+        const u32* x;
+        i64 m;
+        float* y;
+    } call{*machine, *linear, static_cast<const u32*>(x), m, y};
+    machine->team.run(
+        [](int thread, void* it) {
+            Call& c = *static_cast<Call*>(it);
+            Tiles tiles;
+            const i64 ldx = c.linear.kind == FLOAT ? units_of<float>(c.linear.k) : units_of<bf16>(c.linear.k);
+            apply(c.machine.team, c.linear, c.x, ldx, c.m, c.machine.scratches[thread].gemm, [&](i64 panel, i64 row, const float* from) {
+                const i64 column = panel * COLUMNS;
+                std::memcpy(c.y + row * c.linear.n + column, from, std::min(COLUMNS, c.linear.n - column) * 4);
+            });
+        },
+        &call);
+}
+}

@@ -1,0 +1,177 @@
+// Vectors of 16 floats, bfloat16, and the few operations on them that the kernels are made of.
+//
+// A "unit" is 32 bits: two neighbouring bfloat16 numbers, or one float. Every product of matrices here sums over
+// units, so one source serves both types. GCC's vector extensions lower to whatever the machine has; the
+// instructions that matter (bfloat16 dot product, conversions, transposition) are named where they exist.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+using i64 = std::int64_t;
+using u32 = std::uint32_t;
+
+typedef float f32x16 __attribute__((vector_size(64), may_alias));
+typedef u32 u32x16 __attribute__((vector_size(64), may_alias));
+typedef std::int32_t i32x16 __attribute__((vector_size(64), may_alias));
+typedef std::uint16_t u16x16 __attribute__((vector_size(32), may_alias));
+typedef std::int8_t i8x16 __attribute__((vector_size(16), may_alias));
+
+struct bf16 {
+    std::uint16_t bits;
+};
+
+template <class V, class P>
+inline V load(const P* at) {
+    V value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
+template <class V, class P>
+inline void store(P* at, V value) {
+    std::memcpy(at, &value, sizeof value);
+}
+
+inline f32x16 splat(float x) { return f32x16{} + x; }
+
+inline f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return mask ? yes : no; }
+
+inline f32x16 maximum(f32x16 a, f32x16 b) { return select(a > b, a, b); }
+
+// In an order that depends on nothing but the lanes.
+inline float sum(f32x16 x) {
+    float lane[16], total = 0;
+    store(lane, x);
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    total = lane[0];
+    return total;
+}
+
+inline float largest(f32x16 x) {
+    float lane[16];
+    store(lane, x);
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    return lane[0];
+}
+
+// 16 numbers as floats.
+inline f32x16 widen(const float* at) { return load<f32x16>(at); }
+inline f32x16 widen(const bf16* at) {
+    return (f32x16)(__builtin_convertvector(load<u16x16>(at), u32x16) << 16);
+}
+inline f32x16 widen(const std::int8_t* at) {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(at)));
+#else
+    return __builtin_convertvector(load<i8x16>(at), f32x16);
+#endif
+}
+
+// Round to nearest, ties to even; not-a-number stays one.
+inline void narrow(float* at, f32x16 x) { store(at, x); }
+inline void narrow(bf16* at, f32x16 x) {
+#if defined(__AVX512BF16__)
+    store(at, (u16x16)_mm512_cvtneps_pbh((__m512)x));
+#else
+    u32x16 bits = (u32x16)x;
+    u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    rounded = (x == x) ? rounded : (u32x16{} + 0x7fc0);
+    store(at, __builtin_convertvector(rounded, u16x16));
+#endif
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+    u32 bits = (u32)x.bits << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// acc + a . b, unit by unit.
+template <class T>
+inline f32x16 dot(f32x16 acc, u32x16 a, u32x16 b);
+
+template <>
+inline f32x16 dot<float>(f32x16 acc, u32x16 a, u32x16 b) {
+    return acc + (f32x16)a * (f32x16)b;
+}
+
+template <>
+inline f32x16 dot<bf16>(f32x16 acc, u32x16 a, u32x16 b) {
+#if defined(__AVX512BF16__)
+    return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+    acc = acc + (f32x16)(a << 16) * (f32x16)(b << 16);
+    return acc + (f32x16)(a & 0xffff0000u) * (f32x16)(b & 0xffff0000u);
+#endif
+}
+
+// 2^x for x <= 0 by Cephes' polynomial for exp, relative error below 2e-7; exactly 1 at 0, 0 far below.
+inline f32x16 exp_nonpositive(f32x16 x) {
+    const f32x16 low = splat(-87.0f);
+    i32x16 vanishes = x < low;
+    x = select(vanishes, low, x);
+    f32x16 scaled = x * 1.44269504088896341f - 0.5f;
+    i32x16 whole = __builtin_convertvector(scaled, i32x16);  // towards zero, so x * log2(e) rounded
+    f32x16 n = __builtin_convertvector(whole, f32x16);
+    f32x16 r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    f32x16 p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    f32x16 value = p * r * r + r + 1.0f;
+    f32x16 power = (f32x16)((whole + 127) << 23);
+    return select(vanishes, splat(0), value * power);
+}
+
+// x / (1 + exp(-x)), by exp of a number that is not positive on both sides.
+inline f32x16 silu(f32x16 x) {
+    i32x16 negative = x < splat(0);
+    f32x16 e = exp_nonpositive(select(negative, x, -x));
+    f32x16 value = select(negative, x * e, x) / (1.0f + e);
+    return select(x == x, value, x);
+}
+
+// out[j] of `rows` x 16 units, from 16 rows of units `from[i]`: columns become rows. stride: units of a row of out.
+inline void transpose16(const u32* const* from, u32* out, i64 stride) {
+#if defined(__AVX512F__)
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from[i]);
+    for (int i = 0; i < 8; ++i) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        _mm512_storeu_si512(out + i * stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
+        _mm512_storeu_si512(out + (i + 8) * stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
+        _mm512_storeu_si512(out + (i + 4) * stride, _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88));
+        _mm512_storeu_si512(out + (i + 12) * stride, _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd));
+    }
+#else
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < 16; ++j) out[j * stride + i] = from[i][j];
+#endif
+}

@@ -1,0 +1,217 @@
+"""The kernels' C interface: structures as in `kernels/decoder.h`, and one `Kernels` object that calls them.
+
+Tensors are passed by address: whoever fills a structure keeps the tensors alive and contiguous.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import enum
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+
+class Kind(enum.IntEnum):
+    """How numbers are stored, as in `enum Kind`."""
+
+    FLOAT = 0
+    BFLOAT16 = 1
+    INT8 = 2
+
+
+KINDS = {torch.float32: Kind.FLOAT, torch.bfloat16: Kind.BFLOAT16, torch.int8: Kind.INT8}
+COLUMNS = 64
+"""Rows of a weight matrix that are packed together."""
+HALF_PANEL = COLUMNS // 2
+"""Gate rows, then as many up rows, make a panel."""
+_UNITS = 16
+_SPARE_ROWS = 48
+
+
+class LinearStruct(Structure):
+    """`struct Linear`."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("scale", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("kind", c_int32),
+    )
+
+
+class PagesStruct(Structure):
+    """`struct Pages`."""
+
+    _fields_ = (("keys", c_void_p), ("values", c_void_p))
+
+
+class HeadsStruct(Structure):
+    """`struct Heads`."""
+
+    _fields_ = tuple((name, c_int64) for name in ("heads", "kv_heads", "key_dim", "value_dim", "page_size"))
+
+
+class MannerStruct(Structure):
+    """`struct Manner`."""
+
+    _fields_ = (("scale", c_float), ("softcap", c_float), ("window", c_int64), ("sinks", c_void_p))
+
+
+class BatchStruct(Structure):
+    """`struct Batch`."""
+
+    _fields_ = (
+        ("rows", c_int64),
+        ("sequences", c_int64),
+        ("query_lens", c_void_p),
+        ("contexts", c_void_p),
+        ("positions", c_void_p),
+        ("places", c_void_p),
+        ("tables", c_void_p),
+        ("table_width", c_int64),
+    )
+
+
+class LayerStruct(Structure):
+    """`struct Layer`."""
+
+    _fields_ = (
+        *((name, LinearStruct) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, c_void_p) for name in ("before_attention", "before_mlp", "query_norm", "key_norm")),
+        ("pages", PagesStruct),
+        ("window", c_int64),
+    )
+
+
+class ModelStruct(Structure):
+    """`struct Model`."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("hidden", "inner", "vocab", "layers", "activation", "kind")),
+        ("eps", c_float),
+        ("scale", c_float),
+        ("heads", HeadsStruct),
+        *((name, c_void_p) for name in ("embedding", "cos", "sin", "norm")),
+        ("head", LinearStruct),
+        ("layer", POINTER(LayerStruct)),
+    )
+
+
+class StepStruct(Structure):
+    """`struct Step`."""
+
+    _fields_ = (
+        ("batch", BatchStruct),
+        ("tokens", c_void_p),
+        ("wanted", c_void_p),
+        ("wanted_count", c_int64),
+        ("logits", c_void_p),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight matrix [n, k] in the kernels' layout. scale, bias: float32, of whole panels, or None."""
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    n: int
+    k: int
+    kind: Kind
+
+    def struct(self) -> LinearStruct:
+        """For a call; valid as long as this object lives."""
+        return LinearStruct(
+            self.weight.data_ptr(), address(self.scale), address(self.bias), self.n, self.k, self.kind
+        )
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a contiguous tensor lies; None for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Kernels:
+    """The compiled kernels with their team of threads."""
+
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self._library = library
+        self.threads = threads
+        library.machine_new.restype = c_void_p
+        library.packed_bytes.restype = c_int64
+        self._machine = c_void_p(library.machine_new(c_int(threads)))
+        self._forward = library.model_forward
+        self._forward.restype = None
+
+    def use_tiles(self, wanted: bool) -> bool:
+        """Multiply bfloat16 on the processor's tiles (AMX) or not; whether it is able to."""
+        return bool(self._library.machine_tiles(c_int(wanted)))
+
+    def pack(self, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Packed:
+        """Pack weight [n, k] of float32, bfloat16, or int8 with a scale for each row."""
+        weight = weight.contiguous()
+        (n, k), kind = weight.shape, KINDS[weight.dtype]
+        size = self._library.packed_bytes(c_int(kind), c_int64(n), c_int64(k))
+        packed = torch.empty(size, dtype=torch.uint8)
+        self._library.advise_huge_pages(c_void_p(packed.data_ptr()), c_int64(size))
+        packed.zero_()
+        self._library.pack_weight(
+            c_int(kind), c_void_p(weight.data_ptr()), c_int64(n), c_int64(k), c_void_p(packed.data_ptr())
+        )
+        return Packed(packed, _padded(scale, n), _padded(bias, n), n, k, kind)
+
+    def linear(self, packed: Packed, x: Tensor) -> Tensor:
+        """y = x W^T + b in float32, for checks: x [m, k] of float32 or bfloat16."""
+        per_unit = 1 if packed.kind is Kind.FLOAT else 2
+        width = -(-packed.k // (per_unit * _UNITS)) * per_unit * _UNITS
+        padded = x.new_zeros(len(x) + _SPARE_ROWS, width)
+        padded[: len(x), : packed.k] = x
+        y = torch.empty(len(x), packed.n)
+        struct = packed.struct()
+        self._library.linear_forward(
+            self._machine,
+            byref(struct),
+            c_void_p(padded.data_ptr()),
+            c_int64(len(x)),
+            c_void_p(y.data_ptr()),
+        )
+        return y
+
+    def forward(self, model: ModelStruct, step: StepStruct) -> None:
+        """Run a step of a model."""
+        self._forward(self._machine, byref(model), byref(step))
+
+    def attend(
+        self,
+        heads: HeadsStruct,
+        manner: MannerStruct,
+        pages: PagesStruct,
+        batch: BatchStruct,
+        tensors: tuple[Tensor, Tensor, Tensor],
+        out: Tensor,
+    ) -> None:
+        """Store keys and values of a step's rows, attend. tensors: query, key, value; all contiguous."""
+        self._library.attention(
+            self._machine,
+            c_int(KINDS[out.dtype]),
+            byref(heads),
+            byref(manner),
+            byref(pages),
+            byref(batch),
+            *(c_void_p(tensor.data_ptr()) for tensor in tensors),
+            c_void_p(out.data_ptr()),
+        )
+
+
+def _padded(numbers: Tensor | None, n: int) -> Tensor | None:
+    if numbers is None:
+        return None
+    result = torch.zeros(-(-n // COLUMNS) * COLUMNS)
+    result[:n] = numbers
+    return result

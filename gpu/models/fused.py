@@ -1,0 +1,179 @@
+"""A decoder of the Llama family whose whole step is one call of the CPU's kernels.
+
+It computes what `gpu.models.llama.Decoder` composes, from the same weights, packed. Products are summed in
+an order that depends on nothing but the model, so a sequence gets the same logits, bit for bit, alone
+and in any crowd, decoded and prefilled again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu.attention import StepAttention
+from gpu.attention.cpu import CpuStep
+from gpu.cpu.library import (
+    HALF_PANEL,
+    KINDS,
+    HeadsStruct,
+    Kernels,
+    LayerStruct,
+    ModelStruct,
+    Packed,
+    PagesStruct,
+    StepStruct,
+    address,
+)
+from gpu.kv_pool import KvPool, KvShape
+from gpu.layers import Linear
+from gpu.models.llama import Decoder, Layer
+
+ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3}
+"""`enum Activation` by the name that a config gives it."""
+
+
+class FusedDecoder:
+    """`gpu.models.base.Model` over packed weights."""
+
+    def __init__(self, decoder: Decoder, kernels: Kernels, context: int, *, quantized: bool) -> None:
+        """Takes the filled `decoder` apart: each of its matrices is freed when it has been packed.
+
+        context: positions that exist, at most. quantized: keep 8-bit weights, with a scale for each row.
+        """
+        self.spec, self._kernels = decoder.spec, kernels
+        self._quantized = quantized
+        self._layers = [self._pack_layer(layer) for layer in decoder.layers]
+        self._embedding = decoder.embedding
+        self._norm = decoder.norm.weight.float()
+        self._head = self._pack(decoder.head)
+        self._cos, self._sin = (table.contiguous() for table in decoder.rotary.tables(context))
+        self._bound: tuple[KvPool, ModelStruct, Any] | None = None
+        self._logits = torch.empty(0)
+
+    @property
+    def kv(self) -> tuple[KvShape, ...]:
+        """See `Model.kv`."""
+        return (self.spec.kv,) * len(self._layers)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attention: StepAttention, rows: Tensor | None
+    ) -> Tensor:
+        """See `Model.forward`. The logits are valid until the next call."""
+        assert isinstance(attention, CpuStep)
+        count = len(tokens) if rows is None else len(rows)
+        logits = self._room(count)
+        batch = attention.struct
+        batch.positions = positions.data_ptr()
+        step = StepStruct(batch, tokens.data_ptr(), address(rows), count, logits.data_ptr())
+        self._kernels.forward(self._model(attention.pool), step)
+        return logits
+
+    def _room(self, rows: int) -> Tensor:
+        size = rows * self.spec.vocab_size
+        if len(self._logits) < size:
+            self._logits = torch.empty(size)
+        return self._logits[:size].view(rows, self.spec.vocab_size)
+
+    def _pack_layer(self, layer: Layer) -> _PackedLayer:
+        heads = layer.head_weights
+        norms = None if heads is None else (heads[0].float(), heads[self.spec.heads].float())
+        return _PackedLayer(
+            qkv=self._pack(layer.qkv),
+            output=self._pack(layer.output),
+            gate_up=self._pack(layer.gate_up, interleave=True),
+            down=self._pack(layer.down),
+            norms=(layer.before_attention.weight.float(), layer.before_mlp.weight.float()),
+            head_norms=norms,
+        )
+
+    def _pack(self, linear: Linear, *, interleave: bool = False) -> Packed:
+        weight, bias = linear.weight, linear.bias
+        assert weight is not None
+        linear.weight = None
+        if interleave:
+            weight = _interleaved(weight)
+            bias = None if bias is None else _interleaved(bias[:, None])[:, 0]
+        scale = None
+        if self._quantized:
+            weight, scale = quantize(weight)
+        return self._kernels.pack(weight, None if bias is None else bias.float(), scale)
+
+    def _model(self, pool: KvPool) -> ModelStruct:
+        """The model with the pages of `pool`."""
+        if self._bound is None or self._bound[0] is not pool:
+            layers = (LayerStruct * len(self._layers))()
+            for index, layer in enumerate(self._layers):
+                pages = pool.layers[index]
+                layers[index] = layer.struct(
+                    PagesStruct(pages.keys.data_ptr(), pages.values.data_ptr()), self.spec.windows[index]
+                )
+            self._bound = pool, self._struct(pool, layers), layers
+        return self._bound[1]
+
+    def _struct(self, pool: KvPool, layers: Any) -> ModelStruct:
+        spec = self.spec
+        return ModelStruct(
+            hidden=spec.hidden,
+            inner=spec.intermediate,
+            vocab=spec.vocab_size,
+            layers=len(self._layers),
+            activation=ACTIVATIONS[spec.activation],
+            kind=KINDS[self._embedding.dtype],
+            eps=spec.eps,
+            scale=spec.head_dim**-0.5,
+            heads=HeadsStruct(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim, pool.page_size),
+            embedding=self._embedding.data_ptr(),
+            cos=self._cos.data_ptr(),
+            sin=self._sin.data_ptr(),
+            norm=self._norm.data_ptr(),
+            head=self._head.struct(),
+            layer=ctypes.cast(layers, ctypes.POINTER(LayerStruct)),
+        )
+
+
+class _PackedLayer:
+    """One layer's packed weights."""
+
+    def __init__(
+        self,
+        *,
+        qkv: Packed,
+        output: Packed,
+        gate_up: Packed,
+        down: Packed,
+        norms: tuple[Tensor, Tensor],
+        head_norms: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        self._linear = (qkv, output, gate_up, down)
+        self._norms = norms
+        self._head_norms = head_norms or (None, None)
+
+    def struct(self, pages: PagesStruct, window: int) -> LayerStruct:
+        norms = (address(each) for each in (*self._norms, *self._head_norms))
+        return LayerStruct(*(each.struct() for each in self._linear), *norms, pages, window)
+
+
+def _interleaved(rows: Tensor) -> Tensor:
+    """Gate rows, then up rows [2 * inner, k] -> 32 of the one, 32 of the other, in turn; zeros fill up."""
+    gate, up = rows.chunk(2)
+    missing = -len(gate) % HALF_PANEL
+    parts = [
+        torch.nn.functional.pad(part, (0, 0, 0, missing)).unflatten(0, (-1, HALF_PANEL))
+        for part in (gate, up)
+    ]
+    return torch.stack(parts, dim=1).flatten(0, 2)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [n, k] and the scale of each row, float32 [n]: round to nearest, the greatest weight is 127."""
+    scale = weight.abs().amax(1).float().clamp(min=1e-12) / 127
+    return (weight.float() / scale[:, None]).round_().to(torch.int8), scale
+
+
+def fits(decoder: Decoder, dtype: torch.dtype, device: torch.device, *, quantized: bool) -> bool:
+    """Whether the kernels can run this model; 8-bit weights are multiplied with bfloat16 numbers."""
+    dtypes = (torch.bfloat16,) if quantized else (torch.float32, torch.bfloat16)
+    return device.type == "cpu" and dtype in dtypes and decoder.spec.head_dim % 2 == 0
