@@ -7,6 +7,7 @@ import importlib.metadata
 import click
 
 from tools.actorctl.actor import actor
+from tools.actorctl.chat import chat
 from tools.actorctl.keys import keys
 from tools.actorctl.serve import serve
 from tools.actorctl.status import status
@@ -18,7 +19,8 @@ from tools.actorctl.top import top
 def main() -> None:
     """Serve language models with Troupe, and look after a running company.
 
-    Exit codes: 0 ok, 1 failed, 2 usage, 3 unhealthy, 4 not found, 5 conflict, 69 unreachable, 124 timeout.
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 unhealthy, 4 not found, 5 conflict, 69 unreachable, 124 timeout,
+    130 interrupted.
     """
 
 
@@ -37,7 +39,7 @@ def stop(ask: Ask, now: bool) -> None:
     click.echo("the company is stopping.", err=True)
 
 
-for command in (serve, status, actor, keys, top):
+for command in (serve, status, actor, keys, top, chat):
     main.add_command(command)
 
 

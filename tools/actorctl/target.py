@@ -11,7 +11,8 @@ import click
 
 from runtime import admin
 
-OK, FAILED, USAGE, UNHEALTHY, NOT_FOUND, CONFLICT, UNREACHABLE, TIMEOUT = 0, 1, 2, 3, 4, 5, 69, 124
+OK, FAILED, USAGE, UNHEALTHY, NOT_FOUND, CONFLICT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
+TIMEOUT, INTERRUPTED = 124, 130
 _CODES = {"usage": USAGE, "not_found": NOT_FOUND, "conflict": CONFLICT, "failed": FAILED}
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
