@@ -9,7 +9,7 @@ different writers lie 64 bytes apart:
     frontend   STATE, ORIGIN, LINGERS           claims and frees slots of its own range
     tokenizer  REQUEST_BYTES, DELIVERED         the normalised request; how far the client was served
     scheduler  COMMITTED, EXTRA_A, EXTRA_B,     what came out
-               CACHED                           prompt tokens that the prefix cache served at first
+               CACHED, TAIL                     prompt tokens that the prefix cache served at first; see below
     balancer   REPLICA, DISPATCH                which scheduler has it, as which dispatch (Submit.dispatch)
     anyone     FOLLOWED                         when a client last followed it though its frontend had died
 
@@ -24,8 +24,13 @@ EXTRA_B need none, because COMMITTED says which of them counts: the first commit
 
 COMMITTED publishes a commit whole, tokens and finish reason and extras, in one store:
 
-    63                    32  31    30    28 27                0
-    | generation modulo 2^32 | turn | finish | tokens committed |
+    63                    32  31    30    28  27    26                0
+    | generation modulo 2^32 | turn | finish | tail | tokens committed |
+
+The token area is reached by system calls, one for each write. So that a step of many choices does not make
+one for each, the latest tokens may lie in the head: with `tail`, the last (count modulo 8) tokens are the
+int32 from word TAIL on, those before them are in the token area. The eighth takes all eight there in one
+write. A commit of several tokens takes the tail there too, and leaves none.
 
 Of EXTRA_A and EXTRA_B, bytes of extras, the one that `turn` names (0 is A) is true; a commit with
 extras writes the other and turns. What was written by a scheduler that was killed before its store to
@@ -40,9 +45,13 @@ import enum
 PAGE = 4096
 HEAD_WORDS = 40
 HEAD_BYTES = HEAD_WORDS * 8
-COUNT_BITS = 28
+COUNT_BITS = 27
 MAX_TOKENS = (1 << COUNT_BITS) - 1
+TAIL_BIT = COUNT_BITS
+FINISH_BIT = 28
 TURN_BIT = 31
+TAIL_TOKENS = 8
+"""Tokens that a head has room for."""
 
 
 class Word(enum.IntEnum):
@@ -57,6 +66,7 @@ class Word(enum.IntEnum):
     EXTRA_A = 17
     EXTRA_B = 18
     CACHED = 19
+    TAIL = 20
     REPLICA = 24
     DISPATCH = 25
     FOLLOWED = 32

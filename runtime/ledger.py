@@ -15,13 +15,22 @@ import ctypes
 import os
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from protocols.errors import PeerError, TroupeError
-from protocols.ledger import COUNT_BITS, HEAD_WORDS, MAX_TOKENS, TURN_BIT, Layout, Word
+from protocols.ledger import (
+    FINISH_BIT,
+    HEAD_WORDS,
+    MAX_TOKENS,
+    TAIL_BIT,
+    TAIL_TOKENS,
+    TURN_BIT,
+    Layout,
+    Word,
+)
 from protocols.request import SLOT_BITS, Finish, request_id
 from runtime import segment
 from runtime.failpoints import watched
@@ -31,6 +40,7 @@ _LOW = 0xFFFF_FFFF
 _STATE, _ORIGIN = int(Word.STATE), int(Word.ORIGIN)
 _REQUEST_BYTES, _DELIVERED = int(Word.REQUEST_BYTES), int(Word.DELIVERED)
 _COMMITTED, _EXTRA_A, _EXTRA_B = int(Word.COMMITTED), int(Word.EXTRA_A), int(Word.EXTRA_B)
+_TAIL_HALF = 2 * Word.TAIL
 _REPLICA, _DISPATCH = int(Word.REPLICA), int(Word.DISPATCH)
 _LINGERS, _CACHED, _FOLLOWED = int(Word.LINGERS), int(Word.CACHED), int(Word.FOLLOWED)
 _POINTS = {
@@ -43,7 +53,13 @@ _POINTS = {
     _REPLICA: "ledger.assign",
 }
 _FINISH_MASK = 7
+_FINISHED = _FINISH_MASK << FINISH_BIT
+_TAIL = 1 << TAIL_BIT
+_IN_TAIL = TAIL_TOKENS - 1
+"""Of a number of tokens, the part that a tail can hold."""
 _TOKEN = struct.Struct("<i")
+
+Ints = npt.NDArray[np.int32]
 
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,6 +93,7 @@ class Ledger:
         self.origins = origins
         self._mapping = mapping
         self._words = watched(mapping.words, _POINTS, HEAD_WORDS)
+        self._tails = memoryview(mapping.data).cast("i")
         self._free: dict[int, deque[int]] = {}
         self._bodies = layout.heads
         self._stride = layout.stride
@@ -89,7 +106,7 @@ class Ledger:
         if not 0 < layout.slots <= _SLOT_MASK + 1:
             raise ValueError(f"a ledger has 1 to {_SLOT_MASK + 1} slots, not {layout.slots}")
         if layout.tokens > MAX_TOKENS or layout.extra_bytes > _LOW or layout.request_bytes > _LOW:
-            raise ValueError("a ledger's slot holds at most 2**28 - 1 tokens and 4 GiB of request or extras")
+            raise ValueError("a ledger's slot holds at most 2**27 - 1 tokens and 4 GiB of request or extras")
         fd = segment.create(layout.size, reserve=layout.heads)
         return cls(segment.Mapping(fd, layout.heads), layout, origins)
 
@@ -175,6 +192,15 @@ class Ledger:
         """Note how many output tokens the client has been served. Raises StaleRequest."""
         self._words[self._head(rid) + _DELIVERED] = (rid >> SLOT_BITS & _LOW) << 32 | n
 
+    def set_delivered_each(self, served: Iterable[tuple[int, int]], origin: int) -> None:
+        """The same of many, (request id, tokens): of the open ones that frontend `origin` claimed."""
+        words, end = self._words, self.layout.slots * HEAD_WORDS
+        for rid, n in served:
+            head = (rid & _SLOT_MASK) * HEAD_WORDS
+            generation = rid >> SLOT_BITS
+            if head < end and words[head] == generation << 1 | 1 and words[head + _ORIGIN] == origin:
+                words[head + _DELIVERED] = (generation & _LOW) << 32 | n
+
     def delivered(self, rid: int) -> int:
         """Output tokens that the client has been served. Raises StaleRequest."""
         return self._value(rid, _DELIVERED)
@@ -213,23 +239,73 @@ class Ledger:
         value = self._value(rid, _COMMITTED)
         count = value & MAX_TOKENS
         after = count + len(tokens)
-        if value >> COUNT_BITS & _FINISH_MASK:
+        if value >> FINISH_BIT & _FINISH_MASK:
             raise ValueError(f"request {rid:#x} has finished")
         if after > self.layout.tokens:
             raise ValueError(f"request {rid:#x} would have {after} of at most {self.layout.tokens} tokens")
         if extras and not tokens:
             raise ValueError("extras belong to tokens")
-        if tokens:
-            data = _TOKEN.pack(tokens[0]) if len(tokens) == 1 else np.array(tokens, "<i4").tobytes()
-            _write(self.fd, data, self._tokens_at + slot * self._stride + 4 * count)
+        at, tail = count & _IN_TAIL, value & _TAIL
+        if len(tokens) == 1 and at < _IN_TAIL and (tail or not at):
+            self._tails[2 * head + _TAIL_HALF + at] = tokens[0]
+            tail = _TAIL
+        elif tokens:
+            before = self._in_tail(head, at) if tail else b""
+            data = before + np.array(tokens, "<i4").tobytes()
+            _write(self.fd, data, self._tokens_at + slot * self._stride + 4 * count - len(before))
+            tail = 0
         if not value:
             self._words[head + _EXTRA_A] = 0
             self._words[head + _CACHED] = (rid >> SLOT_BITS & _LOW) << 32 | max(cached, 0)
         turn = value >> TURN_BIT
         if extras:
             turn = self._append(head, turn, extras, self._extras_at + slot * self._stride)
-        value = turn << TURN_BIT | finish << COUNT_BITS | after
+        value = turn << TURN_BIT | finish << FINISH_BIT | tail | after
         self._words[head + _COMMITTED] = (rid >> SLOT_BITS & _LOW) << 32 | value
+
+    def commit_each(self, rids: Sequence[int], tokens: Sequence[int]) -> list[int]:
+        """Append one output token to each of many requests that have some already: `commit` in a tight loop.
+        Returns the indices of those that it leaves to `commit`, which says why where it cannot either."""
+        left: list[int] = []
+        words, tails, end = self._words, self._tails, self.layout.slots * HEAD_WORDS
+        for index, (rid, token) in enumerate(zip(rids, tokens, strict=True)):
+            head, generation = (rid & _SLOT_MASK) * HEAD_WORDS, rid >> SLOT_BITS
+            if head >= end or words[head] != generation << 1 | 1:
+                left.append(index)
+                continue
+            value = words[head + _COMMITTED]
+            count, at = value & MAX_TOKENS, value & _IN_TAIL
+            if (
+                value >> 32 != generation & _LOW
+                or value & _FINISHED
+                or not (0 < count < self.layout.tokens)
+                or (at and not value & _TAIL)
+            ):
+                left.append(index)
+                continue
+            tails[2 * head + _TAIL_HALF + at] = token
+            if at < _IN_TAIL:
+                words[head + _COMMITTED] = (value | _TAIL) + 1
+            elif self._spill(head, count - _IN_TAIL):
+                words[head + _COMMITTED] = value - _TAIL + 1
+            else:
+                left.append(index)
+        return left
+
+    def _spill(self, head: int, first: int) -> bool:
+        """Take a full tail to the token area, at index `first`; False when there is no memory for it."""
+        slot = head // HEAD_WORDS
+        try:
+            tail = self._in_tail(head, TAIL_TOKENS)
+            _write(self.fd, tail, self._tokens_at + slot * self._stride + 4 * first)
+        except OSError:
+            return False
+        return True
+
+    def _in_tail(self, head: int, tokens: int) -> bytes:
+        """The first `tokens` tokens of the tail in the head that begins at word `head`."""
+        start = 2 * head + _TAIL_HALF
+        return self._tails[start : start + tokens].tobytes()
 
     def _append(self, head: int, turn: int, extras: bytes, area: int) -> int:
         """Write extras behind the true ones; returns the turn that will make them true."""
@@ -244,15 +320,22 @@ class Ledger:
 
     def committed(self, rid: int, start: int = 0) -> npt.NDArray[np.int32]:
         """Output tokens from index `start` on, a copy. Raises StaleRequest."""
-        count = self._value(rid, _COMMITTED) & MAX_TOKENS
-        data = self._read(rid, self._tokens_at, 4 * start, 4 * count)
-        return np.frombuffer(data, "<i4")
+        return self._tokens(rid, start)[1]
 
     def outcome(self, rid: int) -> tuple[npt.NDArray[np.int32], Finish]:
         """All output tokens and the finish reason as one commit published them. Raises StaleRequest."""
-        value = self._value(rid, _COMMITTED)
-        data = self._read(rid, self._tokens_at, 0, 4 * (value & MAX_TOKENS))
-        return np.frombuffer(data, "<i4"), Finish(value >> COUNT_BITS & _FINISH_MASK)
+        value, tokens = self._tokens(rid, 0)
+        return tokens, Finish(value >> FINISH_BIT & _FINISH_MASK)
+
+    def _tokens(self, rid: int, start: int) -> tuple[int, Ints]:
+        """The word COMMITTED, and the tokens from index `start` on that it speaks of."""
+        while True:
+            value = self._value(rid, _COMMITTED)
+            count, at = value & MAX_TOKENS, value & _IN_TAIL if value & _TAIL else 0
+            data = self._read(rid, self._tokens_at, 4 * start, 4 * (count - at))
+            tail = self._in_tail(self._head(rid), at)
+            if not at or (self._value(rid, _COMMITTED) ^ value) & ~_IN_TAIL == 0:  # else it has left the tail
+                return value, np.frombuffer(data + tail[max(4 * (start - count + at), 0) :], "<i4")
 
     def cached(self, rid: int) -> int:
         """Prompt tokens that the prefix cache served, of a request with committed tokens. Raises
@@ -269,7 +352,7 @@ class Ledger:
 
     def finish(self, rid: int) -> Finish:
         """Why the request ended, NONE while it goes on. Raises StaleRequest."""
-        return Finish(self._value(rid, _COMMITTED) >> COUNT_BITS & _FINISH_MASK)
+        return Finish(self._value(rid, _COMMITTED) >> FINISH_BIT & _FINISH_MASK)
 
     def origin(self, rid: int) -> int:
         """Number of the frontend that claimed it. Raises StaleRequest."""
@@ -295,6 +378,7 @@ class Ledger:
 
     def close(self) -> None:
         """Unmap and close the descriptor."""
+        self._tails.release()
         self._mapping.close()
 
     def _head(self, rid: int) -> int:

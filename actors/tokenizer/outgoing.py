@@ -7,7 +7,6 @@ that reads nothing costs no more memory than the text of its open choices.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ import trio
 
 from protocols.messages import CONTROL, Deltas, Message, TextRow
 from runtime.channel import Outbox
-from runtime.ledger import Ledger, StaleRequest
+from runtime.ledger import Ledger
 
 
 def joined(earlier: TextRow, later: TextRow) -> TextRow:
@@ -175,12 +174,9 @@ class Desk:
 
     def _sent(self, to: str, message: Message) -> None:
         """Note in the ledger how far the client has been served, by the frontend that it asked."""
-        if not isinstance(message, Deltas):
-            return
-        for row in message.rows:
-            with contextlib.suppress(StaleRequest):
-                if self._ledger.origins == 1 or to == f"frontend.{self._ledger.origin(row.rid)}":
-                    self._ledger.set_delivered(row.rid, row.tokens)
+        if isinstance(message, Deltas):
+            served = [(row.rid, row.tokens) for row in message.rows]
+            self._ledger.set_delivered_each(served, int(to.removeprefix("frontend.")))
 
 
 def _parts(message: Message) -> list[Message]:

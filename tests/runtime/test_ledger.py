@@ -220,6 +220,26 @@ def test_limits_are_refused_and_change_nothing(ledger: Ledger) -> None:
     assert ledger.request(rid) == bytes(LAYOUT.request_bytes)
 
 
+def test_one_token_to_each_of_many(ledger: Ledger) -> None:
+    unborn, finished, listed, plain = rids = [claim(ledger) for _ in range(4)]
+    ledger.commit(finished, [1], finish=Finish.STOP)
+    ledger.commit(listed, [0, 1, 2], b"abc")
+    ledger.commit(plain, [0])
+    stale = [plain + (1 << SLOT_BITS), 1 << SLOT_BITS | 77]
+    for step in range(1, 30):
+        left = ledger.commit_each([*rids, *stale], [step] * 6)
+        assert left == ([0, 1, 4, 5] if step >= 6 else [0, 1, 2, 4, 5])
+        if step < 6:  # up to a multiple of eight they go where those before them are
+            ledger.commit(listed, [step])
+        assert ledger.committed(plain).tolist() == [*range(step + 1)]
+    assert ledger.committed(plain, 20).tolist() == [*range(20, 30)]
+    assert ledger.committed(plain, 29).tolist() == [29] and ledger.committed(plain, 31).size == 0
+    ledger.commit(plain, [50, 51], b"x", Finish.LENGTH)
+    assert ledger.outcome(plain)[0].tolist() == [*range(30), 50, 51]
+    assert ledger.committed(listed).tolist() == [0, 1, 2, *range(1, 30)] and ledger.extras(listed) == b"abc"
+    assert ledger.committed(unborn).size == 0 and ledger.committed(finished).tolist() == [1]
+
+
 def test_after_the_finish_nothing_is_committed(ledger: Ledger) -> None:
     rid = claim(ledger)
     ledger.commit(rid, [1], finish=Finish.STOP)
@@ -233,7 +253,7 @@ def test_what_is_no_ledger_of_this_layout_is_not_attached(ledger: Ledger) -> Non
     with pytest.raises(ValueError, match="slots"):
         Ledger.create(dataclasses.replace(LAYOUT, slots=1 << SLOT_BITS | 1))
     with pytest.raises(ValueError, match="tokens"):
-        Ledger.create(dataclasses.replace(LAYOUT, tokens=1 << 28))
+        Ledger.create(dataclasses.replace(LAYOUT, tokens=1 << 27))
 
 
 def test_a_big_ledger_takes_memory_only_where_it_is_written_and_gives_it_back() -> None:
@@ -341,6 +361,35 @@ class LedgerMachine(RuleBasedStateMachine):
             model.extras += extras
             model.finish = finish
         raw.close()
+
+    @rule(steps=st.integers(1, 12), killed=st.integers(0, 3))
+    def commit_each(self, steps: int, killed: int) -> None:
+        """Steps of a token each for all; in the last one some stores are never reached."""
+        rids = [*self.open, *self.gone][:8]
+        raw = segment.Mapping(os.dup(self.ledger.fd), self.ledger.layout.heads)
+        words = {rid: slot_of(rid) * HEAD_WORDS + Word.COMMITTED for rid in rids}
+        for step in range(steps):
+            before = {rid: raw.words[word] for rid, word in words.items()}
+            left = self.ledger.commit_each(rids, [7 * step] * len(rids))
+            for index, rid in enumerate(rids):
+                model = self.open.get(rid)
+                if model is None or model.finish or not model.tokens:
+                    assert index in left
+                elif index not in left and step == steps - 1 and killed:
+                    raw.words[words[rid]] = before[rid]
+                    killed -= 1
+                elif index not in left:
+                    model.tokens.append(7 * step)
+        raw.close()
+        self.replace()
+
+    @rule(served=st.lists(st.integers(0, 2**31), max_size=5), origin=st.integers(0, 1))
+    def deliver_each(self, served: list[int], origin: int) -> None:
+        rids = [*self.gone, *self.open][-5:]
+        self.ledger.set_delivered_each(zip(rids, served, strict=False), origin)
+        for rid, n in zip(rids, served, strict=False):
+            if rid in self.open and self.open[rid].origin == origin:
+                self.open[rid].delivered = n
 
     @rule(rid=rids, n=st.integers(0, 2**31))
     def deliver(self, rid: int, n: int) -> None:
