@@ -58,11 +58,15 @@ class Process:
     def reap(self) -> int:
         """Wait for the death (at once when `pidfd` is readable); its exit code, or minus the signal.
 
-        Its group is killed before the zombie is gone, for that keeps the number from being used again.
+        Its group is killed before the zombie is gone, for that keeps the number from being used again. What
+        the process had started itself is this process's child now (`kin.adopt_orphans`), and reaped too.
         """
         os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
         self.kill()
         code = self._popen.wait()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-self.pid, 0)
         os.close(self.pidfd)
         return code
 

@@ -9,7 +9,6 @@ The kernel kills it when its supervisor dies, so no company outlives its root.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import importlib
 import os
@@ -28,14 +27,12 @@ from runtime.actor import Context, heartbeat
 from runtime.board import Board
 from runtime.channel import Outbox, inbox_for
 from runtime.doorbell import Doorbell
+from runtime.kin import be_called, follow
 from runtime.ledger import Ledger
 from runtime.report import Failed, Reporter
 from runtime.ring import Ring
 from runtime.vault import Vault
 from runtime.wiring import Edge, Part, Spec, Understudy
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
 
 Run = Callable[[Context[Any]], Awaitable[None]]
 
@@ -61,20 +58,6 @@ def wait_for_part(part: Understudy) -> Spec:
     for fd in set(part.inherited).difference(spec.descriptors()):
         os.close(fd)
     return spec
-
-
-def follow(supervisor: int) -> None:
-    """Die when the supervisor does, also if it has died already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != supervisor:
-        os._exit(1)
-
-
-def be_called(name: str) -> None:
-    """Take a name in `ps` and `top` (15 bytes of it)."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def _lanes(edge: Edge) -> tuple[Ring, Ring]:

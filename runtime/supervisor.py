@@ -26,7 +26,7 @@ import trio
 
 from protocols.board import SUPERVISOR_COLUMNS, Column, State
 from protocols.errors import StartError
-from runtime import admin, notices, status, tracing, verbs
+from runtime import admin, kin, notices, status, tracing, verbs
 from runtime.door import admin_door, client_door
 from runtime.events import (
     Command,
@@ -426,6 +426,7 @@ def supervise(company: Company, *, announce: notices.Announce = write_notice) ->
     """
     check(company)
     _allow_many_descriptors()
+    kin.adopt_orphans()
     config = company.config
     log = tracing.configure(config.log_level, config.log_format, actor="supervisor")
     with contextlib.ExitStack() as stack:

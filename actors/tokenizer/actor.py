@@ -2,6 +2,7 @@
 
     reader ─► Tokens, Abort: at once              ─► desk ─► frontends, scheduler or balancer
            └► Generate, Encode, Decode: queue ─► encoder ─┘
+                                 ├► a helper process, for the template of a chat
                                  └► a thread, for long prompts (the library lets go of the GIL)
 
 The reader never waits for a ring to drain, so whoever sends to this actor can always go on. The encoder
@@ -11,6 +12,7 @@ one short prompt.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 from collections import deque
@@ -23,9 +25,12 @@ from actors.tokenizer.core import Core, Outgoing
 from actors.tokenizer.model_files import read_chat_templates
 from actors.tokenizer.outgoing import Desk
 from actors.tokenizer.questions import Question
+from actors.tokenizer.render_helper import Sources
+from actors.tokenizer.renderers import Renderers
 from actors.tokenizer.template import ChatTemplate
 from protocols.board import Column
 from protocols.config import Config
+from protocols.errors import UserError
 from protocols.messages import Abort, Decode, Encode, Generate, Replay, TokenizerMail, Tokens
 from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
 from runtime.actor import Context
@@ -43,9 +48,15 @@ THREADS = 4
 async def run(context: Context[TokenizerMail]) -> None:
     """Serve until asked to stop, then finish what is open. StartError without a usable tokenizer."""
     with context.busy():
-        core = load_core(context.config, context.index, context.ledger, context.log)
+        core, sources = load_core(context.config, context.index, context.ledger, context.log)
+    renderers = Renderers(sources, context.config.template_seconds, context.log)
+    with contextlib.closing(renderers):
+        await _serve(context, core, renderers)
+
+
+async def _serve(context: Context[TokenizerMail], core: Core, renderers: Renderers) -> None:
     async with trio.open_nursery() as nursery:
-        actor = Actor(context, core, nursery)
+        actor = Actor(context, core, renderers, nursery)
         await actor.recover()
         reach("tokenizer.recovered")
         context.ready()
@@ -56,10 +67,10 @@ async def run(context: Context[TokenizerMail]) -> None:
         nursery.cancel_scope.cancel()
 
 
-def load_core(config: Config, index: int, ledger: Ledger, log: object) -> Core:
+def load_core(config: Config, index: int, ledger: Ledger, log: object) -> tuple[Core, Sources]:
     """Read the model's tokenizer and templates; StartError with a sentence where that fails."""
-    codec, template = _load_text(pathlib.Path(config.model.path))
-    return Core(config, index, codec, template, ledger, log)
+    codec, sources = _load_text(pathlib.Path(config.model.path))
+    return Core(config, index, codec, ledger, log), sources
 
 
 def preload(config: Config) -> None:
@@ -68,23 +79,28 @@ def preload(config: Config) -> None:
 
 
 @functools.cache
-def _load_text(directory: pathlib.Path) -> tuple[Codec, ChatTemplate]:
+def _load_text(directory: pathlib.Path) -> tuple[Codec, Sources]:
     codec = load_codec(directory)
-    return codec, ChatTemplate(read_chat_templates(directory), codec.special_tokens)
+    sources = Sources(read_chat_templates(directory), codec.special_tokens)
+    ChatTemplate(sources.templates, sources.special_tokens)
+    return codec, sources
 
 
 class Actor:
     """The Trio side: who does what when."""
 
-    def __init__(self, context: Context[TokenizerMail], core: Core, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, context: Context[TokenizerMail], core: Core, renderers: Renderers, nursery: trio.Nursery
+    ) -> None:
         self._context = context
         self._core = core
+        self._renderers = renderers
         self._nursery = nursery
         ring_bytes = context.config.ring_bytes
         self._desk = Desk(context.outbox, context.ledger, nursery, context.log, ring_bytes, self._moved)
         self._queue: deque[Generate | Question] = deque()
         self._queued = trio.Event()
-        self._in_threads = 0
+        self._away = 0
         self._limiter = trio.CapacityLimiter(THREADS)
         self._movement = trio.lowlevel.ParkingLot()
 
@@ -115,7 +131,7 @@ class Actor:
 
     async def drained(self) -> None:
         """Wait until nothing is open and everything has left."""
-        while self._core.open or self._queue or self._in_threads or not self._desk.empty:
+        while self._core.open or self._queue or self._away or not self._desk.empty:
             await self._movement.park()
 
     def _handle(self, message: TokenizerMail) -> None:
@@ -134,21 +150,43 @@ class Actor:
 
     def _take_up(self, message: Generate | Question) -> None:
         self._context.vitals.add(Column.REQUESTS_TOTAL, isinstance(message, Generate))
-        if _length(message) > INLINE_CHARS:
-            self._in_threads += 1
-            self._nursery.start_soon(self._take_up_in_thread, message)
-        elif isinstance(message, Generate):
-            self._post(self._core.admit(message, self._core.prepare(message)))
+        if not isinstance(message, Decode) and isinstance(message.prompt, ChatPrompt):
+            self._away += 1
+            self._nursery.start_soon(self._take_up_chat, message, message.prompt)
+        elif _length(message) > INLINE_CHARS:
+            self._away += 1
+            self._nursery.start_soon(self._take_up_in_thread, message, "")
         else:
-            self._post(self._core.answer(message))
+            self._take_up_here(message, "")
 
-    async def _take_up_in_thread(self, message: Generate | Question) -> None:
+    async def _take_up_chat(self, message: Generate | Encode, prompt: ChatPrompt) -> None:
+        try:
+            rendered = await self._renderers.render(prompt)
+        except UserError as error:
+            self._away -= 1
+            self._post(self._core.refuse(message, error.body))
+        else:
+            if len(rendered) > INLINE_CHARS:
+                await self._take_up_in_thread(message, rendered)
+                return
+            self._away -= 1
+            self._take_up_here(message, rendered)
+        self._moved()
+
+    def _take_up_here(self, message: Generate | Question, rendered: str) -> None:
         if isinstance(message, Generate):
-            prompted = await trio.to_thread.run_sync(self._core.prepare, message, limiter=self._limiter)
+            self._post(self._core.admit(message, self._core.prepare(message, rendered)))
+        else:
+            self._post(self._core.answer(message, rendered))
+
+    async def _take_up_in_thread(self, message: Generate | Question, rendered: str) -> None:
+        run = functools.partial(trio.to_thread.run_sync, limiter=self._limiter)
+        if isinstance(message, Generate):
+            prompted = await run(self._core.prepare, message, rendered)
             out = self._core.admit(message, prompted)
         else:
-            out = await trio.to_thread.run_sync(self._core.answer, message, limiter=self._limiter)
-        self._in_threads -= 1
+            out = await run(self._core.answer, message, rendered)
+        self._away -= 1
         self._post(out)
         self._moved()
 
@@ -162,10 +200,10 @@ class Actor:
 
 
 def _length(message: Generate | Question) -> int:
-    """About how much text there is to tokenise."""
+    """About how much text there is to tokenise; of a chat it is not known yet."""
     match message.prompt if not isinstance(message, Decode) else TokenPrompt(message.tokens):
-        case ChatPrompt(messages, tools):
-            return len(messages) + len(tools)
+        case ChatPrompt():
+            return 0
         case TextPrompt(text):
             return len(text)
         case TokenPrompt(tokens):

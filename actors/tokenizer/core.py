@@ -19,10 +19,9 @@ import msgspec
 from actors.aborts import Aborts
 from actors.tokenizer.codec import Codec, CodecError
 from actors.tokenizer.prompt import Prompted, Prompter
-from actors.tokenizer.questions import Answerer, Question
+from actors.tokenizer.questions import Answerer, Question, refusal
 from actors.tokenizer.recovery import committed_row, replay
 from actors.tokenizer.stream import ChoiceStream
-from actors.tokenizer.template import ChatTemplate
 from protocols.config import Config
 from protocols.errors import ErrorBody, PeerError, UserError
 from protocols.messages import (
@@ -62,10 +61,8 @@ _LOST = ErrorBody(500, "Part of the answer was lost.", "server_error", "internal
 class Core:
     """All open choices of one tokenizer actor."""
 
-    def __init__(
-        self, config: Config, index: int, codec: Codec, template: ChatTemplate, ledger: Ledger, log: Any
-    ) -> None:
-        self._prompter = Prompter(config.model, codec, template)
+    def __init__(self, config: Config, index: int, codec: Codec, ledger: Ledger, log: Any) -> None:
+        self._prompter = Prompter(config.model, codec)
         self._answerer = Answerer(codec, self._prompter, config.ring_bytes // 2, log)
         self.down = "balancer" if config.dp > 1 else "scheduler.0"
         self._largest = config.ring_bytes // 2 - _RING_OVERHEAD
@@ -83,14 +80,22 @@ class Core:
 
     # --- down
 
-    def answer(self, question: Question) -> list[Outgoing]:
-        """What a frontend only wants to know. Touches no state: may run in a thread."""
-        return [(f"frontend.{question.origin}", self._answerer(question))]
+    def answer(self, question: Question, rendered: str = "") -> list[Outgoing]:
+        """What a frontend only wants to know. rendered: the text of a chat. Touches no state: may run in a
+        thread."""
+        return [(f"frontend.{question.origin}", self._answerer(question, rendered))]
 
-    def prepare(self, message: Generate) -> Prompted | ErrorBody:
-        """Tokenise a request, or say why not. Touches no state: may run in a thread."""
+    def refuse(self, message: Generate | Question, error: ErrorBody) -> list[Outgoing]:
+        """The answer to a chat that the template refused."""
+        if isinstance(message, Generate):
+            return self.admit(message, error)
+        return [(f"frontend.{message.origin}", refusal(message, error))]
+
+    def prepare(self, message: Generate, rendered: str = "") -> Prompted | ErrorBody:
+        """Tokenise a request, or say why not. rendered: the text of a chat. Touches no state: may run in a
+        thread."""
         try:
-            return self._prompter(message)
+            return self._prompter(message, rendered)
         except UserError as error:
             return error.body
         except CodecError:

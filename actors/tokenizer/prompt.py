@@ -10,7 +10,6 @@ import numpy as np
 
 from actors.tokenizer.codec import Codec, Ids
 from actors.tokenizer.stops import check_stops
-from actors.tokenizer.template import ChatTemplate
 from protocols.config import ModelCard
 from protocols.errors import UserError
 from protocols.messages import Generate
@@ -31,31 +30,31 @@ class Prompted:
 class Prompter:
     """Tokenises requests for one model. Safe to use from several threads."""
 
-    def __init__(self, model: ModelCard, codec: Codec, template: ChatTemplate) -> None:
+    def __init__(self, model: ModelCard, codec: Codec) -> None:
         self._model = model
         self._codec = codec
-        self._template = template
         eos = model.eos if codec.eos is None else (*model.eos, codec.eos)
         self._eos = tuple(token for token in dict.fromkeys(eos) if 0 <= token < model.vocab_size)
 
-    def __call__(self, message: Generate) -> Prompted:
-        """Tokenise and check. Raises UserError, or CodecError where the tokenizer fails."""
+    def __call__(self, message: Generate, rendered: str) -> Prompted:
+        """Tokenise and check. rendered: the text of a chat. Raises UserError, or CodecError where the
+        tokenizer fails."""
         check_stops(message.output.stop)
-        ids = self.ids(message.prompt)
+        ids = self.ids(message.prompt, rendered)
         if not len(ids):
             raise UserError("the prompt is empty.", param="prompt")
         return Prompted(ids.tobytes(), self._complete(message.sampling, len(ids), message.default_tokens))
 
-    def ids(self, prompt: Prompt, *, add_special: bool | None = None) -> Ids:
+    def ids(self, prompt: Prompt, rendered: str, *, add_special: bool | None = None) -> Ids:
         """Ids of a prompt, all within the vocabulary. add_special: None as the kind of prompt has it."""
-        ids = self._tokenised(prompt, add_special)
+        ids = self._tokenised(prompt, rendered, add_special)
         self._check_ids(ids)
         return ids
 
-    def _tokenised(self, prompt: Prompt, add_special: bool | None) -> Ids:
+    def _tokenised(self, prompt: Prompt, rendered: str, add_special: bool | None) -> Ids:
         match prompt:
             case ChatPrompt():
-                return self._codec.encode(self._template.render(prompt), add_special=bool(add_special))
+                return self._codec.encode(rendered, add_special=bool(add_special))
             case TextPrompt(text):
                 return self._codec.encode(text, add_special=add_special is not False)
             case TokenPrompt(tokens):

@@ -27,18 +27,18 @@ class Answerer:
         self._limit = limit
         self._log = log
 
-    def __call__(self, question: Question) -> Answer:
-        """The answer, or the refusal, which has the answer's type too."""
-        answer = self._answer(question)
+    def __call__(self, question: Question, rendered: str) -> Answer:
+        """The answer, or the refusal, which has the answer's type too. rendered: the text of a chat."""
+        answer = self._answer(question, rendered)
         if len(encode_batch([answer])) <= self._limit:
             return answer
-        return _refusal(question, _TOO_LARGE)
+        return refusal(question, _TOO_LARGE)
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Question, rendered: str) -> Answer:
         try:
             match question:
                 case Encode():
-                    ids = self._prompter.ids(question.prompt, add_special=question.add_special)
+                    ids = self._prompter.ids(question.prompt, rendered, add_special=question.add_special)
                     names = self._codec.entries(ids.tolist()) if question.names else ()
                     return Encoded(question.number, ids.tobytes(), names)
                 case Decode():
@@ -48,12 +48,13 @@ class Answerer:
                 case other:
                     assert_never(other)
         except UserError as error:
-            return _refusal(question, error.body)
+            return refusal(question, error.body)
         except CodecError:
             self._log.exception("tokenizer_failed")
-            return _refusal(question, _FAILED)
+            return refusal(question, _FAILED)
 
 
-def _refusal(question: Question, error: ErrorBody) -> Answer:
+def refusal(question: Question, error: ErrorBody) -> Answer:
+    """Why there is no answer."""
     kind = Encoded if isinstance(question, Encode) else Decoded
     return kind(question.number, error=error)

@@ -26,7 +26,7 @@ from protocols.stored import pack_logprobs
 from runtime.channel import Mail
 from runtime.ledger import Ledger
 from runtime.memory import Exchange
-from tests.actors.tokenizer.parts import chat_template, codec_of, config_of
+from tests.actors.tokenizer.parts import codec_of, config_of, rendered
 
 TOKENS = 200
 
@@ -65,7 +65,7 @@ class Edge:
         self.ledger.close()
 
     def _new_core(self) -> Core:
-        return Core(self.config, 0, codec_of(self.kind), chat_template(), self.ledger, structlog.get_logger())
+        return Core(self.config, 0, codec_of(self.kind), self.ledger, structlog.get_logger())
 
     async def kill(self, index: int) -> None:
         """The frontend dies, and its successor takes over; its unread mail stays where it is."""
@@ -122,7 +122,8 @@ class Edge:
         for mail in mails:
             match mail.message:
                 case Generate() as generate:
-                    self._send(self.core.admit(generate, self.core.prepare(generate)))
+                    prompted = self.core.prepare(generate, rendered(generate.prompt))
+                    self._send(self.core.admit(generate, prompted))
                 case Replay() as replay:
                     self._send(self.core.replay(replay))
                 case Abort() as abort:

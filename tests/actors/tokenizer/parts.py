@@ -51,12 +51,16 @@ def core_of(
     kind: str = "byte_level",
     *,
     index: int = 0,
-    template: ChatTemplate | None = None,
     **options: Any,
 ) -> Core:
     codec = codec_of(kind)
     log = structlog.get_logger("test")
-    return Core(config_of(codec, **options), index, codec, template or chat_template(), ledger, log)
+    return Core(config_of(codec, **options), index, codec, ledger, log)
+
+
+def rendered(prompt: Prompt) -> str:
+    """The text of a chat, as a helper of the tokenizer makes it."""
+    return chat_template().render(prompt) if isinstance(prompt, ChatPrompt) else ""
 
 
 def generate(

@@ -29,12 +29,12 @@ from runtime.ledger import Ledger
 from tests.actors.tokenizer.parts import (
     Client,
     chat,
-    chat_template,
     codec_of,
     config_of,
     core_of,
     generate,
     new_ledger,
+    rendered,
 )
 
 
@@ -46,7 +46,7 @@ def ledger() -> Iterator[Ledger]:
 
 
 def take_up(core: Core, message: Generate) -> list[Outgoing]:
-    return core.admit(message, core.prepare(message))
+    return core.admit(message, core.prepare(message, rendered(message.prompt)))
 
 
 def submits(out: Iterable[Outgoing]) -> list[Submit]:
@@ -236,7 +236,7 @@ def test_a_bad_request_is_refused_and_forgotten(ledger: Ledger) -> None:
 
 def test_a_tokenizer_that_fails_refuses_with_500(ledger: Ledger) -> None:
     codec = Codec(Tokenizer(models.WordLevel({"a": 0}, unk_token="missing")), {})
-    core = Core(config_of(codec), 0, codec, chat_template(), ledger, structlog.get_logger("test"))
+    core = Core(config_of(codec), 0, codec, ledger, structlog.get_logger("test"))
     (error,) = refused(take_up(core, generate(ledger, "b")))
     assert (error.status, error.type) == (500, "server_error")
     assert submits(take_up(core, generate(ledger, "a")))

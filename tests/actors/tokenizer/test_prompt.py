@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from actors.tokenizer.prompt import Prompted, Prompter
-from actors.tokenizer.template import ChatTemplate
 from protocols.config import ModelCard
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import Generate
 from protocols.request import OutputOptions, Prompt, TextPrompt, TokenPrompt
 from protocols.sampling import SamplingParams
-from tests.actors.tokenizer.parts import CONTEXT, chat, chat_template, codec_of
+from tests.actors.tokenizer.parts import CONTEXT, chat, codec_of, rendered
 
 VOCAB = 501
 CARD = ModelCard("m", "", "LlamaForCausalLM", CONTEXT, VOCAB, eos=(7, 8))
@@ -26,9 +25,10 @@ def ask(
     default: int = 0,
     **sampling: object,
 ) -> Prompted:
-    prompter = Prompter(card, codec_of("byte_level"), chat_template())
+    prompter = Prompter(card, codec_of("byte_level"))
     params = SamplingParams(**sampling)  # type: ignore[arg-type]
-    return prompter(Generate((1,), 0, prompt, params, output or OutputOptions(), default_tokens=default))
+    message = Generate((1,), 0, prompt, params, output or OutputOptions(), default_tokens=default)
+    return prompter(message, rendered(prompt))
 
 
 def refusal(prompt: Prompt, **options: object) -> ErrorBody:
@@ -120,9 +120,3 @@ def test_more_tokens_at_least_than_can_follow() -> None:
 
 def test_stop_strings_are_checked() -> None:
     assert refusal(tokens(1), output=OutputOptions(stop=("",))).param == "stop"
-
-
-def test_a_chat_without_a_template() -> None:
-    prompter = Prompter(CARD, codec_of("byte_level"), ChatTemplate({}, {}))
-    with pytest.raises(UserError, match="use /v1/completions"):
-        prompter(Generate((1,), 0, chat("Hi"), SamplingParams()))
