@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -45,6 +46,7 @@ class Case:
         query_lens: list[int],
         shape: KvShape = SHAPE,
         dtype: torch.dtype = torch.float32,
+        page: int = PAGE,
     ) -> None:
         self.contexts, self.query_lens, self.shape = contexts, query_lens, shape
         generator = torch.Generator().manual_seed(len(contexts) * 1000 + sum(contexts))
@@ -56,53 +58,69 @@ class Case:
         self.values = [random(size, shape.kv_heads, shape.value_dim) for size in contexts]
         self.queries = [random(size, HEADS, shape.key_dim) for size in query_lens]
         self.sinks = torch.randn(HEADS, generator=generator).to(dtype)
+        self.page = page
         self._lay_out(dtype)
 
     def _lay_out(self, dtype: torch.dtype) -> None:
-        pages = [math.ceil(size / PAGE) for size in self.contexts]
-        self.pool = KvPool([self.shape], sum(pages) + 3, PAGE, dtype, torch.device("cpu"))
+        pages = [math.ceil(size / self.page) for size in self.contexts]
+        self.pool = KvPool([self.shape], sum(pages) + 3, self.page, dtype, torch.device("cpu"))
         numbers = np.random.default_rng(0).permutation(self.pool.pages).astype(np.int32)
         self.tables = np.zeros((len(pages), max(pages)), np.int32)
         layer = self.pool.layers[0]
         layer.keys[:-1], layer.values[:-1] = torch.nan, torch.nan
-        places, positions = [], []
-        for row, (context, length) in enumerate(zip(self.contexts, self.query_lens, strict=True)):
-            self.tables[row, : pages[row]], numbers = (
-                np.split(numbers, [pages[row]])[0],
-                numbers[pages[row] :],
-            )
-            at = np.arange(context)
-            place = self.tables[row, at // PAGE].astype(np.int64) * PAGE + at % PAGE
-            before = torch.from_numpy(place[: context - length])
-            layer.key_rows[before] = self.keys[row][: context - length].flatten(1)
-            layer.value_rows[before] = self.values[row][: context - length].flatten(1)
-            places.append(place[context - length :])
-            positions.append(at[context - length :])
-        self.places, self.positions = np.concatenate(places), np.concatenate(positions)
+        for row, count in enumerate(pages):
+            self.tables[row, :count], numbers = numbers[:count], numbers[count:]
 
     def run(self, spec: Spec, decodes: int, sinks: bool = False, name: str = "torch") -> Tensor:
-        """The backend's answer."""
+        """The backend's answer to the step, after a step for everything before it."""
+        chosen = backend(name, self.pool)
+        before = [context - length for context, length in zip(self.contexts, self.query_lens, strict=True)]
+        if any(before):
+            some = [row for row, size in enumerate(before) if size]
+            self._step(chosen, spec, some, [0] * len(before), before, 0)
+        every = list(range(len(before)))
+        return self._step(chosen, spec, every, before, self.contexts, decodes, self.sinks if sinks else None)
+
+    def _step(
+        self,
+        chosen: Backend,
+        spec: Spec,
+        rows: list[int],
+        starts: list[int],
+        ends: list[int],
+        decodes: int,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Positions starts .. ends - 1 of some sequences; queries are random where the case has none."""
+        at = [np.arange(starts[row], ends[row]) for row in rows]
+        places = [
+            self.tables[row, positions // self.page].astype(np.int64) * self.page + positions % self.page
+            for row, positions in zip(rows, at, strict=True)
+        ]
+        self.places = np.concatenate(places)
         batch = Batch(
-            query_lens=np.array(self.query_lens, np.int64),
-            contexts=np.array(self.contexts, np.int64),
-            block_tables=self.tables,
-            positions=self.positions,
+            query_lens=np.array([len(positions) for positions in at], np.int64),
+            contexts=np.array([ends[row] for row in rows], np.int64),
+            block_tables=self.tables[rows],
+            positions=np.concatenate(at),
             places=self.places,
             decodes=decodes,
         )
-        own = [context - length for context, length in zip(self.contexts, self.query_lens, strict=True)]
-        return (
-            backend(name, self.pool)
-            .prepare(batch)
-            .attend(
-                0,
-                torch.cat(self.queries),
-                torch.cat([keys[start:] for keys, start in zip(self.keys, own, strict=True)]),
-                torch.cat([values[start:] for values, start in zip(self.values, own, strict=True)]),
-                spec,
-                self.sinks if sinks else None,
-            )
+        queries = [
+            self.queries[row] if ends[row] == self.contexts[row] else torch.zeros_like(self._query(ends[row]))
+            for row in rows
+        ]
+        return chosen.prepare(batch).attend(
+            0,
+            torch.cat(queries),
+            torch.cat([self.keys[row][starts[row] : ends[row]] for row in rows]),
+            torch.cat([self.values[row][starts[row] : ends[row]] for row in rows]),
+            spec,
+            sinks,
         )
+
+    def _query(self, rows: int) -> Tensor:
+        return self.queries[0].new_empty(rows, HEADS, self.shape.key_dim)
 
     def expected(self, spec: Spec, sinks: bool = False) -> Tensor:
         """The answer written out in float64, row by row."""
@@ -141,13 +159,14 @@ def steps(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
     softcap=st.sampled_from([0.0, 1.5]),
     sinks=st.booleans(),
     name=st.sampled_from(BACKENDS),
+    page=st.sampled_from([1, 4, 16, 64]),
 )
 @torch.inference_mode()
 def test_random_steps(
-    step: tuple[list[int], list[int], int], window: int, softcap: float, sinks: bool, name: str
+    step: tuple[list[int], list[int], int], window: int, softcap: float, sinks: bool, name: str, page: int
 ) -> None:
     contexts, query_lens, decodes = step
-    case, spec = Case(contexts, query_lens), Spec(scale=0.4, window=window, softcap=softcap)
+    case, spec = Case(contexts, query_lens, page=page), Spec(scale=0.4, window=window, softcap=softcap)
     got = case.run(spec, decodes, sinks, name)
     assert torch.allclose(got.double(), case.expected(spec, sinks), atol=1e-5)
 
@@ -166,9 +185,10 @@ def test_keys_and_values_land_in_their_places_and_nowhere_else(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("page", [4, 16])
 @torch.inference_mode()
-def test_values_narrower_than_keys(name: str) -> None:
-    case = Case([9, 5, 12], [9, 2, 1], KvShape(kv_heads=3, key_dim=12, value_dim=5))
+def test_values_narrower_than_keys(name: str, page: int) -> None:
+    case = Case([9, 5, 12], [9, 2, 1], KvShape(kv_heads=3, key_dim=12, value_dim=5), page=page)
     spec = Spec(0.3)
     got = case.run(spec, decodes=1, name=name)
     assert got.shape == (12, HEADS, 5)
@@ -176,9 +196,10 @@ def test_values_narrower_than_keys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("page", [4, 16])
 @torch.inference_mode()
-def test_bfloat16(name: str) -> None:
-    case = Case([9, 5, 30, 2], [9, 2, 1, 1], dtype=torch.bfloat16)
+def test_bfloat16(name: str, page: int) -> None:
+    case = Case([9, 5, 30, 2], [9, 2, 1, 1], dtype=torch.bfloat16, page=page)
     spec = Spec(0.3)
     assert torch.allclose(case.run(spec, decodes=2, name=name).double(), case.expected(spec), atol=3e-2)
 
@@ -198,11 +219,11 @@ def test_decodes_of_very_different_length_are_grouped(window: int, monkeypatch: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dim", [24, 64, 80, 128, 256])
-@pytest.mark.parametrize("window", [0, 70])
+@pytest.mark.parametrize(("window", "page"), [(0, 4), (0, 16), (70, 32), (70, 128)])
 @torch.inference_mode()
-def test_long_contexts_of_many_blocks_of_keys(dtype: torch.dtype, dim: int, window: int) -> None:
+def test_long_contexts_of_many_blocks_of_keys(dtype: torch.dtype, dim: int, window: int, page: int) -> None:
     shape = KvShape(kv_heads=2, key_dim=dim, value_dim=dim)
-    case, spec = Case([130, 300, 64, 65], [75, 20, 1, 1], shape, dtype), Spec(dim**-0.5, window)
+    case, spec = Case([130, 300, 64, 65], [75, 20, 1, 1], shape, dtype, page), Spec(dim**-0.5, window)
     got = case.run(spec, decodes=2, name="cpu").double()
     assert torch.allclose(got, case.expected(spec), atol=1e-5 if dtype == torch.float32 else 3e-2)
 
@@ -211,12 +232,10 @@ def test_long_contexts_of_many_blocks_of_keys(dtype: torch.dtype, dim: int, wind
 @pytest.mark.parametrize("window", [0, 9, 64])
 @torch.inference_mode()
 def test_kernels_give_a_row_the_same_bits_in_any_company(dtype: torch.dtype, window: int) -> None:
-    """A prompt in one piece, in two, and its last row alone."""
+    """A prompt in one piece, in two, and its last row alone; in pages of any size."""
     spec, length = Spec(0.3, window), 200
-    whole = Case([length], [length], dtype=dtype)
-    rows = whole.run(spec, decodes=0, name="cpu")
-    for size in (150, 7, 1):
-        part = Case([length], [size], dtype=dtype)
-        part.queries = [whole.queries[0][-size:]]
-        assert torch.equal(part.keys[0], whole.keys[0])
+    rows = Case([length], [length], dtype=dtype).run(spec, decodes=0, name="cpu")
+    for size, page in itertools.product((200, 151, 7, 1), (4, 16, 64)):
+        part = Case([length], [length], dtype=dtype, page=page)
+        part.query_lens, part.queries = [size], [part.queries[0][-size:]]
         assert torch.equal(part.run(spec, decodes=int(size == 1), name="cpu"), rows[-size:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import stat
@@ -75,11 +76,11 @@ def test_the_team_s_size_changes_nothing() -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("flags", [("-mno-avx512bf16",), ("-mno-avx512f",), ("-march=x86-64",)])
-def test_machines_with_fewer_instructions(flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("flag", ["-mno-avx512bf16", "-march=x86-64"])
+def test_machines_with_fewer_instructions(flag: str) -> None:
     if os.uname().machine != "x86_64":
         pytest.skip("flags of x86")
-    lesser = compiled(1, *flags)
+    lesser = compiled(1, "-O1", flag)
     assert all(start.agrees(lesser, dtype) for dtype in (torch.float32, torch.bfloat16))
 
 
@@ -142,6 +143,20 @@ def test_eight_bits_need_the_kernels(tiny: Tiny, tmp_path: pathlib.Path, way: st
         tiny.executor(**options)
 
 
+def test_kernels_that_give_other_numbers_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled()
+    monkeypatch.setattr(start, "agrees", lambda *_: False)
+    told: list[str] = []
+    assert start.start(1, told.append) is None
+    assert "give other numbers" in told[-1]
+
+
+def compiled_with(told: list[str]) -> None:
+    """Ask for a quick build."""
+    with contextlib.suppress(build.Unavailable):
+        build.load(told.append, ("-O0",))
+
+
 class TestBuild:
     """Compiling once, and doing without."""
 
@@ -152,17 +167,15 @@ class TestBuild:
         return tmp_path / "cache"
 
     def test_compiles_once_for_all_who_ask_at_the_same_time(self, cache: pathlib.Path) -> None:
-        compiled()
         told: list[str] = []
-        for path in cache.glob("*.so"):
-            path.unlink()
-        flags = ("-O0",)
-        askers = [threading.Thread(target=build.load, args=(told.append, flags)) for _ in range(3)]
+        askers = [threading.Thread(target=compiled_with, args=(told,)) for _ in range(3)]
         for asker in askers:
             asker.start()
         for asker in askers:
             asker.join()
-        assert len(told) == 1 and "compiling" in told[0]
+        if not told:
+            pytest.skip("there is no compiler")
+        assert ["compiling" in line for line in told] == [True]
         assert len(list(cache.glob("*.so"))) == 1
 
     def test_without_a_compiler_torch_computes(
@@ -184,13 +197,6 @@ class TestBuild:
         monkeypatch.setenv("CXX", str(broken))
         with pytest.raises(build.Unavailable, match="failed: no such instruction"):
             build.load(print)
-
-    def test_kernels_that_give_other_numbers_are_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        compiled()
-        monkeypatch.setattr(start, "agrees", lambda *_: False)
-        told: list[str] = []
-        assert start.start(1, told.append) is None
-        assert "give other numbers" in told[-1]
 
 
 def test_greedy_equals_torch(tiny: Tiny) -> None:

@@ -3,6 +3,10 @@
 //
 // Blocks of keys begin at multiples of 64 positions, and what a row may not see weighs exactly nothing, so that a row
 // gets the same result whether it is decoded alone or prefilled with others.
+//
+// Where pages are made of whole vectors of 16 tokens, keys and values lie in them as the products want them, for each
+// head of the page: keys as [dim / unit][page_size] units, values as [page_size / unit][dim] units. Other pages are
+// [page_size, kv_heads, dim], and are packed at each use.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +26,7 @@ struct Pages {
 struct Heads {
     i64 heads, kv_heads, key_dim, value_dim, page_size;
     i64 shared() const { return heads / kv_heads; }
+    bool in_units() const { return page_size % 16 == 0 && (page_size & (page_size - 1)) == 0 && key_dim % 2 == 0; }
 };
 
 // One layer's way to attend. sinks: [heads] or null.
@@ -44,21 +49,100 @@ struct Block {
     i64 sequence, row, first, count, position;  // row: of the sequence's first row; position: of that row
 };
 
-inline void cut_into_blocks(const Batch& batch, i64 shared, std::vector<Block>& blocks) {
-    blocks.clear();
-    for (i64 s = 0, row = 0; s < batch.sequences; row += batch.query_lens[s++])
-        for (i64 all = batch.query_lens[s] * shared, first = 0; first < all; first += ROWS)
-            blocks.push_back({s, row, first, std::min(ROWS, all - first), batch.contexts[s] - batch.query_lens[s]});
-}
+// How a step's rows are attended. last: whether a row is its sequence's last one.
+struct Layout {
+    std::vector<Block> blocks;
+    std::vector<char> last;
+
+    void cut(const Batch& batch, i64 shared) {
+        blocks.clear();
+        last.assign(batch.rows, 0);
+        for (i64 s = 0, row = 0; s < batch.sequences; ++s) {
+            const i64 length = batch.query_lens[s], all = length * shared;
+            for (i64 first = 0; first < all; first += ROWS)
+                blocks.push_back({s, row, first, std::min(ROWS, all - first), batch.contexts[s] - length});
+            row += length;
+            last[row - 1] = 1;
+        }
+    }
+};
 
 struct AttentionScratch {
     std::vector<u32> q, k, v;
     std::vector<float> acc;
     alignas(64) float scores[(ROWS + 16) * KEYS];
     alignas(64) u32 p[(ROWS + SPARE_ROWS) * KEYS] = {};
-    const char *key[KEYS], *value[KEYS];
     float highest[ROWS], total[ROWS];
 };
+
+// 64 keys: 16 in each of four places.
+template <class X>
+struct Keys {
+    using Number = X;
+    const X* column[4];
+    i64 step;
+    static constexpr i64 even = 1 << 30;
+    const X* at(i64 u, i64 j) const { return column[j] + u * step; }
+};
+
+// Values of 64 keys, in runs of 1 << shift units.
+template <class X>
+struct Values {
+    using Number = X;
+    const X* run[4];
+    i64 step, even;
+    int shift;
+    const X* at(i64 u, i64 j) const { return run[u >> shift] + (u & (even - 1)) * step + j * 16 * Weight<X>::per_unit; }
+};
+
+// Where a sequence's tokens are.
+template <class X>
+struct Sequence {
+    const Heads& h;
+    const Pages& pages;
+    const std::int32_t* table;
+    i64 head;
+
+    // The head's part of a page of units; tokens from `position` on.
+    const X* keys(i64 position) const {
+        const i64 page = table[position / h.page_size];
+        return static_cast<const X*>(pages.keys) + (page * h.kv_heads + head) * h.page_size * h.key_dim +
+               position % h.page_size * Weight<X>::per_unit;
+    }
+    const X* values(i64 position) const {
+        const i64 page = table[position / h.page_size];
+        return static_cast<const X*>(pages.values) + (page * h.kv_heads + head) * h.page_size * h.value_dim +
+               position % h.page_size * h.value_dim;
+    }
+    // One token's row in a page of rows.
+    i64 row(i64 position) const {
+        return ((i64)table[position / h.page_size] * h.page_size + position % h.page_size) * h.kv_heads + head;
+    }
+};
+
+// One token's key and value into their place. last: no token of the sequence comes after it in this step.
+template <class X>
+inline void keep(const Heads& h, const Pages& pages, i64 place, bool last, const X* key, const X* value) {
+    constexpr i64 per = Weight<X>::per_unit;
+    X* keys = static_cast<X*>(pages.keys);
+    X* values = static_cast<X*>(pages.values);
+    if (!h.in_units()) {
+        std::memcpy(keys + place * h.kv_heads * h.key_dim, key, h.kv_heads * h.key_dim * sizeof(X));
+        std::memcpy(values + place * h.kv_heads * h.value_dim, value, h.kv_heads * h.value_dim * sizeof(X));
+        return;
+    }
+    const i64 page = place / h.page_size, offset = place % h.page_size;
+    for (i64 head = 0; head < h.kv_heads; ++head) {
+        X* k = keys + (page * h.kv_heads + head) * h.page_size * h.key_dim + offset * per;
+        for (i64 i = 0; i < h.key_dim; i += per, k += h.page_size * per, key += per) std::memcpy(k, key, 4);
+        X* v = values + (page * h.kv_heads + head) * h.page_size * h.value_dim + offset / per * per * h.value_dim;
+        for (i64 i = 0; i < h.value_dim; ++i) v[i * per + offset % per] = value[i];
+        // What shares a unit with it is multiplied too, by nothing: it must be a number.
+        if (per == 2 && last && offset % per == 0)
+            for (i64 i = 0; i < h.value_dim; ++i) v[i * per + 1] = X{};
+        value += h.value_dim;
+    }
+}
 
 // Keys of 64 places as units [dim / unit][64], zeros where there are none.
 template <class X>
@@ -139,57 +223,106 @@ inline float weigh(const float* scores, const Manner& manner, i64 from, i64 to, 
     return factor;
 }
 
+// Keys from `begin` on, of which those up to `last` are there; packed into s.k where they have to be.
+template <class X>
+inline Keys<X> keys_from(const Sequence<X>& sequence, i64 begin, i64 seen, i64 last, AttentionScratch& s) {
+    const Heads& h = sequence.h;
+    constexpr i64 per = Weight<X>::per_unit;
+    Keys<X> keys;
+    if (h.in_units()) {
+        keys.step = h.page_size * per;
+        for (i64 j = 0; j < 4; ++j) keys.column[j] = sequence.keys(std::min(begin + j * 16, last / 16 * 16));
+        return keys;
+    }
+    static const char zeros[4096] = {};
+    const char* rows[KEYS];
+    for (i64 t = 0; t < KEYS; ++t) {
+        const i64 at = begin + t;
+        const bool there = at >= seen && at <= last;
+        rows[t] = there ? reinterpret_cast<const char*>(static_cast<const X*>(sequence.pages.keys) + sequence.row(at) * h.key_dim) : zeros;
+    }
+    pack_keys<X>(rows, h.key_dim, s.k.data());
+    keys.step = KEYS * per;
+    for (i64 j = 0; j < 4; ++j) keys.column[j] = reinterpret_cast<const X*>(s.k.data()) + j * 16 * per;
+    return keys;
+}
+
+// The same keys' values, columns from `column` on.
+template <class X>
+inline Values<X> values_from(const Sequence<X>& sequence, i64 begin, i64 seen, i64 last, i64 column, AttentionScratch& s) {
+    const Heads& h = sequence.h;
+    constexpr i64 per = Weight<X>::per_unit;
+    Values<X> values;
+    if (h.in_units()) {
+        values.even = std::min(h.page_size, KEYS) / per;
+        values.shift = __builtin_ctzll(values.even);
+        values.step = h.value_dim * per;
+        for (i64 i = 0; i < KEYS / (values.even * per); ++i)
+            values.run[i] = sequence.values(std::min(begin + i * values.even * per, last / 16 * 16)) + column * per;
+        return values;
+    }
+    static const char zeros[4096] = {};
+    const char* rows[KEYS];
+    for (i64 t = 0; t < KEYS; ++t) {
+        const i64 at = begin + t;
+        const bool there = at >= seen && at <= last;
+        rows[t] = there ? reinterpret_cast<const char*>(static_cast<const X*>(sequence.pages.values) + sequence.row(at) * h.value_dim) : zeros;
+    }
+    pack_values(rows, column, h.value_dim, reinterpret_cast<X*>(s.v.data()));
+    values.even = KEYS / per;
+    values.shift = __builtin_ctzll(values.even);
+    values.step = COLUMNS * per;
+    values.run[0] = reinterpret_cast<const X*>(s.v.data());
+    return values;
+}
+
 // query and out: [rows, heads, dim] with ldq and ldo numbers between rows.
 template <class X>
 inline void attend_block(const Heads& h, const Manner& manner, const Pages& pages, const Batch& batch, const Block& block,
                          i64 head, const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s) {
     constexpr i64 per = Weight<X>::per_unit;
     const i64 shared = h.shared(), units_d = units_of<X>(h.key_dim), panels = (h.value_dim + COLUMNS - 1) / COLUMNS;
+    const i64 used_units = h.in_units() ? h.key_dim / per : units_d;
     const i64 first = block.position + block.first / shared, last = block.position + (block.first + block.count - 1) / shared;
-    static const char zeros[4096] = {};
-    s.q.assign((ROWS + SPARE_ROWS) * units_d, 0);
-    s.k.resize(units_d * KEYS);
-    if (h.key_dim * (i64)sizeof(X) % 64) std::fill(s.k.begin(), s.k.end(), 0);
-    s.v.resize(KEYS / per * COLUMNS);
-    s.acc.assign(panels * (ROWS + 16) * COLUMNS, 0);
+    const i64 height = ROWS + 16;
+    if ((i64)s.q.size() < (ROWS + SPARE_ROWS) * units_d) s.q.resize((ROWS + SPARE_ROWS) * units_d);
+    if ((i64)s.acc.size() < panels * height * COLUMNS) s.acc.resize(panels * height * COLUMNS);
+    if (!h.in_units()) {
+        s.k.assign(units_d * KEYS, 0);
+        s.v.resize(KEYS / per * COLUMNS);
+    }
     for (i64 i = 0; i < block.count; ++i) {
         const i64 pair = block.first + i;
         const X* from = query + (block.row + pair / shared) * ldq + (head * shared + pair % shared) * h.key_dim;
-        std::memcpy(&s.q[i * units_d], from, h.key_dim * sizeof(X));
+        X* to = reinterpret_cast<X*>(&s.q[i * units_d]);
+        std::memcpy(to, from, h.key_dim * sizeof(X));
+        std::memset(to + h.key_dim, 0, (units_d * per - h.key_dim) * sizeof(X));
         s.highest[i] = -std::numeric_limits<float>::infinity();
         s.total[i] = 0;
     }
-    const std::int32_t* table = batch.tables + block.sequence * batch.table_width;
+    const Sequence<X> sequence{h, pages, batch.tables + block.sequence * batch.table_width, head};
     const i64 seen = manner.window ? std::max<i64>(0, first - manner.window + 1) : 0;
-    for (i64 begin = seen / KEYS * KEYS; begin <= last; begin += KEYS) {
-        for (i64 t = 0; t < KEYS; ++t) {
-            const i64 position = begin + t;
-            if (position > last || position < seen) {
-                s.key[t] = s.value[t] = zeros;
-                continue;
-            }
-            const i64 place = (i64)table[position / h.page_size] * h.page_size + position % h.page_size;
-            s.key[t] = static_cast<const char*>(pages.keys) + (place * h.kv_heads + head) * h.key_dim * sizeof(X);
-            s.value[t] = static_cast<const char*>(pages.values) + (place * h.kv_heads + head) * h.value_dim * sizeof(X);
-        }
-        pack_keys<X>(s.key, h.key_dim, s.k.data());
-        multiply<X>(s.q.data(), units_d, block.count, reinterpret_cast<const X*>(s.k.data()), units_d, s.scores, false);
+    const i64 start = seen / KEYS * KEYS;
+    for (i64 begin = start; begin <= last; begin += KEYS) {
+        const Keys<X> keys = keys_from<X>(sequence, begin, seen, last, s);
+        multiply(s.q.data(), units_d, block.count, keys, used_units, s.scores, false);
         for (i64 i = 0; i < block.count; ++i) {
             const i64 own = block.position + (block.first + i) / shared;
             const i64 from = manner.window ? std::max<i64>(0, own - manner.window + 1 - begin) : 0;
             X* p = reinterpret_cast<X*>(s.p + i * KEYS / per);
             float factor = weigh(s.scores + i * KEYS, manner, from, std::min(KEYS, own + 1 - begin), s.highest[i], s.total[i], p);
-            if (factor != 1)
+            if (factor != 1 && begin != start)
                 for (i64 panel = 0; panel < panels; ++panel)
                     for (i64 j = 0; j < COLUMNS; j += 16) {
-                        float* at = &s.acc[(panel * (ROWS + 16) + i) * COLUMNS + j];
+                        float* at = &s.acc[(panel * height + i) * COLUMNS + j];
                         store(at, load<f32x16>(at) * factor);
                     }
         }
+        const i64 there = h.in_units() ? (std::min(KEYS, last + 1 - begin) + per - 1) / per : KEYS / per;
         for (i64 panel = 0; panel < panels; ++panel) {
-            pack_values(s.value, panel * COLUMNS, h.value_dim, reinterpret_cast<X*>(s.v.data()));
-            multiply<X>(s.p, KEYS / per, block.count, reinterpret_cast<const X*>(s.v.data()), KEYS / per,
-                        &s.acc[panel * (ROWS + 16) * COLUMNS], true);
+            const i64 column = panel * COLUMNS;
+            const Values<X> values = values_from<X>(sequence, begin, seen, last, column, s);
+            multiply(s.p, KEYS / per, block.count, values, there, &s.acc[panel * height * COLUMNS], begin != start, h.value_dim - column);
         }
     }
     for (i64 i = 0; i < block.count; ++i) {
@@ -200,7 +333,7 @@ inline void attend_block(const Heads& h, const Manner& manner, const Pages& page
         X* to = out + (block.row + pair / shared) * ldo + query_head * h.value_dim;
         for (i64 column = 0; column < h.value_dim; column += 16) {
             alignas(64) X numbers[16];
-            const float* from = &s.acc[(column / COLUMNS * (ROWS + 16) + i) * COLUMNS + column % COLUMNS];
+            const float* from = &s.acc[(column / COLUMNS * height + i) * COLUMNS + column % COLUMNS];
             narrow(numbers, load<f32x16>(from) / total);
             std::memcpy(to + column, numbers, std::min<i64>(16, h.value_dim - column) * sizeof(X));
         }
@@ -209,8 +342,8 @@ inline void attend_block(const Heads& h, const Manner& manner, const Pages& page
 
 template <class X>
 inline void attend(Team& team, const Heads& h, const Manner& manner, const Pages& pages, const Batch& batch,
-                   const std::vector<Block>& blocks, const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s) {
-    const i64 tasks = (i64)blocks.size() * h.kv_heads;
+                   const Layout& layout, const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s) {
+    const i64 tasks = (i64)layout.blocks.size() * h.kv_heads;
     for (i64 task = team.take(tasks, 1); task < tasks; task = team.take(tasks, 1))
-        attend_block<X>(h, manner, pages, batch, blocks[task / h.kv_heads], task % h.kv_heads, query, ldq, out, ldo, s);
+        attend_block<X>(h, manner, pages, batch, layout.blocks[task / h.kv_heads], task % h.kv_heads, query, ldq, out, ldo, s);
 }

@@ -75,6 +75,7 @@ inline void rms_norm(const float* x, const float* weight, i64 size, float eps, X
 
 struct ThreadScratch {
     Scratch gemm;
+    std::vector<float> kept;
     AttentionScratch attention;
 };
 
@@ -83,7 +84,7 @@ template <class X>
 struct Workspace {
     std::vector<float> x, qkv;
     std::vector<X> a, q, attended, inner;
-    std::vector<Block> blocks;
+    Layout layout;
     i64 ldx, ldqkv, lda, ldq, ldo, ldi;
 
     static i64 row_of(i64 k) { return units_of<X>(k) * Weight<X>::per_unit; }
@@ -103,7 +104,7 @@ struct Workspace {
         grow(q, rows * ldq);
         grow(attended, rows * ldo);
         grow(inner, rows * ldi);
-        cut_into_blocks(batch, h.shared(), blocks);
+        layout.cut(batch, h.shared());
     }
 
     template <class T>
@@ -153,9 +154,9 @@ struct Forward {
         linear(l.qkv, w.a, w.lda, m, s, [&](i64 panel, i64 row, const float* c) {
             std::memcpy(&w.qkv[row * w.ldqkv + panel * COLUMNS], c, COLUMNS * 4);
         });
-        rows(m, [&](i64 row) { turn(l, row); });
+        rows(m, [&](i64 row) { turn(l, row, s); });
         const Manner manner{model.scale, 0, l.window, nullptr};
-        attend<X>(team, model.heads, manner, l.pages, step.batch, w.blocks, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
+        attend<X>(team, model.heads, manner, l.pages, step.batch, w.layout, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
         team.barrier();
         linear(l.output, w.attended, w.ldo, m, s, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
         rows(m, [&](i64 row) { norm_row(row, row, l.before_mlp); });
@@ -182,21 +183,22 @@ struct Forward {
     }
 
     // Norm and rotate the row's query and key heads; queries to w.q, keys and values to the pages.
-    void turn(const Layer& l, i64 row) {
+    void turn(const Layer& l, i64 row, ThreadScratch& s) {
         const Heads& h = model.heads;
-        const i64 dim = h.key_dim, place = step.batch.places[row], position = step.batch.positions[row];
+        const i64 dim = h.key_dim, position = step.batch.positions[row], values = h.kv_heads * h.value_dim;
         float* from = &w.qkv[row * w.ldqkv];
-        X* key = static_cast<X*>(l.pages.keys) + place * h.kv_heads * dim;
+        s.kept.resize(h.kv_heads * (dim + h.value_dim));
+        X* key = reinterpret_cast<X*>(s.kept.data());
         for (i64 head = 0; head < h.heads + h.kv_heads; ++head, from += dim) {
             const bool is_query = head < h.heads;
             X* to = is_query ? &w.q[row * w.ldq + head * dim] : key + (head - h.heads) * dim;
             turn_head(from, is_query ? l.query_norm : l.key_norm, position, dim, to);
         }
-        X* value = static_cast<X*>(l.pages.values) + place * h.kv_heads * h.value_dim;
-        const i64 size = h.kv_heads * h.value_dim;
+        X* value = key + h.kv_heads * dim;
         i64 i = 0;
-        for (; i + 16 <= size; i += 16) narrow(value + i, load<f32x16>(from + i));
-        for (; i < size; ++i) put_one(value + i, from[i]);
+        for (; i + 16 <= values; i += 16) narrow(value + i, load<f32x16>(from + i));
+        for (; i < values; ++i) put_one(value + i, from[i]);
+        keep(h, l.pages, step.batch.places[row], w.layout.last[row] != 0, key, value);
     }
 
     void turn_head(float* x, const float* norm, i64 position, i64 dim, X* to) {

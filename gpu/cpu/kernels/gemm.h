@@ -5,6 +5,8 @@
 // loads and of the tiles of AMX alike. Weights of 8 bits become bfloat16 on the way.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 #include "team.h"
 #if defined(__AMX_BF16__)
@@ -60,45 +62,55 @@ constexpr int MAX_R = 6;  // 24 accumulators of 32 registers
 constexpr int MAX_R = 1;
 #endif
 
-template <class W, int R>
-inline void multiply_rows(const u32* x, i64 ldx, const W* w, i64 units_k, float* c, bool add) {
-    constexpr i64 step = COLUMNS * Weight<W>::per_unit;
-    f32x16 acc[R][4];
+// Where the 16 columns from 16 * j on of unit u of a panel lie: source.at(u, j). step: numbers between units, which
+// lie evenly within runs of `even` units.
+template <class W>
+struct PackedPanel {
+    using Number = W;
+    const W* first;
+    static constexpr i64 step = COLUMNS * Weight<W>::per_unit, even = 1 << 30;
+    const W* at(i64 u, i64 j) const { return first + u * step + j * 16 * Weight<W>::per_unit; }
+};
+
+template <class Source, int R, int J>
+inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add) {
+    using W = typename Source::Number;
+    f32x16 acc[R][J];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) acc[r][j] = add ? load<f32x16>(c + r * COLUMNS + j * 16) : f32x16{};
-    for (i64 u = 0; u < units_k; ++u, w += step) {
-        if constexpr (R <= 2)
-            for (i64 line = 0; line < step; line += 64 / (i64)sizeof(W)) __builtin_prefetch(w + 16 * step + line);
-        u32x16 b[4];
+        for (int j = 0; j < J; ++j) acc[r][j] = add ? load<f32x16>(c + r * COLUMNS + j * 16) : f32x16{};
+    for (i64 u = 0; u < units_k; ++u) {
+        if constexpr (R <= 2 && std::is_same_v<Source, PackedPanel<W>>)
+            for (i64 line = 0; line < w.step; line += 64 / (i64)sizeof(W)) __builtin_prefetch(w.at(u + 16, 0) + line);
+        u32x16 b[J];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) b[j] = units(w + j * step / 4);
+        for (int j = 0; j < J; ++j) b[j] = units(w.at(u, j));
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
             u32x16 a = u32x16{} + x[r * ldx + u];
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) acc[r][j] = dot<typename Weight<W>::X>(acc[r][j], a, b[j]);
+            for (int j = 0; j < J; ++j) acc[r][j] = dot<typename Weight<W>::X>(acc[r][j], a, b[j]);
         }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) store(c + r * COLUMNS + j * 16, acc[r][j]);
+        for (int j = 0; j < J; ++j) store(c + r * COLUMNS + j * 16, acc[r][j]);
 }
 
-template <class W, int R>
-inline void multiply_remainder(i64 rows, const u32* x, i64 ldx, const W* w, i64 units_k, float* c, bool add) {
+template <int R, int J, class Source>
+inline void multiply_remainder(i64 rows, const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add) {
     if (rows == R)
-        multiply_rows<W, R>(x, ldx, w, units_k, c, add);
+        multiply_rows<Source, R, J>(x, ldx, w, units_k, c, add);
     else if constexpr (R > 1)
-        multiply_remainder<W, R - 1>(rows, x, ldx, w, units_k, c, add);
+        multiply_remainder<R - 1, J>(rows, x, ldx, w, units_k, c, add);
 }
 
-template <class W>
-inline void multiply_vectors(const u32* x, i64 ldx, i64 rows, const W* w, i64 units_k, float* c, bool add) {
+template <int J, class Source>
+inline void multiply_vectors(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add) {
     for (; rows > 0; rows -= MAX_R, x += MAX_R * ldx, c += MAX_R * COLUMNS)
-        multiply_remainder<W, MAX_R>(rows < MAX_R ? rows : MAX_R, x, ldx, w, units_k, c, add);
+        multiply_remainder<MAX_R, J>(rows < MAX_R ? rows : MAX_R, x, ldx, w, units_k, c, add);
 }
 
 #if defined(__AMX_BF16__)
@@ -114,8 +126,8 @@ inline bool ask_for_tiles() {
 }
 
 // 32 rows by 32 columns at a time: four tiles of sums, two of x, two of w.
-inline void multiply_tiles(const u32* x, i64 ldx, i64 rows, const bf16* w, i64 units_k, float* c, bool add) {
-    const u32* b = reinterpret_cast<const u32*>(w);
+template <class Source>
+inline void multiply_tiles(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add) {
     for (; rows > 0; rows -= 32, x += 32 * ldx, c += 32 * COLUMNS)
         for (i64 j = 0; j < COLUMNS; j += 32) {
             float* below = c + 16 * COLUMNS;
@@ -132,8 +144,8 @@ inline void multiply_tiles(const u32* x, i64 ldx, i64 rows, const bf16* w, i64 u
                 _tile_zero(3);
             }
             for (i64 u = 0; u < units_k; u += 16) {
-                _tile_loadd(6, b + u * COLUMNS + j, COLUMNS * 4);
-                _tile_loadd(7, b + u * COLUMNS + j + 16, COLUMNS * 4);
+                _tile_loadd(6, w.at(u, j / 16), w.step * 2);
+                _tile_loadd(7, w.at(u, j / 16 + 1), w.step * 2);
                 _tile_loadd(4, x + u, ldx * 4);
                 _tile_dpbf16ps(0, 4, 6);
                 _tile_dpbf16ps(1, 4, 7);
@@ -174,14 +186,18 @@ struct Tiles {
     }
 };
 
-// c [rows, 64] = (add ? c : 0) + x w: x is `rows` <= ROWS rows of units, w one panel. c has room for ROWS + 16 rows.
-template <class W>
-inline void multiply(const u32* x, i64 ldx, i64 rows, const W* w, i64 units_k, float* c, bool add) {
+// c [rows, 64] = (add ? c : 0) + x w: x is `rows` <= ROWS rows of units, w a source of at least `width` columns, the
+// others of c are undefined. c has room for ROWS + 16 rows.
+template <class Source>
+inline void multiply(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, i64 width = COLUMNS) {
 #if defined(__AMX_BF16__)
-    if constexpr (sizeof(W) == 2)
-        if (tiles_in_use && units_k % 16 == 0) return multiply_tiles(x, ldx, rows, w, units_k, c, add);
+    if constexpr (sizeof(typename Source::Number) == 2)
+        if (tiles_in_use && units_k % 16 == 0 && w.even % 16 == 0) return multiply_tiles(x, ldx, rows, w, units_k, c, add);
 #endif
-    multiply_vectors(x, ldx, rows, w, units_k, c, add);
+    if (width > 32)
+        multiply_vectors<4>(x, ldx, rows, w, units_k, c, add);
+    else
+        multiply_vectors<2>(x, ldx, rows, w, units_k, c, add);
 }
 
 // A packed linear map. scale: of each column, null but for 8-bit weights. bias: may be null.
@@ -221,9 +237,9 @@ inline void one_panel(const Linear& linear, i64 panel, const u32* x, i64 ldx, i6
     for (i64 row = from; row < to; row += ROWS) {
         const i64 rows = to - row < ROWS ? to - row : ROWS;
         if (widened)
-            multiply<bf16>(x + row * ldx, ldx, rows, scratch.panel.data(), units_k, scratch.c, false);
+            multiply(x + row * ldx, ldx, rows, PackedPanel<bf16>{scratch.panel.data()}, units_k, scratch.c, false);
         else
-            multiply<W>(x + row * ldx, ldx, rows, w, units_k, scratch.c, false);
+            multiply(x + row * ldx, ldx, rows, PackedPanel<W>{w}, units_k, scratch.c, false);
         for (i64 r = 0; r < rows; ++r) {
             float* c = scratch.c + r * COLUMNS;
             for (int j = 0; j < 4; ++j) store(c + j * 16, load<f32x16>(c + j * 16) * scale[j] + bias[j]);

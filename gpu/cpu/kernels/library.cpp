@@ -12,7 +12,7 @@ struct Machine {
     std::vector<ThreadScratch> scratches;
     Workspace<float> floats;
     Workspace<bf16> halves;
-    std::vector<Block> blocks;
+    Layout layout;
 };
 
 template <class X>
@@ -47,12 +47,11 @@ struct Attend {
         const i64 keys = heads.kv_heads * heads.key_dim, values = heads.kv_heads * heads.value_dim;
         const i64 grain = std::max<i64>(1, batch.rows / (4 * team.size()));
         for (i64 row = team.take(batch.rows, grain); row < batch.rows; row = team.take(batch.rows, grain))
-            for (i64 i = row; i < std::min(row + grain, batch.rows); ++i) {
-                std::memcpy(static_cast<X*>(pages.keys) + batch.places[i] * keys, static_cast<const X*>(key) + i * keys, keys * sizeof(X));
-                std::memcpy(static_cast<X*>(pages.values) + batch.places[i] * values, static_cast<const X*>(value) + i * values, values * sizeof(X));
-            }
+            for (i64 i = row; i < std::min(row + grain, batch.rows); ++i)
+                keep(heads, pages, batch.places[i], machine.layout.last[i] != 0, static_cast<const X*>(key) + i * keys,
+                     static_cast<const X*>(value) + i * values);
         team.barrier();
-        attend<X>(team, heads, manner, pages, batch, machine.blocks, static_cast<const X*>(query), heads.heads * heads.key_dim,
+        attend<X>(team, heads, manner, pages, batch, machine.layout, static_cast<const X*>(query), heads.heads * heads.key_dim,
                   static_cast<X*>(out), heads.heads * heads.value_dim, machine.scratches[thread].attention);
     }
 };
@@ -105,7 +104,7 @@ void model_forward(Machine* machine, const Model* model, const Step* step) {
 
 void attention(Machine* machine, int kind, const Heads* heads, const Manner* manner, const Pages* pages, const Batch* batch,
                const void* query, const void* key, const void* value, void* out) {
-    cut_into_blocks(*batch, heads->shared(), machine->blocks);
+    machine->layout.cut(*batch, heads->shared());
     Attend call{*machine, *heads, *manner, *pages, *batch, query, key, value, out};
     machine->team.run(
         kind == FLOAT ? [](int thread, void* it) { static_cast<Attend*>(it)->run<float>(thread); }
