@@ -87,6 +87,7 @@ def parse_keys(text: str, place: str) -> tuple[KeyLimits, tuple[Key, ...]]:
     """The limits and keys of a key file. Raises StartError with a sentence; `place` names the file in it."""
     try:
         file = msgspec.convert(tomllib.loads(text), _File)
+        limits = _limits(file.limits, "limits")
         keys = tuple(_key(name, {**_fields(file.limits), **table}) for name, table in file.keys.items())
     except (ValueError, RecursionError) as error:
         raise StartError(f"the key file {place} is wrong: {error}.") from error
@@ -94,7 +95,7 @@ def parse_keys(text: str, place: str) -> tuple[KeyLimits, tuple[Key, ...]]:
         raise StartError(f"the key file {place} has {len(keys)} keys; {MAX_KEYS} at most.")
     if len({key.digest for key in keys}) < len(keys):
         raise StartError(f"the key file {place} has one sha256 under two names.")
-    return _limits(file.limits, "limits"), keys
+    return limits, keys
 
 
 def _key(name: str, table: dict[str, object]) -> Key:

@@ -57,7 +57,6 @@ class Access:
 
     def admit(self, head: Head, scope: Scope) -> Account | None:
         """Whose request this is; None where anybody may ask. Raises UserError 401 or 403."""
-        self._look()
         self.check_place(head, scope)
         if scope is Scope.OPEN or (scope is Scope.CLIENT and not self._needed):
             return None
@@ -72,6 +71,7 @@ class Access:
 
     def check_place(self, head: Head, scope: Scope) -> None:
         """Refuse strange web pages and strange names. Raises UserError 403."""
+        self._look()
         origins = head.values("origin")
         if origins and (scope is Scope.ADMIN or not self._welcome(origins, head.value("host"))):
             raise UserError(
@@ -156,6 +156,11 @@ class Access:
         """Whether the key that a socket was opened with is still there."""
         self._look()
         return account is None or account.valid
+
+    def look_around(self) -> None:
+        """Keep the accounts' views of what other frontends do fresh."""
+        for account in self._accounts.values():
+            account.look()
 
     def usage(self) -> list[dict[str, object]]:
         """Every key by name: what it is for, may do, and has used."""

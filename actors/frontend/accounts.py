@@ -97,6 +97,11 @@ class Account:
             ]
         return tuple(headers)
 
+    def look(self) -> None:
+        """Take in what was spent at other frontends."""
+        if self.key.limits.tokens_per_minute:
+            self._debt()
+
     def _debt(self) -> float:
         return self._bucket.debt(self.key.limits.tokens_per_minute, self._sum(Use.SPENT), time.monotonic_ns())
 

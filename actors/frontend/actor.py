@@ -42,7 +42,9 @@ async def run(context: Context[FrontendMail]) -> None:
         nursery.start_soon(_mail, context, engine)
         nursery.start_soon(engine.slots.reap)
         nursery.start_soon(finder.note)
-        nursery.start_soon(_watch, context, engine, health, server)
+        if engine.patience:
+            nursery.start_soon(engine.expire)
+        nursery.start_soon(_watch, context, engine, health, access, server)
         nursery.start_soon(_stop, context, sockets, server, engine)
         context.ready()
         await server.serve(context.listener)
@@ -67,12 +69,15 @@ async def _mail(context: Context[FrontendMail], engine: Engine) -> None:
         context.worked()
 
 
-async def _watch(context: Context[FrontendMail], engine: Engine, health: Health, server: HttpServer) -> None:
+async def _watch(
+    context: Context[FrontendMail], engine: Engine, health: Health, access: Access, server: HttpServer
+) -> None:
     """Look at the board from time to time, and send again what a dead tokenizer may have lost."""
     while True:
         for name in health.look(trio.current_time()):
             if name.startswith("tokenizer."):
                 await engine.resend(int(name.removeprefix("tokenizer.")))
+        access.look_around()
         context.vitals[Column.CONNECTIONS] = server.connections
         context.vitals[Column.OPEN_REQUESTS] = engine.open
         await trio.sleep(LOOK_EVERY)

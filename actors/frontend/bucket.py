@@ -3,7 +3,8 @@
 Each frontend counts what its own requests spend, and sees the sum over all frontends. Its view of the bucket
 is a debt: what was spent and has not been refilled. A request may begin while there is no more debt than the
 bucket holds (one minute's tokens), and is charged as it goes; so a key may overdraw by what was begun, and
-then waits longer.
+then waits longer. What the
+others spent since this frontend last looked counts as spent then, so it must look now and then.
 """
 
 from __future__ import annotations

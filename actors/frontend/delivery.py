@@ -68,9 +68,9 @@ class Delivery:
             self.ended.set()
 
 
-async def begun(generation: Generation) -> None:
+async def begun(generation: Generation, seconds: float = PATIENCE) -> None:
     """Wait a moment for the first row; raises UserError when the job was refused by then."""
-    with trio.move_on_after(PATIENCE):
+    with trio.move_on_after(seconds):
         await generation.begun.wait()
     if generation.error is not None:
         raise UserError.from_body(generation.error)
@@ -81,7 +81,7 @@ async def stream(exchange: Exchange, engine: Engine, job: Job, source: Source) -
     delivery = Delivery(exchange, source)
     generation = await engine.start(job, delivery)
     try:
-        await begun(generation)
+        await begun(generation, PATIENCE + engine.patience)
         exchange.start_nowait(200, kind=EVENT_STREAM, headers=STREAM_HEADERS)
         exchange.transport.on_drained = delivery.pump
         delivery.pump()

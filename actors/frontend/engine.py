@@ -43,6 +43,9 @@ from runtime.channel import Mail, Outbox
 from runtime.ledger import Ledger
 from runtime.tracing import trace_fields
 
+EXPIRE_EVERY = 0.1
+"""Seconds between looks at requests that wait for their first token."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -140,7 +143,7 @@ def _beyond(pieces: tuple[int, ...], seen: int) -> tuple[int, ...]:
 
 class Generation:
     """A started job. begun: the first row or the refusal has come; done: nothing more will. adopted: another
-    process started it. account: of the key that pays."""
+    process started it. account: of the key that pays. waits: no token has come yet."""
 
     def __init__(
         self,
@@ -153,6 +156,7 @@ class Generation:
         self.mails = mails
         self.adopted = adopted
         self.account = account
+        self.waits = not adopted
         self._leave: Callable[[], None] | None = None
         self.sink = sink
         self.begun = trio.Event()
@@ -262,6 +266,21 @@ class Engine:
             self._handing_over.is_set() and bool(generation.mails[0].client) and not generation.done.is_set()
         )
 
+    @property
+    def patience(self) -> float:
+        """Seconds that a request may wait for its first token; 0: any time."""
+        return self._config.queue_seconds
+
+    async def expire(self) -> None:
+        """Refuse what has waited too long for its first token, for ever."""
+        while True:
+            await trio.sleep(EXPIRE_EVERY)
+            before = time.monotonic_ns() - int(self.patience * 1e9)
+            for generation in {choice.generation for choice in self._choices.values()}:
+                if generation.waits and generation.mails[0].arrived_ns < before:
+                    self._fail(generation, _QUEUED)
+                    generation.sink.pump()
+
     def deliver(self, mails: Iterable[Mail[FrontendMail]]) -> None:
         """Take in mail of the tokenizers."""
         woken: dict[Generation, None] = {}
@@ -325,6 +344,8 @@ class Engine:
         generation = choice.generation
         if generation.account is not None:
             generation.account.charge(choice.bill(row))
+        if generation.waits and row.tokens:
+            generation.waits = False
         if choice.catching_up:
             if not choice.follows(row):
                 return
@@ -393,6 +414,13 @@ class Engine:
         return any(self._ledger.is_current(rid) and not self._ledger.request(rid) for rid in rids)
 
 
+_QUEUED = ErrorBody(
+    503,
+    "The request waited too long for its turn.",
+    "overloaded_error",
+    "server_overloaded",
+    retry_after=1,
+)
 _FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "internal_error")
 
 

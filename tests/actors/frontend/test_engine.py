@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,7 +65,7 @@ class Bench:
     def __init__(self, ledger: Ledger, tokenizers: int, capacity: int) -> None:
         names = [f"tokenizer.{i}" for i in range(tokenizers)]
         exchange = Exchange(*(("frontend.0", name) for name in names), capacity=capacity)
-        config = Config(model=CARD, tokenizers=tokenizers)
+        config = Config(model=CARD, tokenizers=tokenizers, queue_seconds=1e-6)
         self.ledger = ledger
         self.engine = Engine(0, config, ledger, exchange.outbox("frontend.0"), structlog.get_logger())
         self.inboxes: list[Inbox[Any]] = [exchange.inbox(name, TokenizerMail) for name in names]
@@ -323,3 +324,14 @@ async def test_what_a_dead_tokenizer_may_have_lost_is_sent_again() -> None:
         assert b.mail() == list(lost.mails)
         await b.engine.resend(1)
         assert b.mail() == []
+
+
+async def test_only_what_has_no_token_waits_too_long(autojump_clock: trio.testing.MockClock) -> None:
+    with bench() as b:
+        begun, waiting = await b.start(), await b.start()
+        b.deliver(Deltas((row(begun.choices[0].rid, 0, "a"),)))
+        with trio.move_on_after(1):
+            await b.engine.expire()
+        assert not begun.done.is_set()
+        assert waiting.error is not None and waiting.error.status == 503
+        assert b.notes.error == waiting.error
