@@ -11,6 +11,7 @@ import codecs
 import io
 from codecs import IncrementalDecoder as Decoder
 from collections import deque
+from collections.abc import Sequence
 from http import HTTPStatus
 
 import trio
@@ -19,6 +20,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from protocols.errors import UserError
 from runtime.http import Exchange
@@ -33,6 +35,8 @@ MAX_UNSENT = 65536
 """Bytes of answers that may wait for the peer before no more is read from it."""
 
 
+PROTOCOL = Subprotocol("responses")
+"""The subprotocol that is agreed on with a client that offers any; a browser wants one of its own."""
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -53,7 +57,7 @@ class WebSocket:
         head = exchange.head
         if head.method != "GET" or head.version != "1.1":
             raise UserError("A WebSocket handshake is a GET of HTTP/1.1.")
-        response = ServerProtocol().accept(Request(head.path, Headers(head.headers)))
+        response = ServerProtocol(select_subprotocol=_agree).accept(Request(head.path, Headers(head.headers)))
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             text = bytes(response.body or b"").decode(errors="replace").partition("\n")[0]
             raise UserError(text, status=response.status_code)
@@ -167,3 +171,7 @@ def _text_frame(message: bytes) -> bytes:
     if size < 65536:
         return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), message)
     return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), message)
+
+
+def _agree(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return PROTOCOL if PROTOCOL in offered else None

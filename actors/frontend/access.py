@@ -26,6 +26,8 @@ from runtime.http import Head
 from runtime.vault import Vault
 
 PREFLIGHT_SECONDS = 600
+KEY_PROTOCOL = "openai-insecure-api-key."
+"""How the subprotocol begins in which a web page's WebSocket brings its key."""
 NO_LONGER = UserError(
     "The API key of this connection is no longer valid.", status=401, code="invalid_api_key"
 )
@@ -125,10 +127,8 @@ class Access:
         return True
 
     def _account(self, head: Head) -> Account | None:
-        scheme, _, token = head.value("authorization").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        return self._by_hash.get(self._hash(hashlib.sha256(token.strip().encode("latin-1")).hexdigest()))
+        token = _token(head)
+        return self._by_hash.get(self._hash(hashlib.sha256(token).hexdigest())) if token else None
 
     def _hash(self, digest: str) -> bytes:
         return hashlib.blake2b(digest.encode(), key=self._secret, digest_size=32).digest()
@@ -174,6 +174,17 @@ class Access:
             }
             for account in self._accounts.values()
         ]
+
+
+def _token(head: Head) -> bytes:
+    """The key that a request brings; b"" for none. A web page's WebSocket can send no `authorization`: it
+    offers the key, percent-encoded, among its subprotocols."""
+    scheme, _, token = head.value("authorization").partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip().encode("latin-1")
+    offered = ",".join(head.values("sec-websocket-protocol")).split(",")
+    keys = [each.strip() for each in offered if each.strip().startswith(KEY_PROTOCOL)]
+    return urllib.parse.unquote_to_bytes(keys[0].removeprefix(KEY_PROTOCOL)) if keys else b""
 
 
 def _name(host: str) -> str:

@@ -19,6 +19,7 @@ from actors.frontend.delivery import collect
 from actors.frontend.engine import Job
 from actors.frontend.finder import Finder
 from actors.frontend.health import Health
+from actors.frontend.page import Page
 from actors.frontend.service import Service
 from actors.frontend.socket_mode import SocketMode
 from actors.frontend.text import Collector
@@ -29,7 +30,7 @@ from runtime.http import Exchange
 
 Route = Callable[..., Awaitable[None]]
 Table = list[tuple[re.Pattern[str], dict[str, Route]]]
-OPEN = ("/health", "/version")
+OPEN = ("/", "/health", "/version")
 """Paths that need no key."""
 ADMIN = ("/admin/keys",)
 """Paths that need an administrator's key."""
@@ -48,6 +49,7 @@ class Routes:
         self._access = access
         self._health = health
         self._sockets = sockets
+        self._page = Page()
         self._tables: dict[Account | None, Table] = {}
 
     def _table(self, account: Account | None) -> Table:
@@ -63,6 +65,7 @@ class Routes:
     def _routes(self, service: Service) -> Table:
         bound, finder = functools.partial, self._finder
         table: dict[str, dict[str, Route]] = {
+            "/": {"GET": self._page.show},
             "/admin/keys": {"GET": self._show_keys},
             "/health": {"GET": self._show_health},
             "/health_generate": {"GET": self._generate_health},

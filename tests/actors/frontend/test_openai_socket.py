@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import openai
 import pytest
 import trio
+import websockets.exceptions
+import websockets.sync.client
 from openai.lib.responses_websocket import (
     ResponsesWebSocketAccumulator,
     ResponsesWebSocketLimits,
     ResponsesWebSocketSession,
 )
+from websockets.typing import Subprotocol
 
 from tests.actors.frontend.harness import world
 
@@ -133,3 +137,22 @@ async def test_async_client() -> None:
 
     async with world() as w:
         assert await trio.to_thread.run_sync(lambda: asyncio.run(talk(w.url))) == "from asyncio"
+
+
+async def test_a_web_page_brings_its_key_as_a_subprotocol() -> None:
+    def talk(url: str, *offered: str) -> tuple[str | None, str]:
+        address = f"ws{url.removeprefix('http')}/v1/responses"
+        subprotocols = [Subprotocol(each) for each in offered]
+        with websockets.sync.client.connect(address, subprotocols=subprotocols, proxy=None) as socket:
+            socket.send('{"type": "response.create", "model": "tiny", "input": "hello", "stream_id": "page"}')
+            return socket.subprotocol, json.loads(socket.recv())["type"]
+
+    async with world(api_keys=("top secret/(1)",)) as w:
+        key = "openai-insecure-api-key.top%20secret%2F%281%29"
+        for offered in (("responses", key), (key, "responses")):
+            said = await trio.to_thread.run_sync(talk, w.url, *offered)
+            assert said == ("responses", "response.created")
+        assert (await trio.to_thread.run_sync(talk, w.url, key))[0] is None
+        for wrong in (("responses",), ("responses", "openai-insecure-api-key.x"), ("responses", key[:-1])):
+            with pytest.raises(websockets.exceptions.InvalidStatus, match="401"):
+                await trio.to_thread.run_sync(talk, w.url, *wrong)
