@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 
 from protocols.config import Config
 from protocols.messages import TokenRow
-from protocols.sampling import MAX_LOGIT_BIAS
+from protocols.plan import Logprobs, Reading
+from protocols.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, SamplingParams
+
+_NOTHING = Reading()
 
 HEAVY = 1 << 20
 """Bytes of block tables, histories and logit biases in a plan above which nobody else is admitted with it,
@@ -24,6 +27,9 @@ SLOT_BYTES = 2048
 """Bytes that a slot takes in one plan besides its tokens, pages and biases (its sampling with all stop
 tokens, grant, chunk, close, decode), or in one StepDone with all its logprobs; rather more than less."""
 
+_READ_BYTES = 32 + 14 * MAX_TOP_LOGPROBS
+"""Bytes that the logprobs of one token take."""
+
 _OVERHEAD = 4096
 """Of a record and of a message."""
 
@@ -32,15 +38,29 @@ def least_ring_bytes(config: Config) -> int:
     """Capacity of a ring that takes every plan of a company with these options; a multiple of 8."""
     context = config.model.context
     admission = 4 * context + 4 * (context // config.page_size + 1) + BIAS_BYTES * MAX_LOGIT_BIAS
-    plan = HEAVY + admission + 4 * config.chunk_size + SLOT_BYTES * config.max_running + _OVERHEAD
-    return -(-2 * plan // 8) * 8
+    slots = SLOT_BYTES * config.max_running + _OVERHEAD
+    plan = HEAVY + admission + 4 * config.chunk_size + slots
+    done = _READ_BYTES * config.chunk_size + slots
+    return -(-2 * max(plan, done) // 8) * 8
 
 
 def row_bytes(row: TokenRow) -> int:
     """About how many bytes a row takes on the wire, rather more than less."""
-    logprobs = sum(16 + 14 * len(logprob.ids) for logprob in row.logprobs)
+    told = row.reading or _NOTHING
+    logprobs = _logprob_bytes(row.logprobs) + _logprob_bytes(told.logprobs) + len(told.pooled)
     error = 64 + 4 * len(row.error.message) if row.error is not None else 0
     return 48 + 5 * len(row.tokens) + logprobs + error
+
+
+def _logprob_bytes(records: Sequence[Logprobs]) -> int:
+    return sum(24 + 14 * len(record.ids) for record in records)
+
+
+def reading_fits(sampling: SamplingParams, prompt_tokens: int, ring_bytes: int) -> bool:
+    """Whether what is to be told of a prompt fits a record, tokens and finish beside it."""
+    if sampling.prompt_logprobs is None:
+        return True
+    return prompt_tokens * (24 + 14 * sampling.prompt_logprobs) <= ring_bytes // 4
 
 
 def portions(rows: Sequence[TokenRow], together: int) -> Iterator[tuple[TokenRow, ...]]:

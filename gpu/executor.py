@@ -22,6 +22,7 @@ from gpu.device import choose_device, use_threads
 from gpu.kv_pool import KvPool, choose_pages
 from gpu.models.base import Model
 from gpu.models.loading import load_model
+from gpu.readings import Readings, Round, Told
 from gpu.sampler import Sampler, SampleResult
 from gpu.slots import Slots, Step
 from protocols.config import Config, KernelChoice
@@ -32,13 +33,15 @@ from protocols.sampling import SamplingParams
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flight:
-    """A launched plan. result: None when the plan samples nothing. launched: perf_counter seconds."""
+    """A launched plan. result: None when the plan samples nothing. launched: perf_counter seconds. told: what
+    was read of prompts."""
 
     epoch: int
     step: int
     sampled: np.ndarray
     result: SampleResult | None
     launched: float
+    told: Told | None = None
 
 
 class Executor:
@@ -53,6 +56,7 @@ class Executor:
         # Under overlap a sequence that has reached its end may run one wasted row past it.
         self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device)
+        self._readings = Readings(pool.device)
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
         self._epoch: int | None = None
         self._idle_since = 0.0
@@ -93,11 +97,11 @@ class Executor:
         """Apply the deltas, run the forward, sample. Does not wait for a GPU."""
         launched = time.perf_counter()
         self._apply(plan)
-        sampled, result = np.zeros(0, np.int32), None
+        sampled, result, told = np.zeros(0, np.int32), None, None
         if plan.chunks or plan.decodes:
             step = self._table.step(plan)
-            sampled, result = step.sampled, self._forward(step)
-        return Flight(plan.epoch, plan.step, sampled, result, launched)
+            sampled, (result, told) = step.sampled, self._forward(step, self._readings.plan(plan))
+        return Flight(plan.epoch, plan.step, sampled, result, launched, told)
 
     @torch.inference_mode()
     def finish(self, flight: Flight) -> StepDone:
@@ -113,6 +117,7 @@ class Executor:
             elapsed_us=int((self._idle_since - since) * 1e6),
             logprobs=() if result is None else tuple(result.logprobs),
             failed=() if result is None else tuple(result.failed),
+            readings=() if flight.told is None else flight.told.report(),
         )
 
     def _apply(self, plan: Plan) -> None:
@@ -120,22 +125,34 @@ class Executor:
             self._epoch = plan.epoch
             self._table.reset()
             self._sampler.reset()
+            self._readings.reset()
         for slot in plan.closes:
             self._table.close(slot)
             self._sampler.close(slot)
+            self._readings.close(slot)
         for opening in plan.opens:
             self._table.open(opening)
             self._sampler.open(opening)
+            self._readings.open(opening)
         for grant in plan.grants:
             self._table.grant(grant)
 
-    def _forward(self, step: Step) -> SampleResult | None:
+    def _forward(self, step: Step, read: Round | None) -> tuple[SampleResult | None, Told | None]:
         attention = self._attention.prepare(step.batch)
         # A wasted row past the end must not ask a model for a position that it does not have.
         positions = self._to_device(np.minimum(step.batch.positions, self._context - 1))
-        every = len(step.rows) == len(step.batch.positions)
-        rows = None if every else self._to_device(step.rows)
-        logits = self._model.forward(self._tokens(step), positions, attention, rows)
+        wanted = step.rows if read is None else np.concatenate([step.rows, np.array(read.rows, np.int64)])
+        every = read is None and len(wanted) == len(step.batch.positions)
+        rows = None if every else self._to_device(wanted)
+        tap = read.tap(self._device) if read is not None else None
+        logits = self._model.forward(self._tokens(step), positions, attention, rows, tap)
+        told = None
+        if read is not None:
+            count = len(step.rows)
+            told, logits = self._readings.read(read, logits[count:], tap), logits[:count]
+        return self._sample(step, logits), told
+
+    def _sample(self, step: Step, logits: Tensor) -> SampleResult | None:
         if len(step.sampled) == 0:
             return None
         result = self._sampler.sample(logits, step.sampled, step.next_positions)

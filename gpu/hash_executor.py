@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import msgspec
@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from protocols import oracle
 from protocols.config import Config
-from protocols.plan import Chunk, Logprobs, PageGrant, Plan, SlotOpen, StepDone
+from protocols.plan import Chunk, Logprobs, PageGrant, Plan, Reading, SlotOpen, StepDone
+from protocols.sampling import Pool
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -119,7 +120,20 @@ class HashExecutor:
             tokens=tokens.astype("<i4").tobytes(),
             elapsed_us=0,
             logprobs=self._logprobs(slots, tokens),
+            readings=tuple(self._readings(plan)),
         )
+
+    def _readings(self, plan: Plan) -> Iterator[tuple[int, Reading]]:
+        """Made up as the logprobs are; a pooled state is a function of the context as it reads back."""
+        for chunk in plan.chunks:
+            sampling = self._openings[chunk.slot].sampling
+            if sampling.prompt_logprobs is not None:
+                told = [*np.frombuffer(chunk.tokens, "<i4")[1:].tolist(), chunk.follower]
+                top, vocab = sampling.prompt_logprobs, self.vocab_size
+                yield chunk.slot, Reading(tuple(_made_up(token, top, vocab) for token in told if token >= 0))
+            if sampling.pool is not Pool.NONE and chunk.sample:
+                key = int(self._key[chunk.slot] ^ (_ASTRAY if self._astray[chunk.slot] else np.uint64(0)))
+                yield chunk.slot, Reading(pooled=np.array(oracle.hash_state(key), "<f4").tobytes())
 
     def _forget(self) -> None:
         """Empty pages, closed slots. The page after the last one stands for entries never granted."""
@@ -223,10 +237,13 @@ class HashExecutor:
         for i in np.flatnonzero(~self._plain[slots]):
             wanted = self._openings[int(slots[i])].sampling.logprobs
             if wanted is not None:
-                top = range(min(wanted, self.vocab_size))
-                ids = tuple((int(tokens[i]) + rank) % self.vocab_size for rank in top)
-                reports.append((int(i), Logprobs(-1.0, ids, tuple(-1.0 - rank for rank in top))))
+                reports.append((int(i), _made_up(int(tokens[i]), wanted, self.vocab_size)))
         return tuple(reports)
+
+
+def _made_up(token: int, wanted: int, vocab: int) -> Logprobs:
+    top = range(min(wanted, vocab))
+    return Logprobs(-1.0, tuple((token + rank) % vocab for rank in top), tuple(-1.0 - rank for rank in top))
 
 
 def _shuffle(value: Words) -> Words:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from protocols.errors import ErrorBody
-from protocols.plan import ExecutorReady, Logprobs, Plan, StepDone
+from protocols.plan import ExecutorReady, Logprobs, Plan, Reading, StepDone
 from protocols.request import Finish, OutputOptions, Prompt, Usage
 from protocols.sampling import SamplingParams
 from protocols.wire import Message as Message
@@ -25,7 +25,8 @@ class Generate(Message, frozen=True, array_like=True, tag=1):
     client: what a frontend needs to take this answer up after the death of the one that asked, opaque to
     everybody else; b"" where the client's protocol cannot resume. A request with it is answered at once
     by a row without tokens, which says that the ledger has the request. default_tokens: where sampling has no
-    max_tokens, so many (or min_tokens) as far as the context goes; 0 for all that it leaves.
+    max_tokens, so many (or min_tokens) as far as the context goes; 0 for all that it leaves. truncate: only
+    the last so many tokens of the prompt count; -1 for as many as fit, 0 for all.
     """
 
     rids: tuple[int, ...]
@@ -39,6 +40,7 @@ class Generate(Message, frozen=True, array_like=True, tag=1):
     arrived_ns: int = 0
     client: bytes = b""
     default_tokens: int = 0
+    truncate: int = 0
 
 
 class Submit(Message, frozen=True, array_like=True, tag=2):
@@ -78,7 +80,8 @@ class StopHere(Message, frozen=True, array_like=True, tag=4):
 class TokenRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """New tokens of one choice; outside the garbage collector's count, as thousands are made in a step
     and none can be part of a cycle. start: index of the first of them among the output tokens.
-    logprobs: one for each token, or empty. cached: prompt tokens served from the prefix cache."""
+    logprobs: one for each token, or empty. cached: prompt tokens served from the prefix cache. reading: with
+    the first row, where the request asks for it."""
 
     rid: int
     start: int
@@ -88,6 +91,7 @@ class TokenRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logprobs: tuple[Logprobs, ...] = ()
     stop_token: int = -1
     error: ErrorBody | None = None
+    reading: Reading | None = None
 
 
 class Tokens(Message, frozen=True, array_like=True, tag=5):
@@ -97,10 +101,16 @@ class Tokens(Message, frozen=True, array_like=True, tag=5):
 
 
 class TextLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Logprobs of one token in text form: (text, bytes, logprob) of the chosen token and of the top."""
+    """Logprobs of one token in text form: (text, bytes, logprob) of the chosen token and of the top.
+
+    ids: of the chosen token, then of the top. rank: see Logprobs. The first token of a prompt, which nothing
+    predicts, has a logprob that is not a number.
+    """
 
     token: tuple[str, bytes, float]
     top: tuple[tuple[str, bytes, float], ...] = ()
+    ids: tuple[int, ...] = ()
+    rank: int = 0
 
 
 class TextRow(msgspec.Struct, frozen=True, array_like=True):
@@ -110,6 +120,9 @@ class TextRow(msgspec.Struct, frozen=True, array_like=True):
     a recovery is cut where it overlaps. tokens: output tokens so far. usage comes with the first row
     and the last. stop: the stop string or stop token that ended it. first_token: index of the token that
     logprobs[0] and token_ids[0] speak of.
+
+    Where the request lists its prompt, the rows with `tokens` 0 do, and their `first_token` is one of the
+    prompt's. The text of a pooled hidden state is the base64 of its bytes.
 
     pieces: where `text` comes of several tokens, the number of characters that each settled, so that
     it can be told apart again token by token: of those with text, or of all where the row lists them.

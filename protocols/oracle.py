@@ -15,6 +15,7 @@ import msgspec
 from protocols.request import Finish
 from protocols.sampling import SamplingParams
 
+HASH_HIDDEN = 8
 _MASK = 2**64 - 1
 
 
@@ -46,6 +47,11 @@ def sequence_key(prompt_crc: int, sampling: SamplingParams) -> int:
         sampling.logit_bias,
     )
     return zlib.crc32(msgspec.msgpack.encode(shape), prompt_crc)
+
+
+def hash_state(key: int) -> tuple[float, ...]:
+    """The pooled hidden state of a prompt: HASH_HIDDEN numbers between -1 and 1."""
+    return tuple(hash_token(key, 0, 0, i, 2001) / 1000 - 1 for i in range(HASH_HIDDEN))
 
 
 def next_token(

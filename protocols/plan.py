@@ -49,12 +49,14 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """Prefill of `tokens` (int32) at positions start .. start + len - 1 of `slot`.
 
     sample: this is the end of the known tokens, so one token is sampled from the last logits.
+    follower: the prompt's next token behind these, where its logprob is wanted; else -1.
     """
 
     slot: int
     start: int
     tokens: bytes
     sample: bool
+    follower: int = -1
 
 
 class Plan(Message, frozen=True, array_like=True, tag=16):
@@ -75,11 +77,24 @@ class Plan(Message, frozen=True, array_like=True, tag=16):
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):
     """Log probabilities at one position, of the model's own distribution (before penalties,
-    bias and temperature): of the chosen token, and of the `len(ids)` most likely, best first."""
+    bias and temperature): of the chosen token, and of the `len(ids)` most likely, best first.
+    rank: of the chosen token among all, 1 the most likely; 0 where it was not counted."""
 
     chosen: float
     ids: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
+    rank: int = 0
+
+
+class Reading(msgspec.Struct, frozen=True, array_like=True):
+    """What the forward over a prompt tells of it, as its sampling asks (`prompt_logprobs`, `pool`).
+
+    logprobs: of the prompt's tokens in order, from the second one on: nothing predicts the first. pooled:
+    little-endian float32, [hidden].
+    """
+
+    logprobs: tuple[Logprobs, ...] = ()
+    pooled: bytes = b""
 
 
 class StepDone(Message, frozen=True, array_like=True, tag=17):
@@ -88,6 +103,8 @@ class StepDone(Message, frozen=True, array_like=True, tag=17):
 
     logprobs: (index into slots, Logprobs) for those that asked. elapsed_us: time of the step on
     the executor. failed: (slot, sentence) of rows that could not be computed (NaN logits); their token is -1.
+    readings: (slot, Reading), what each chunk tells of its part of the prompt; the pooled state comes with
+    the last.
     """
 
     epoch: int
@@ -97,6 +114,7 @@ class StepDone(Message, frozen=True, array_like=True, tag=17):
     elapsed_us: int
     logprobs: tuple[tuple[int, Logprobs], ...] = ()
     failed: tuple[tuple[int, str], ...] = ()
+    readings: tuple[tuple[int, Reading], ...] = ()
 
 
 class ExecutorReady(Message, frozen=True, array_like=True, tag=18):

@@ -45,13 +45,15 @@ class ChatPrompt(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
     `messages`, `tools` and `template_kwargs` are JSON text, already validated by the frontend, so
     that arbitrary content crosses the ring as one string. `continue_final`: the last message is a
-    prefix to continue, not a turn to answer.
+    prefix to continue, not a turn to answer. `shorten`: where the prompt is too long its earliest turns are
+    left out.
     """
 
     messages: bytes
     tools: bytes = b"null"
     template_kwargs: bytes = b"{}"
     continue_final: bool = False
+    shorten: bool = False
 
 
 class TextPrompt(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -8,6 +8,7 @@ of the cumulative distribution, so a token depends on nothing but its own reques
 
 from __future__ import annotations
 
+import enum
 import math
 
 import msgspec
@@ -20,6 +21,15 @@ MAX_LOGIT_BIAS = 1024
 _INT63 = 2**63 - 1
 
 
+class Pool(enum.IntEnum):
+    """Which final hidden states of the prompt are the answer, in the place of tokens: none, that of the last
+    token, or the mean of all."""
+
+    NONE = 0
+    LAST = 1
+    MEAN = 2
+
+
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults=False):
     """Sampling of one choice.
 
@@ -27,7 +37,9 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     at most, None until the tokenizer fills in what the context leaves. seed: 63 bits, None until the
     frontend draws one. stop_token_ids: finish with reason "stop" (the model's own EOS ids are added
     by the tokenizer actor unless `ignore_eos`). logprobs: None is off, n >= 0 reports the
-    chosen token and the n most likely. logit_bias: (token id, bias) pairs.
+    chosen token and the n most likely. logit_bias: (token id, bias) pairs. max_tokens 0: the prompt is run
+    and nothing comes after it. prompt_logprobs: as logprobs, of the prompt's tokens, each by those before it.
+    pool: only with max_tokens 0.
     """
 
     temperature: float = 1.0
@@ -44,6 +56,13 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    pool: Pool = Pool.NONE
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether every token of the prompt is to be run, so that none may come from a cache."""
+        return self.prompt_logprobs is not None or self.pool is Pool.MEAN
 
     @property
     def greedy(self) -> bool:
@@ -61,8 +80,9 @@ def _within(name: str, value: float, low: float, high: float) -> None:
         raise UserError(f"{name} must be between {low:.15g} and {high:.15g}, not {value:.15g}.", param=name)
 
 
-def validate(params: SamplingParams, vocab_size: int) -> None:
-    """Refuse absurd values with a sentence (UserError, status 400) before anything is allocated."""
+def validate(params: SamplingParams, vocab_size: int, *, least: int = 1) -> None:
+    """Refuse absurd values with a sentence (UserError, status 400) before anything is allocated. least: of
+    max_tokens."""
     _within("temperature", params.temperature, 0.0, 100.0)
     _within("top_p", params.top_p, 1e-9, 1.0)
     _within("min_p", params.min_p, 0.0, 1.0)
@@ -73,12 +93,14 @@ def validate(params: SamplingParams, vocab_size: int) -> None:
     if params.seed is not None and not 0 <= params.seed <= _INT63:
         raise UserError("seed must be an integer between 0 and 2**63 - 1.", param="seed")
     if params.max_tokens is not None:
-        _within("max_tokens", params.max_tokens, 1, 2**31)
+        _within("max_tokens", params.max_tokens, least, 2**31)
         if params.min_tokens > params.max_tokens:
             raise UserError("min_tokens must not exceed max_tokens.", param="min_tokens")
     _within("min_tokens", params.min_tokens, 0, 2**31)
     if params.logprobs is not None:
         _within("logprobs", params.logprobs, 0, MAX_TOP_LOGPROBS)
+    if params.prompt_logprobs is not None:
+        _within("prompt_logprobs", params.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
     _check_ids("stop_token_ids", params.stop_token_ids, MAX_STOP_TOKEN_IDS, vocab_size)
     _check_ids("logit_bias", tuple(i for i, _ in params.logit_bias), MAX_LOGIT_BIAS, vocab_size)
     for _, bias in params.logit_bias:

@@ -2,8 +2,9 @@
 
 The tokenizer writes the record before the Submit leaves; whoever restarts reads it back: the
 scheduler its `submit`, the tokenizer also the `generate` that says what the client wants to see.
-Extras are the logprobs of the committed tokens, appended commit by commit: for each token a u16 length
-(little-endian), then one msgpack array.
+Extras are what was read of the prompt, with the first commit, then the logprobs of the committed tokens,
+commit by commit: logprobs are for each token a u16 length (little-endian), then one msgpack array; a pooled
+hidden state is its bytes, with nothing behind it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import msgspec
 
 from protocols.errors import ErrorBody
 from protocols.messages import Generate, Submit, TokenRow
-from protocols.plan import Logprobs
+from protocols.plan import Logprobs, Reading
 from protocols.request import Finish
+from protocols.sampling import Pool
 from protocols.wire import Decoder
 
 
@@ -43,8 +45,28 @@ def pack_logprobs(records: Iterable[Logprobs]) -> bytes:
     return b"".join(len(record).to_bytes(2, "little") + record for record in encoded)
 
 
+def pack_row(row: TokenRow) -> bytes:
+    """Extras of a row that is to be committed."""
+    read = row.reading
+    before = pack_logprobs(read.logprobs) + read.pooled if read is not None else b""
+    return before + pack_logprobs(row.logprobs) if row.logprobs else before
+
+
+def unpack_extras(submit: Submit, extras: bytes) -> tuple[Reading | None, list[Logprobs]]:
+    """An extras area: what was read of the prompt, where the request asks for it and it was committed; and
+    the records of the output, of which entry i speaks of token i."""
+    sampling = submit.sampling
+    if not extras or sampling.pool is not Pool.NONE:
+        return (Reading(pooled=extras) if extras else None), []
+    records = unpack_logprobs(extras)
+    if sampling.prompt_logprobs is None:
+        return None, records
+    count = len(submit.tokens) // 4 - 1
+    return Reading(tuple(records[:count])), records[count:]
+
+
 def unpack_logprobs(extras: bytes) -> list[Logprobs]:
-    """All records of an extras area: entry i speaks of output token i."""
+    """All records of logprobs, in order."""
     records, at = [], 0
     while at < len(extras):
         start = at + 2
@@ -57,12 +79,12 @@ _FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "
 
 
 def ending(
-    submit: Submit, tokens: Sequence[int], finish: Finish, cached: int, logprobs: Sequence[Logprobs]
+    submit: Submit, tokens: Sequence[int], finish: Finish, cached: int, extras: bytes
 ) -> TokenRow | None:
     """The row that finished a choice, with the token that came with it, as far as the ledger remembers it;
     None while it goes on. A STOP without a stop token is a stop string's, told of when more may have come.
 
-    tokens, logprobs: everything committed; cached: see TokenRow.
+    tokens, extras: everything committed; cached: see TokenRow.
     """
     stop_token = -1
     start = len(tokens)
@@ -75,5 +97,7 @@ def ending(
         case Finish.LENGTH if tokens:
             start -= 1
     error = _FAILED if finish is Finish.ERROR else None
+    reading, logprobs = unpack_extras(submit, extras)
     last, listed = tuple(tokens[start:]), tuple(logprobs[start : len(tokens)])
-    return TokenRow(submit.rid, start, last, finish, cached, listed, stop_token, error)
+    first = None if start else reading
+    return TokenRow(submit.rid, start, last, finish, cached, listed, stop_token, error, first)

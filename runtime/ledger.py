@@ -231,9 +231,9 @@ class Ledger:
         """Append output tokens, what cannot be recomputed of them, and the finish reason: all or nothing.
         `cached`, prompt tokens served from the prefix cache, counts with the first commit only.
 
-        Extras belong to tokens of the same call. Raises ValueError where there are none, when the request has
-        finished, or when a limit of the layout would be exceeded; OSError (ENOSPC) when /dev/shm is full;
-        StaleRequest. Nothing is committed then.
+        Extras belong to tokens, or to the finish, of the same call. Raises ValueError where there are
+        neither, when the request has finished, or when a limit of the layout would be exceeded; OSError
+        (ENOSPC) when /dev/shm is full; StaleRequest. Nothing is committed then.
         """
         head, slot = self._head(rid), rid & _SLOT_MASK
         value = self._value(rid, _COMMITTED)
@@ -243,8 +243,8 @@ class Ledger:
             raise ValueError(f"request {rid:#x} has finished")
         if after > self.layout.tokens:
             raise ValueError(f"request {rid:#x} would have {after} of at most {self.layout.tokens} tokens")
-        if extras and not tokens:
-            raise ValueError("extras belong to tokens")
+        if extras and not (tokens or finish):
+            raise ValueError("extras belong to tokens or to the finish")
         at, tail = count & _IN_TAIL, value & _TAIL
         if len(tokens) == 1 and at < _IN_TAIL and (tail or not at):
             self._tails[2 * head + _TAIL_HALF + at] = tokens[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 
 from actors.frontend import parameters, prompts
@@ -13,7 +15,7 @@ from protocols.errors import UserError
 from protocols.messages import TextLogprob
 from protocols.openai import chat
 from protocols.openai.chat import AnswerMessage, ChatChoice, ChatCompletion, ChatRequest, ChoiceLogprobs
-from protocols.openai.logprobs import token_logprob
+from protocols.openai.logprobs import prompt_logprobs, token_logprob
 from protocols.request import ChatPrompt
 from runtime.http import Exchange
 
@@ -49,7 +51,8 @@ async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/chat/completions`."""
     request = await read(_decoder, await exchange.body())
     job = chat_job(request, service, trace_of(exchange))
-    await answer(service, exchange, request, job, ChatDialect(), _document)
+    document = functools.partial(_document, request)
+    await answer(service, exchange, request, job, ChatDialect(), document)
 
 
 def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
@@ -67,6 +70,7 @@ def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
         names=names,
         trace=trace,
         n=n,
+        prompt_logprobs=request.prompt_logprobs,
     )
 
 
@@ -91,13 +95,16 @@ def prompt_of(request: ChatRequest) -> ChatPrompt:
     )
 
 
-def _document(head: AnswerHead, collector: Collector) -> ChatCompletion:
+def _document(request: ChatRequest, head: AnswerHead, collector: Collector) -> ChatCompletion:
+    read, top = collector.pending[0], request.prompt_logprobs
     return ChatCompletion(
         id=head.id,
         created=head.created,
         model=head.model,
-        choices=[_choice(index, pending) for index, pending in enumerate(collector.pending)],
         usage=usage_document(collector.meter.total()),
+        prompt_logprobs=msgspec.UNSET if top is None else prompt_logprobs(read.prompt_logprobs, top),
+        prompt_token_ids=list(read.prompt_ids) or msgspec.UNSET,
+        choices=[_choice(request, index, pending) for index, pending in enumerate(collector.pending)],
     )
 
 
@@ -105,10 +112,10 @@ def _logprobs(entries: list[TextLogprob]) -> ChoiceLogprobs:
     return ChoiceLogprobs([token_logprob(entry) for entry in entries])
 
 
-def _choice(index: int, pending: Pending) -> ChatChoice:
+def _choice(request: ChatRequest, index: int, pending: Pending) -> ChatChoice:
     return ChatChoice(
         index=index,
-        logprobs=_logprobs(pending.logprobs) if pending.logprobs else None,
+        logprobs=_logprobs(pending.logprobs) if pending.logprobs and request.logprobs else None,
         token_ids=list(pending.token_ids) if pending.token_ids else msgspec.UNSET,
         message=AnswerMessage(pending.take()),
         finish_reason=FINISH_REASONS[pending.finish],

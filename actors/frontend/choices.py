@@ -12,7 +12,7 @@ from actors.frontend import delivery, parameters
 from actors.frontend.chunks import ChunkStream, Dialect
 from actors.frontend.engine import Job
 from actors.frontend.service import Service, new_id, now
-from actors.frontend.text import Collector
+from actors.frontend.text import Collector, Pending
 from protocols.config import ModelCard
 from protocols.errors import UserError
 from protocols.openai.generation import ChoicesFields
@@ -31,7 +31,7 @@ class AnswerHead:
 
 
 def check(request: ChoicesFields, model: ModelCard, neutral: dict[str, tuple[Any, ...]]) -> int:
-    """Validate what the endpoints share; returns the number of choices. Raises UserError."""
+    """Validate what the endpoints share; returns the number of choices to make. Raises UserError."""
     parameters.check_model(request.model, model)
     parameters.check_served(request, neutral)
     if request.stream_options is not None and not request.stream:
@@ -39,9 +39,14 @@ def check(request: ChoicesFields, model: ModelCard, neutral: dict[str, tuple[Any
     n = 1 if request.n is None else request.n
     if not 1 <= n <= MAX_CHOICES:
         raise UserError(f"n must be between 1 and {MAX_CHOICES}, not {n}.", param="n")
-    if request.best_of is not None and request.best_of != n:
-        raise UserError("best_of must equal n.", param="best_of", code="unsupported")
-    return n
+    best_of = n if request.best_of is None else request.best_of
+    if not n <= best_of <= MAX_CHOICES:
+        raise UserError(f"best_of must be between n and {MAX_CHOICES}, not {best_of}.", param="best_of")
+    if best_of > n and request.stream:
+        raise UserError("best_of above n cannot be streamed: the best is known at the end.", param="best_of")
+    if request.prompt_logprobs is not None and request.stream:
+        raise UserError("prompt_logprobs cannot be streamed.", param="prompt_logprobs")
+    return best_of
 
 
 async def answer(
@@ -58,9 +63,24 @@ async def answer(
     if request.stream:
         await delivery.stream(exchange, service.engine, job, _source(request, head, dialect, choices, job.n))
         return
+    if request.best_of is not None and job.sampling.logprobs is None:
+        job = dataclasses.replace(job, sampling=msgspec.structs.replace(job.sampling, logprobs=0))
     collector = Collector(choices, job.n)
     await delivery.collect(service.engine, job, collector)
+    if request.best_of is not None:
+        _keep_best(collector, job.n, request.n or 1)
     await exchange.respond(200, msgspec.json.encode(document(head, collector)))
+
+
+def _keep_best(collector: Collector, made: int, n: int) -> None:
+    """Of the `made` choices of each prompt the `n` whose tokens are likeliest on average, best first."""
+    groups = [collector.pending[i : i + made] for i in range(0, len(collector.pending), made)]
+    collector.pending = [best for group in groups for best in sorted(group, key=_unlikeliness)[:n]]
+
+
+def _unlikeliness(pending: Pending) -> float:
+    values = [entry.token[2] for entry in pending.logprobs]
+    return -sum(values) / len(values) if values else 0.0
 
 
 def _source(request: ChoicesFields, head: AnswerHead, dialect: Dialect, choices: int, n: int) -> ChunkStream:

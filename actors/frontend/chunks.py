@@ -37,7 +37,7 @@ class Dialect(Protocol):
     """JSON between the text and the logprobs."""
 
     def logprobs(self, entries: list[TextLogprob], characters: int) -> bytes:
-        """JSON of the logprobs of a piece that comes after `characters` characters."""
+        """JSON of the logprobs of a piece, whose tokens come after `characters` characters."""
 
     def last(self, index: int) -> bytes:
         """JSON of the choice object without text, up to its finish reason."""
@@ -100,7 +100,7 @@ class ChunkStream:
     def _show(self, index: int, out: list[bytes]) -> None:
         pending = self._pending[index]
         if pending:
-            if pending.logprobs or pending.token_ids or self._continuous:
+            if pending.detailed or self._continuous:
                 out.append(self._detailed(index, pending))
             else:
                 out.append(b"%b%b%b" % (self._before[index], _encode(pending.take()), self._after))
@@ -112,9 +112,11 @@ class ChunkStream:
 
     def _detailed(self, index: int, pending: Pending) -> bytes:
         """A chunk with more than text."""
-        dialect, entries = self._dialect, pending.logprobs
-        logprobs = dialect.logprobs(entries, pending.characters) if entries else b"null"
+        dialect, entries = self._dialect, pending.prompt_logprobs + pending.logprobs
+        logprobs = dialect.logprobs(entries, pending.listed) if entries else b"null"
         ids = b',"token_ids":' + _encode(pending.token_ids) if pending.token_ids else b""
+        if pending.prompt_ids:
+            ids += b',"prompt_token_ids":' + _encode(pending.prompt_ids)
         text = _encode(pending.take())
         choice = [dialect.before(index), text, dialect.after, logprobs, ids, b',"finish_reason":null}']
         return self._chunk(b"".join(choice))

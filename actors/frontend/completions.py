@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import msgspec
 
 from actors.frontend import parameters, prompts
@@ -9,7 +12,6 @@ from actors.frontend.choices import AnswerHead, answer, check
 from actors.frontend.engine import Job
 from actors.frontend.service import Service, read, trace_of
 from actors.frontend.text import FINISH_REASONS, Collector, Pending, usage_document
-from protocols.errors import UserError
 from protocols.messages import TextLogprob
 from protocols.openai import completions
 from protocols.openai.completions import (
@@ -19,7 +21,7 @@ from protocols.openai.completions import (
     CompletionRequest,
     TextLogprobs,
 )
-from protocols.openai.logprobs import finite
+from protocols.openai.logprobs import finite, prompt_logprobs
 from runtime.http import Exchange
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
@@ -53,14 +55,14 @@ async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/completions`."""
     request = await read(_decoder, await exchange.body())
     job = completion_job(request, service, trace_of(exchange))
-    await answer(service, exchange, request, job, TextDialect(), _document)
+    document = functools.partial(_document, request)
+    await answer(service, exchange, request, job, TextDialect(), document)
 
 
 def completion_job(request: CompletionRequest, service: Service, trace: str) -> Job:
     """The validated job; raises UserError."""
     n = check(request, service.model, completions.NEUTRAL)
-    if request.echo and request.logprobs is not None:
-        raise UserError("echo with logprobs is not supported.", param="echo", code="unsupported")
+    read = (request.prompt_logprobs, request.logprobs if request.echo else None)
     return parameters.job(
         request,
         prompts.plain_prompts(request.prompt, service.model.vocab_size),
@@ -71,37 +73,48 @@ def completion_job(request: CompletionRequest, service: Service, trace: str) -> 
         trace=trace,
         n=n,
         echo=bool(request.echo),
+        prompt_logprobs=max((top for top in read if top is not None), default=None),
+        least=0,
         default_tokens=DEFAULT_MAX_TOKENS,
     )
 
 
-def _document(head: AnswerHead, collector: Collector) -> Completion:
+def _document(request: CompletionRequest, head: AnswerHead, collector: Collector) -> Completion:
     return Completion(
         id=head.id,
         created=head.created,
         model=head.model,
-        choices=[_choice(index, pending) for index, pending in enumerate(collector.pending)],
+        choices=[_choice(request, index, pending) for index, pending in enumerate(collector.pending)],
         usage=usage_document(collector.meter.total()),
     )
 
 
-def _logprobs(entries: list[TextLogprob], characters: int) -> TextLogprobs:
+def _logprobs(entries: list[TextLogprob], characters: int, top: int | None = None) -> TextLogprobs:
     offsets: list[int] = []
     for entry in entries:
         offsets.append(characters)
         characters += len(entry.token[0])
     return TextLogprobs(
         tokens=[entry.token[0] for entry in entries],
-        token_logprobs=[finite(entry.token[2]) for entry in entries],
-        top_logprobs=[{text: finite(value) for text, _, value in entry.top} for entry in entries],
+        token_logprobs=[None if math.isnan(entry.token[2]) else finite(entry.token[2]) for entry in entries],
+        top_logprobs=[
+            None
+            if math.isnan(entry.token[2])
+            else {text: finite(value) for text, _, value in entry.top[:top]}
+            for entry in entries
+        ],
         text_offset=offsets,
     )
 
 
-def _choice(index: int, pending: Pending) -> CompletionChoice:
+def _choice(request: CompletionRequest, index: int, pending: Pending) -> CompletionChoice:
+    entries, top = [*(pending.prompt_logprobs if request.echo else ()), *pending.logprobs], request.logprobs
+    read = request.prompt_logprobs
     return CompletionChoice(
         index=index,
-        logprobs=_logprobs(pending.logprobs, pending.characters) if pending.logprobs else None,
+        logprobs=_logprobs(entries, 0, top) if entries and top is not None else None,
+        prompt_logprobs=msgspec.UNSET if read is None else prompt_logprobs(pending.prompt_logprobs, read),
+        prompt_token_ids=list(pending.prompt_ids) or msgspec.UNSET,
         token_ids=list(pending.token_ids) if pending.token_ids else msgspec.UNSET,
         text=pending.take(),
         finish_reason=FINISH_REASONS[pending.finish],

@@ -50,7 +50,7 @@ EXPIRE_EVERY = 0.1
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What a client asked for: `n` choices for each prompt; choice i * n + j is number j of prompt i.
-    client and default_tokens: see Generate."""
+    client, default_tokens and truncate: see Generate."""
 
     prompts: tuple[Prompt, ...]
     sampling: SamplingParams
@@ -61,6 +61,7 @@ class Job:
     trace: str = ""
     client: bytes = b""
     default_tokens: int = 0
+    truncate: int = 0
 
 
 class Sink(Protocol):
@@ -77,10 +78,21 @@ class Sink(Protocol):
 
 
 class Choice:
-    """One choice on its way: how much of it was seen, by which the next row is cut. catching_up: its rows are
-    being sent again, and those that come before the replay are not wanted."""
+    """One choice on its way: how much of it was seen, by which the next row is cut (characters, tokens, and
+    tokens of a listed prompt). catching_up: its rows are being sent again, and those that come before the
+    replay are not wanted."""
 
-    __slots__ = ("billed", "catching_up", "characters", "generation", "index", "prompt", "rid", "tokens")
+    __slots__ = (
+        "billed",
+        "catching_up",
+        "characters",
+        "generation",
+        "index",
+        "prompt",
+        "read",
+        "rid",
+        "tokens",
+    )
 
     def __init__(self, rid: int, index: int, generation: Generation) -> None:
         self.catching_up = generation.adopted
@@ -90,13 +102,14 @@ class Choice:
         self.billed = self.prompt = 0
         self.characters = 0
         self.tokens = 0
+        self.read = 0
 
     def cut(self, row: TextRow) -> TextRow:
         """The part of `row` that is new. A stop token that the client did not name is the model's own end,
         and not shown. Raises UserError when text before it never came."""
         if type(row.stop) is int and row.stop not in self.generation.mails[0].sampling.stop_token_ids:
             row = msgspec.structs.replace(row, stop=None)
-        seen, known = self.characters - row.offset, self.tokens - row.first_token
+        seen, known = self.characters - row.offset, self._listed(row) - row.first_token
         if seen < 0:
             raise UserError(
                 "Part of the answer was lost.", status=500, type="server_error", code="internal_error"
@@ -110,13 +123,21 @@ class Choice:
         if known > 0 and listed:
             row = msgspec.structs.replace(
                 row,
-                first_token=self.tokens,
+                first_token=row.first_token + known,
                 logprobs=row.logprobs[known:],
                 token_ids=row.token_ids[known:],
             )
         self.characters += len(row.text)
-        self.tokens = max(self.tokens, row.first_token + max(len(row.logprobs), len(row.token_ids)))
+        listed_to = row.first_token + max(len(row.logprobs), len(row.token_ids))
+        if row.tokens:
+            self.tokens = max(self.tokens, listed_to)
+        else:
+            self.read = max(self.read, listed_to)
         return row
+
+    def _listed(self, row: TextRow) -> int:
+        """How many were seen of the tokens that such a row lists."""
+        return self.tokens if row.tokens else self.read
 
     def bill(self, row: TextRow) -> int:
         """Tokens up to `row` that were not charged yet; the first choice of each prompt pays for it."""
@@ -129,7 +150,7 @@ class Choice:
     def follows(self, row: TextRow) -> bool:
         """Whether `row` leaves nothing out."""
         listed = bool(row.logprobs or row.token_ids)
-        return row.offset <= self.characters and not (listed and row.first_token > self.tokens)
+        return row.offset <= self.characters and not (listed and row.first_token > self._listed(row))
 
 
 def _beyond(pieces: tuple[int, ...], seen: int) -> tuple[int, ...]:
@@ -330,6 +351,7 @@ class Engine:
                 arrived_ns=time.monotonic_ns(),
                 client=job.client,
                 default_tokens=job.default_tokens,
+                truncate=job.truncate,
             )
             for i, prompt in enumerate(job.prompts)
         )

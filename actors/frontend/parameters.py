@@ -43,9 +43,11 @@ def sampling(
     max_tokens: int | None,
     logprobs: int | None,
     names: dict[str, str],
+    prompt_logprobs: int | None = None,
+    least: int = 1,
 ) -> SamplingParams:
     """The sampling of a request, validated; raises UserError. names: what the endpoint calls those of our
-    fields that have another name there."""
+    fields that have another name there. least: of max_tokens."""
     plain = SamplingParams()
     top_k = request.top_k or 0
     params = SamplingParams(
@@ -63,9 +65,10 @@ def sampling(
         stop_token_ids=tuple(request.stop_token_ids or ()),
         logit_bias=tuple((request.logit_bias or {}).items()),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
     try:
-        validate(params, vocab_size)
+        validate(params, vocab_size, least=least)
     except UserError as error:
         raise _renamed(error.body, names) from error
     return params
@@ -93,17 +96,34 @@ def job(
     trace: str,
     n: int = 1,
     echo: bool = False,
+    prompt_logprobs: int | None = None,
+    least: int = 1,
     default_tokens: int = 0,
 ) -> Job:
-    """The validated job of a request; raises UserError. max_tokens, logprobs, names: see `sampling`."""
-    params = sampling(request, vocab_size, max_tokens=max_tokens, logprobs=logprobs, names=names)
+    """The validated job of a request; raises UserError. logprobs and so on: see `sampling`."""
+    params = sampling(
+        request,
+        vocab_size,
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        names=names,
+        prompt_logprobs=prompt_logprobs,
+        least=least,
+    )
     output = output_options(request, echo=echo)
     priority, salt = request.priority or 0, request.cache_salt or ""
     if not -_PRIORITIES <= priority < _PRIORITIES:
         raise UserError("priority must fit 32 bits.", param="priority")
     if len(salt) > MAX_SALT:
         raise UserError(f"cache_salt may have at most {MAX_SALT} characters.", param="cache_salt")
-    return Job(prompts, params, output, n, priority, salt, trace, default_tokens=default_tokens)
+    truncate = request.truncate_prompt_tokens or 0
+    if truncate < -1 or request.truncate_prompt_tokens == 0:
+        raise UserError(
+            "truncate_prompt_tokens must be positive, or -1 for what fits.", param="truncate_prompt_tokens"
+        )
+    return Job(
+        prompts, params, output, n, priority, salt, trace, default_tokens=default_tokens, truncate=truncate
+    )
 
 
 def top_logprobs(wanted: bool, top: int | None) -> int | None:

@@ -80,6 +80,7 @@ def chat_prompt(
     tools: list[Tool] | None = None,
     arguments: dict[str, Any] | None = None,
     continue_final: bool = False,
+    shorten: bool = False,
 ) -> ChatPrompt:
     """Messages as they travel; raises UserError for what no template may be given."""
     if not messages:
@@ -98,33 +99,36 @@ def chat_prompt(
         tools=msgspec.json.encode(_tools(tools)),
         template_kwargs=msgspec.json.encode(arguments),
         continue_final=continue_final,
+        shorten=shorten,
     )
 
 
-def plain_prompts(prompt: str | list[str | int | list[int]], vocab_size: int) -> tuple[Prompt, ...]:
-    """The prompts of a completion request: one text, one list of ids, or a list of either."""
+def plain_prompts(
+    prompt: str | list[str | int | list[int]], vocab_size: int, param: str = "prompt"
+) -> tuple[Prompt, ...]:
+    """The prompts of a request: one text, one list of ids, or a list of either; `param` names the field."""
     if isinstance(prompt, str):
-        return (_text_prompt(prompt),)
+        return (_text_prompt(prompt, param),)
     if not prompt:
-        raise UserError("prompt must not be empty.", param="prompt")
+        raise UserError(f"{param} must not be empty.", param=param)
     ids = [item for item in prompt if isinstance(item, int)]
     if len(ids) == len(prompt):
-        return (token_prompt(ids, vocab_size),)
+        return (token_prompt(ids, vocab_size, param),)
     if ids:
-        raise UserError("prompt mixes token ids with other things.", param="prompt")
+        raise UserError(f"{param} mixes token ids with other things.", param=param)
     if len(prompt) > MAX_PROMPTS:
-        raise UserError(f"prompt may hold at most {MAX_PROMPTS} prompts, not {len(prompt)}.", param="prompt")
+        raise UserError(f"{param} may hold at most {MAX_PROMPTS} prompts, not {len(prompt)}.", param=param)
     return tuple(
-        token_prompt(item, vocab_size) if isinstance(item, list) else _text_prompt(str(item))
+        token_prompt(item, vocab_size, param) if isinstance(item, list) else _text_prompt(str(item), param)
         for item in prompt
     )
 
 
-def token_prompt(ids: list[int], vocab_size: int) -> TokenPrompt:
+def token_prompt(ids: list[int], vocab_size: int, param: str) -> TokenPrompt:
     """Ids within the vocabulary, as they travel."""
     if not ids:
-        raise UserError("prompt must not be empty.", param="prompt")
-    return TokenPrompt(token_bytes(ids, vocab_size, "prompt"))
+        raise UserError(f"{param} must not be empty.", param=param)
+    return TokenPrompt(token_bytes(ids, vocab_size, param))
 
 
 def token_bytes(ids: list[int], vocab_size: int, param: str) -> bytes:
@@ -137,9 +141,9 @@ def token_bytes(ids: list[int], vocab_size: int, param: str) -> bytes:
     return array.array("i", ids).tobytes()
 
 
-def _text_prompt(text: str) -> TextPrompt:
+def _text_prompt(text: str, param: str) -> TextPrompt:
     if not text:
-        raise UserError("prompt must not be empty.", param="prompt")
+        raise UserError(f"{param} must not be empty.", param=param)
     return TextPrompt(text)
 
 

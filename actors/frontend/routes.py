@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import trio
 
-from actors.frontend import chat, completions, responses, tokens
+from actors.frontend import chat, completions, embeddings, responses, tokens
 from actors.frontend.access import Access, Scope
 from actors.frontend.accounts import Account
 from actors.frontend.delivery import collect
@@ -76,6 +76,7 @@ class Routes:
             "/v1/completions": {"POST": bound(completions.create, service)},
             "/tokenize": {"POST": bound(tokens.tokenize, service)},
             "/detokenize": {"POST": bound(tokens.detokenize, service)},
+            "/v1/embeddings": {"POST": bound(embeddings.create, service)},
             "/v1/responses": {
                 "POST": bound(responses.create, service, finder),
                 "GET": bound(self._upgrade, service),

@@ -16,9 +16,20 @@ FINISH_REASONS = {
 
 
 class Pending:
-    """Rows of one choice, merged. characters: how many were taken before."""
+    """Rows of one choice, merged. characters: how many were taken before, of text; listed: of the tokens that
+    logprobs listed. prompt_logprobs, prompt_ids: of the prompt, where it is listed."""
 
-    __slots__ = ("characters", "finish", "logprobs", "parts", "stop", "token_ids")
+    __slots__ = (
+        "characters",
+        "finish",
+        "listed",
+        "logprobs",
+        "parts",
+        "prompt_ids",
+        "prompt_logprobs",
+        "stop",
+        "token_ids",
+    )
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -27,20 +38,28 @@ class Pending:
         self.finish = Finish.NONE
         self.stop: str | int | None = None
         self.characters = 0
+        self.listed = 0
+        self.prompt_logprobs: list[TextLogprob] = []
+        self.prompt_ids: list[int] = []
 
     def add(self, row: TextRow) -> None:
         """Merge a row in."""
         if row.text:
             self.parts.append(row.text)
         if row.logprobs:
-            self.logprobs += row.logprobs
+            (self.logprobs if row.tokens else self.prompt_logprobs).extend(row.logprobs)
         if row.token_ids:
-            self.token_ids += row.token_ids
+            (self.token_ids if row.tokens else self.prompt_ids).extend(row.token_ids)
         if row.finish is not Finish.NONE:
             self.finish, self.stop = row.finish, row.stop
 
     def __bool__(self) -> bool:
-        return bool(self.parts or self.logprobs or self.token_ids)
+        return bool(self.parts or self.detailed)
+
+    @property
+    def detailed(self) -> bool:
+        """Whether there is more than text."""
+        return bool(self.logprobs or self.token_ids or self.prompt_logprobs or self.prompt_ids)
 
     def take(self) -> str:
         """The text so far; logprobs and ids that belong to it are to be read before."""
@@ -51,9 +70,10 @@ class Pending:
             text = "".join(parts)
             parts.clear()
         self.characters += len(text)
-        if self.logprobs or self.token_ids:
-            self.logprobs.clear()
-            self.token_ids.clear()
+        if self.detailed:
+            self.listed += sum(len(entry.token[0]) for entry in (*self.prompt_logprobs, *self.logprobs))
+            for details in (self.logprobs, self.token_ids, self.prompt_logprobs, self.prompt_ids):
+                details.clear()
         return text
 
 

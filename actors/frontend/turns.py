@@ -54,13 +54,15 @@ def prepare(
         [*_instructions(request.instructions), *conversation.messages],
         tools=_tools(request) if prompts.offers_tools(request.tool_choice) else None,
         arguments=_arguments(request),
+        shorten=_shortens(request.truncation),
     )
     wanted = _LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
     job = parameters.job(
         request,
         (prompt,),
         service.model.vocab_size,
-        max_tokens=1 if silent else request.max_output_tokens,
+        max_tokens=0 if silent else request.max_output_tokens,
+        least=0 if silent else 1,
         logprobs=parameters.top_logprobs(wanted, request.top_logprobs),
         names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
         trace=trace,
@@ -137,6 +139,12 @@ def _tools(request: ResponsesRequest) -> list[Tool]:
     ]
 
 
+def _shortens(truncation: str | None) -> bool:
+    if truncation not in (None, "auto", "disabled"):
+        raise UserError("truncation must be 'auto' or 'disabled'.", param="truncation")
+    return truncation == "auto"
+
+
 def _arguments(request: ResponsesRequest) -> dict[str, Any]:
     arguments = dict(request.chat_template_kwargs or {})
     if request.reasoning is not None and request.reasoning.effort is not None:
@@ -161,6 +169,7 @@ def _document(request: ResponsesRequest, model: str, sampling: SamplingParams) -
         tool_choice=request.tool_choice or "auto",
         tools=request.tools or [],
         previous_response_id=request.previous_response_id,
+        truncation=request.truncation or "disabled",
         background=bool(request.background),
         store=request.store is not False,
         user=request.user,

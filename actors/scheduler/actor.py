@@ -23,7 +23,7 @@ from protocols.errors import ErrorBody, PeerError
 from protocols.messages import Abort, SchedulerMail, Submit, TokenRow, Tokens
 from protocols.plan import ExecutorReady
 from protocols.request import Finish
-from protocols.stored import decode_stored, ending, pack_logprobs, unpack_logprobs
+from protocols.stored import decode_stored, ending, pack_row
 from runtime.actor import Context
 from runtime.failpoints import reach
 from runtime.ledger import StaleRequest
@@ -125,7 +125,7 @@ class Scheduler:
         if finish is Finish.NONE:
             yield Resume(submit, tokens)
         elif finish is not Finish.ABORT:
-            row = ending(submit, tokens, finish, ledger.cached(rid), unpack_logprobs(ledger.extras(rid)))
+            row = ending(submit, tokens, finish, ledger.cached(rid), ledger.extras(rid))
             self._send_rows(submit.origin, [row] if row else [])
 
     def _stored(self, rid: int) -> Submit | None:
@@ -175,7 +175,7 @@ class Scheduler:
         kept: list[TokenRow] = []
         commit = self._context.ledger.commit
         for row in rows:
-            extras = pack_logprobs(row.logprobs) if row.logprobs else b""
+            extras = pack_row(row) if row.logprobs or row.reading else b""
             try:
                 commit(row.rid, row.tokens, extras, row.finish, row.cached)
             except StaleRequest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import numpy as np
 
 from actors.scheduler.cache import KvCache
@@ -19,6 +20,7 @@ from actors.scheduler.running import Flight, Mask, Running
 from actors.scheduler.sequence import Sequence, Stage
 from actors.sizes import BIAS_BYTES, HEAVY
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen
+from protocols.sampling import SamplingParams
 
 WINDOW = 64
 """Waiting sequences looked at beyond those that could be admitted, so that a crowd which waits for one
@@ -151,7 +153,7 @@ class Batcher:
             SlotOpen(
                 sequence.slot,
                 sequence.rid,
-                sequence.sampling,
+                _of_the_output(sequence.sampling) if sequence.output else sequence.sampling,
                 sequence.choice,
                 sequence.prompt_len,
                 cached,
@@ -171,7 +173,9 @@ class Batcher:
         start = int(self.running.planned[sequence.slot])
         end = min(start + draft.budget, len(sequence.fill) // 4)
         complete = self.running.advance(sequence, end - start)
-        draft.chunks.append(Chunk(sequence.slot, start, sequence.fill[4 * start : 4 * end], complete))
+        follower = sequence.follower(end)
+        tokens = sequence.fill[4 * start : 4 * end]
+        draft.chunks.append(Chunk(sequence.slot, start, tokens, complete, follower))
         draft.fills.append((sequence, end))
         draft.rows[sequence.slot] = True
         draft.budget -= end - start
@@ -217,3 +221,10 @@ class Batcher:
         victim.retracted = True
         self.preemptions += 1
         return victim
+
+
+def _of_the_output(sampling: SamplingParams) -> SamplingParams:
+    """Without what is told of the prompt: it has been."""
+    if sampling.prompt_logprobs is None:
+        return sampling
+    return msgspec.structs.replace(sampling, prompt_logprobs=None)

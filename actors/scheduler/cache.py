@@ -58,7 +58,7 @@ class KvCache:
 
     def prefix(self, sequence: Sequence, fill: bytes) -> int:
         """Pages at the start of `fill` that are cached."""
-        return self._tree.probe(sequence.salt, fill, self._reusable(fill)) if self._radix else 0
+        return self._tree.probe(sequence.salt, fill, self._reusable(sequence, fill)) if self._radix else 0
 
     def attach(self, sequence: Sequence, fill: bytes, reserve: float) -> bool:
         """Give `sequence` pages for all tokens of `fill`, cached ones where their prefix is known.
@@ -70,7 +70,7 @@ class KvCache:
         node: Node | None = None
         pages: list[int] = []
         if self._radix:
-            node, pages = self._tree.acquire(sequence.salt, fill, self._reusable(fill))
+            node, pages = self._tree.acquire(sequence.salt, fill, self._reusable(sequence, fill))
         if needed - len(pages) + reserve > self.available:
             if node is not None:
                 self._tree.release(node)
@@ -134,8 +134,11 @@ class KvCache:
         assert sum(map(len, hands[2:])) == self.owned, "the count of owned pages is wrong"
         assert self.conserved()
 
-    def _reusable(self, fill: bytes) -> int:
-        """Pages of `fill` that a cache hit may cover: the last token is always computed, for its logits."""
+    def _reusable(self, sequence: Sequence, fill: bytes) -> int:
+        """Pages of `fill` that a cache hit may cover: the last token is always computed, for its logits, and
+        all are where `sequence` reads them."""
+        if sequence.reads:
+            return 0
         return (len(fill) - 4) // self._tree.page_bytes
 
     def _take(self, count: int) -> list[int]:

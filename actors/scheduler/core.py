@@ -35,7 +35,7 @@ from actors.scheduler.sequence import DEATHS_END, Sequence, Stage
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
-from protocols.plan import ExecutorReady, Logprobs, StepDone
+from protocols.plan import ExecutorReady, Logprobs, Reading, StepDone
 from protocols.request import Finish
 
 
@@ -156,7 +156,10 @@ class Core:
 
     def _finish(self, sequence: Sequence, finish: Finish, stop_token: int = -1) -> None:
         """End `sequence` with a row that carries no token."""
-        self._row(sequence, TokenRow(sequence.rid, len(sequence.output), (), finish, stop_token=stop_token))
+        start, cached = len(sequence.output), sequence.cached
+        reading = sequence.reading() if not sequence.allowance else None
+        row = TokenRow(sequence.rid, start, (), finish, cached, stop_token=stop_token, reading=reading)
+        self._row(sequence, row)
         self._end(sequence)
 
     def _fail(self, sequence: Sequence, error: ErrorBody) -> None:
@@ -209,6 +212,8 @@ class Core:
             if sequence.stage is not Stage.ENDED:
                 running.distrust(sequence)
                 self._fail(sequence, ErrorBody(500, sentence, "server_error", "computation_failed"))
+        for slot, reading in done.readings:
+            running[slot].note(reading)
         self._commit(done, running.by_slot)
         running.settle(flight)
         self._steps += 1
@@ -225,13 +230,17 @@ class Core:
             sequence = by_slot[slot]
             if sequence is None or sequence.stage is ended:
                 continue
+            if not sequence.allowance:
+                self._finish(sequence, Finish.LENGTH)
+                continue
             start = len(sequence.output)
+            reading = None if start else sequence.reading()
             finish = commit(sequence, token)
             committed += 1
-            if finish is none and not logprobs:
+            if finish is none and not logprobs and reading is None:
                 row = TokenRow(sequence.rid, start, (token,), none, sequence.cached)
             else:
-                row = _full_row(sequence, start, token, finish, logprobs.get(slot))
+                row = _full_row(sequence, start, token, finish, logprobs.get(slot), reading)
             rows[sequence.origin].append(row)
             if finish is not none:
                 self._end(sequence)
@@ -308,7 +317,12 @@ class Core:
 
 
 def _full_row(
-    sequence: Sequence, start: int, token: int, finish: Finish, logprobs: Logprobs | None
+    sequence: Sequence,
+    start: int,
+    token: int,
+    finish: Finish,
+    logprobs: Logprobs | None,
+    reading: Reading | None,
 ) -> TokenRow:
     return TokenRow(
         sequence.rid,
@@ -318,6 +332,7 @@ def _full_row(
         sequence.cached,
         () if logprobs is None else (logprobs,),
         token if finish is Finish.STOP else -1,
+        reading=reading,
     )
 
 

@@ -101,7 +101,8 @@ class Running:
         self.planned[slot] = cached
         self.filled[slot] = len(sequence.fill) // 4
         self.capacity[slot] = len(sequence.pages) * self.cache.page_size
-        self.limit[slot] = sequence.prompt_len + sequence.allowance - 1
+        self.limit[slot] = sequence.prompt_len + max(sequence.allowance, 1) - 1
+        sequence.read, sequence.pooled = [], b""
         sequence.move(Stage.PREFILL)
         self.prefilling[sequence] = None
         self.upcoming.add(sequence)

@@ -21,6 +21,8 @@ from array import array
 
 from actors.scheduler.radix import Node
 from protocols.messages import Submit
+from protocols.plan import Logprobs, Reading
+from protocols.sampling import Pool
 
 DEATHS_ALONE = 2
 """Executor deaths with the sequence in flight, and no token in between, after which it runs alone."""
@@ -64,7 +66,7 @@ class Sequence:
     output before a retraction or restart), which prefill runs through. pages: its block table; the
     first `shared` of them belong to the radix tree, under the lock on `node`, the others to the sequence.
     allowance: output tokens at most. cached: prompt tokens found in the prefix cache at the first admission.
-    order: number of its arrival. deaths: see DEATHS_ALONE.
+    order: number of its arrival. deaths: see DEATHS_ALONE. read: what this prefill has told of the prompt.
     """
 
     __slots__ = (
@@ -79,9 +81,11 @@ class Sequence:
         "origin",
         "output",
         "pages",
+        "pooled",
         "priority",
         "prompt",
         "prompt_len",
+        "read",
         "retracted",
         "rid",
         "salt",
@@ -110,6 +114,8 @@ class Sequence:
         self.stage = Stage.WAITING
         self.retracted = bool(committed)
         self.deaths = 0
+        self.read: list[Logprobs] = []
+        self.pooled = b""
         self.cached = -1
         self.fill = b""
         self.slot = -1
@@ -130,6 +136,27 @@ class Sequence:
     def known(self) -> bytes:
         """All tokens known, int32."""
         return self.prompt + self.output.tobytes()
+
+    @property
+    def reads(self) -> bool:
+        """Whether its prefill has to run over the whole prompt; not again once a token is committed."""
+        return self.sampling.reads_prompt and not self.output
+
+    def follower(self, end: int) -> int:
+        """The prompt's token at position `end`, where its logprob is still to be told; else -1."""
+        if self.sampling.prompt_logprobs is None or self.output or end >= self.prompt_len:
+            return -1
+        return int.from_bytes(self.prompt[4 * end : 4 * end + 4], "little")
+
+    def note(self, reading: Reading) -> None:
+        """A chunk has told its part."""
+        self.read += reading.logprobs
+        self.pooled = reading.pooled
+
+    def reading(self) -> Reading | None:
+        """What was read, for the first row; None where nothing is to be told."""
+        asked = self.sampling.prompt_logprobs is not None or self.sampling.pool is not Pool.NONE
+        return Reading(tuple(self.read), self.pooled) if asked and not self.output else None
 
     @property
     def suspect(self) -> bool:

@@ -32,6 +32,8 @@ class Upcoming:
 
     def covers(self, sequence: Sequence, fill: bytes, cached: int) -> bool:
         """Whether somebody is computing pages that `sequence` could share beyond its `cached` ones."""
+        if sequence.reads:
+            return False
         group = self._groups.get(self._key(sequence, fill))
         if group is None or len(fill) <= self._page_bytes:
             return False

@@ -27,6 +27,7 @@ from actors.tokenizer.outgoing import Desk
 from actors.tokenizer.questions import Question
 from actors.tokenizer.render_helper import Sources
 from actors.tokenizer.renderers import Renderers
+from actors.tokenizer.shorten import latest
 from actors.tokenizer.template import ChatTemplate
 from protocols.board import Column
 from protocols.config import Config
@@ -161,7 +162,7 @@ class Actor:
 
     async def _take_up_chat(self, message: Generate | Encode, prompt: ChatPrompt) -> None:
         try:
-            rendered = await self._renderers.render(prompt)
+            rendered = await self._render(message, prompt)
         except UserError as error:
             self._away -= 1
             self._post(self._core.refuse(message, error.body))
@@ -172,6 +173,15 @@ class Actor:
             self._away -= 1
             self._take_up_here(message, rendered)
         self._moved()
+
+    async def _render(self, message: Generate | Encode, prompt: ChatPrompt) -> str:
+        if not (isinstance(message, Generate) and prompt.shorten):
+            return await self._renderers.render(prompt)
+
+        async def fits(rendered: str) -> bool:
+            return await trio.to_thread.run_sync(self._core.fits, message, rendered, limiter=self._limiter)
+
+        return await latest(prompt, self._renderers.render, fits)
 
     def _take_up_here(self, message: Generate | Question, rendered: str) -> None:
         if isinstance(message, Generate):

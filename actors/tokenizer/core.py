@@ -62,7 +62,7 @@ class Core:
     """All open choices of one tokenizer actor."""
 
     def __init__(self, config: Config, index: int, codec: Codec, ledger: Ledger, log: Any) -> None:
-        self._prompter = Prompter(config.model, codec)
+        self._prompter = Prompter(config.model, codec, config.ring_bytes)
         self._answerer = Answerer(codec, self._prompter, config.ring_bytes // 2, log)
         self.down = "balancer" if config.dp > 1 else "scheduler.0"
         self._largest = config.ring_bytes // 2 - _RING_OVERHEAD
@@ -90,6 +90,14 @@ class Core:
         if isinstance(message, Generate):
             return self.admit(message, error)
         return [(f"frontend.{message.origin}", refusal(message, error))]
+
+    def fits(self, message: Generate, rendered: str) -> bool:
+        """Whether a chat that reads `rendered` leaves room for its answer; also where that cannot be said.
+        May run in a thread."""
+        try:
+            return self._prompter.fits(message, rendered)
+        except (UserError, CodecError):
+            return True
 
     def prepare(self, message: Generate, rendered: str = "") -> Prompted | ErrorBody:
         """Tokenise a request, or say why not. rendered: the text of a chat. Touches no state: may run in a
@@ -164,7 +172,7 @@ class Core:
         stream = self._streams.pop(message.rid, None)
         if stream is None:
             self._aborted.add(message.rid)
-        told = {stream.frontend, *stream.followers} if stream is not None and stream.resumable else ()
+        told = stream.readers() if stream is not None and stream.resumable else ()
         return [(self.down, message), *(_deltas(i, [stream.aborted()]) for i in told if stream is not None)]
 
     def replay(self, message: Replay) -> list[Outgoing]:
@@ -198,6 +206,8 @@ class Core:
                 continue
             if row.start > stream.received:
                 row = self._filled(row, stream)
+            if row.reading is not None:
+                out += [_deltas(to, [part]) for part in stream.preface(row) for to in stream.readers()]
             text_row = stream.take(row)
             if text_row is None:
                 continue
@@ -215,7 +225,7 @@ class Core:
     def _filled(self, row: TokenRow, stream: ChoiceStream) -> TokenRow:
         """The row together with the tokens before it, which were committed but never came here."""
         try:
-            return committed_row(self._ledger, row, stream.received)
+            return committed_row(self._ledger, stream.submit, row, stream.received)
         except StaleRequest:
             return TokenRow(row.rid, stream.received, (), Finish.ABORT)
         except LookupError:

@@ -36,7 +36,10 @@ def joined(earlier: TextRow, later: TextRow) -> TextRow:
 
 
 def adjoins(earlier: TextRow, later: TextRow) -> bool:
-    """Whether `later` begins where `earlier` ends; a replay for another frontend begins anew."""
+    """Whether `later` begins where `earlier` ends; a replay for another frontend begins anew, and what lists
+    the prompt stays apart."""
+    if not earlier.tokens and later.tokens and _listed(earlier):
+        return False
     if earlier.finish or earlier.offset + len(earlier.text) != later.offset:
         return False
     count, listed = _listed(earlier), _listed(later)

@@ -8,6 +8,7 @@ from typing import assert_never
 import msgspec
 import numpy as np
 
+from actors.sizes import reading_fits
 from actors.tokenizer.codec import Codec, Ids
 from actors.tokenizer.stops import check_stops
 from protocols.config import ModelCard
@@ -28,10 +29,11 @@ class Prompted:
 
 
 class Prompter:
-    """Tokenises requests for one model. Safe to use from several threads."""
+    """Tokenises requests for one model. Safe to use from several threads. ring_bytes: see Config."""
 
-    def __init__(self, model: ModelCard, codec: Codec) -> None:
+    def __init__(self, model: ModelCard, codec: Codec, ring_bytes: int = 8 << 20) -> None:
         self._model = model
+        self._ring_bytes = ring_bytes
         self._codec = codec
         eos = model.eos if codec.eos is None else (*model.eos, codec.eos)
         self._eos = tuple(token for token in dict.fromkeys(eos) if 0 <= token < model.vocab_size)
@@ -41,9 +43,27 @@ class Prompter:
         tokenizer fails."""
         check_stops(message.output.stop)
         ids = self.ids(message.prompt, rendered)
+        ids = ids[-self._kept(message) :]
         if not len(ids):
             raise UserError("the prompt is empty.", param="prompt")
+        if not reading_fits(message.sampling, len(ids), self._ring_bytes):
+            raise UserError(
+                "The prompt is too long for prompt_logprobs: ask for fewer, or for a shorter one.",
+                param="prompt_logprobs",
+            )
         return Prompted(ids.tobytes(), self._complete(message.sampling, len(ids), message.default_tokens))
+
+    def room(self, message: Generate) -> int:
+        """Tokens that the prompt of a request may have."""
+        return self._model.context - (message.sampling.max_tokens or 1)
+
+    def _kept(self, message: Generate) -> int:
+        """Of its last tokens; 0 for all."""
+        return max(self.room(message), 1) if message.truncate < 0 else message.truncate
+
+    def fits(self, message: Generate, rendered: str) -> bool:
+        """Whether a chat that reads `rendered` leaves room for its answer."""
+        return len(self.ids(message.prompt, rendered)) <= self.room(message)
 
     def ids(self, prompt: Prompt, rendered: str, *, add_special: bool | None = None) -> Ids:
         """Ids of a prompt, all within the vocabulary. add_special: None as the kind of prompt has it."""

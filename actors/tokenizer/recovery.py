@@ -8,29 +8,31 @@ from collections.abc import Iterator
 import msgspec
 
 from actors.tokenizer.stream import ChoiceStream
-from protocols.messages import TextRow, TokenRow
+from protocols.messages import Submit, TextRow, TokenRow
 from protocols.plan import Logprobs
-from protocols.stored import StoredRequest, ending, unpack_logprobs
+from protocols.stored import StoredRequest, ending, unpack_extras
 from runtime.ledger import Ledger
 
 SLICE = 256
 """Tokens replayed into one row at most, so that no row outgrows a ring."""
 
 
-def committed_row(ledger: Ledger, row: TokenRow, received: int) -> TokenRow:
+def committed_row(ledger: Ledger, submit: Submit, row: TokenRow, received: int) -> TokenRow:
     """`row` with the committed tokens received .. row.start put in front. Raises LookupError when they
     are not all there, StaleRequest when the request is gone."""
     missing = row.start - received
     before = ledger.committed(row.rid, received)[:missing].tolist()
     if len(before) < missing:
         raise LookupError(f"{missing} tokens are missing, {len(before)} are committed")
-    logprobs = _logprobs(ledger, row.rid)[received : row.start]
+    reading, listed = unpack_extras(submit, ledger.extras(row.rid))
+    logprobs = listed[received : row.start]
     return msgspec.structs.replace(
         row,
         start=received,
         tokens=(*before, *row.tokens),
         logprobs=(*logprobs, *row.logprobs),
         cached=ledger.cached(row.rid),
+        reading=None if received else reading,
     )
 
 
@@ -46,18 +48,26 @@ def replay(
     committed, finish = ledger.outcome(rid)
     tokens = committed.tolist()
     delivered = 0 if whole else min(ledger.delivered(rid), len(tokens))
-    logprobs = _logprobs(ledger, rid)[: len(tokens)]
+    extras = ledger.extras(rid)
+    reading, logprobs = unpack_extras(stored.submit, extras)
     cached = ledger.cached(rid)
-    last = ending(stored.submit, tokens, finish, cached, logprobs)
+    last = ending(stored.submit, tokens, finish, cached, extras)
     cut = last.start if last else len(tokens)
     opening = stream.opening()
     yield from opening if not delivered else ()
-    for row in _rows(rid, tokens[:cut], logprobs, delivered, cached):
+    rows = list(_rows(rid, tokens[:cut], logprobs[: len(tokens)], delivered, cached))
+    if rows:
+        rows[0] = msgspec.structs.replace(rows[0], reading=reading)
+    for row in rows:
+        preface = stream.preface(row)
+        yield from preface if not delivered else ()
         text_row = stream.take(row)
         if text_row is not None and (row.start >= delivered or stream.closed):
             yield text_row
-    if last and (text_row := stream.take(last)) is not None:
-        yield text_row
+    if last:
+        yield from stream.preface(last)
+        if (text_row := stream.take(last)) is not None:
+            yield text_row
 
 
 def _rows(
@@ -68,8 +78,3 @@ def _rows(
     for start, end in itertools.pairwise(edges):
         row = TokenRow(rid, start, tuple(tokens[start:end]), cached=cached)
         yield msgspec.structs.replace(row, logprobs=tuple(logprobs[start:end])) if logprobs else row
-
-
-def _logprobs(ledger: Ledger, rid: int) -> list[Logprobs]:
-    extras = ledger.extras(rid)
-    return unpack_logprobs(extras) if extras else []

@@ -12,6 +12,9 @@ is closed by a row that carries a finish, or by a stop string (`stopped_at`).
 from __future__ import annotations
 
 import array
+import base64
+import itertools
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -25,6 +28,8 @@ from protocols.stored import StoredRequest
 
 ECHO_SLICE = 1 << 16
 """Characters of an echoed prompt in one row."""
+PROMPT_SLICE = 256
+"""Tokens of a listed prompt in one row."""
 
 
 def prompt_ids(tokens: bytes) -> array.array[int]:
@@ -37,7 +42,8 @@ class ChoiceStream:
 
     received: output tokens taken in. offset: characters sent. closed: nothing more will be sent.
     stopped_at: number of output tokens at which a stop string ended it, 0 if none did. frontend: who asked.
-    followers: other frontends that get every row too. resumable: a client may come back for it.
+    followers: other frontends that get every row too. resumable: a client may come back for it. submit: what
+    the scheduler was sent.
     """
 
     __slots__ = (
@@ -46,6 +52,7 @@ class ChoiceStream:
         "_matcher",
         "_min_tokens",
         "_names",
+        "_prompt",
         "_prompt_tokens",
         "_text",
         "_token_ids",
@@ -59,12 +66,14 @@ class ChoiceStream:
         "resumable",
         "rid",
         "stopped_at",
+        "submit",
     )
 
     def __init__(self, stored: StoredRequest, codec: Codec) -> None:
         submit, options = stored.submit, stored.generate.output
         ids = prompt_ids(submit.tokens)
         self.rid = submit.rid
+        self.submit = submit
         self.frontend = stored.generate.origin
         self.followers: set[int] = set()
         self.resumable = bool(stored.generate.client)
@@ -76,6 +85,7 @@ class ChoiceStream:
         self.echo = _echo(stored, codec, ids) if options.echo else ""
         self._names = codec.names
         self._prompt_tokens = len(ids)
+        self._prompt = ids if options.token_ids or submit.sampling.prompt_logprobs is not None else ids[:0]
         self._min_tokens = submit.sampling.min_tokens
         self._include_stop = options.include_stop
         self._token_ids = options.token_ids
@@ -83,16 +93,52 @@ class ChoiceStream:
         self._text = codec.stream(ids, skip_special=options.skip_special)
         self._matcher = StopMatcher(options.stop, include=options.include_stop) if options.stop else None
 
+    def readers(self) -> set[int]:
+        """The frontends that get every row."""
+        return {self.frontend, *self.followers}
+
     def opening(self) -> list[TextRow]:
-        """What comes before all tokens: the prompt's text, where it is to be echoed; or an empty row, so
-        that a frontend knows that the request is safe and lets its client have the id."""
+        """What comes before all tokens: the prompt, where it is to be echoed or listed and nothing must be
+        read of it first; or an empty row, so that a frontend knows that the request is safe and lets its
+        client have the id."""
         self.offset = len(self.echo)
-        if self.resumable and not self.echo:
-            return [TextRow(self.rid, 0, "", 0)]
-        return [
-            TextRow(self.rid, start, self.echo[start : start + ECHO_SLICE], 0, usage=self._usage())
-            for start in range(0, len(self.echo), ECHO_SLICE)
-        ]
+        rows = self._listing(()) if self.submit.sampling.prompt_logprobs is None else []
+        return rows or ([TextRow(self.rid, 0, "", 0)] if self.resumable else [])
+
+    def preface(self, row: TokenRow) -> list[TextRow]:
+        """What `row` tells of the prompt, if it does, to be sent before its tokens."""
+        reading = row.reading
+        if reading is None or self.received or self.closed:
+            return []
+        if reading.pooled:
+            state = base64.b64encode(reading.pooled).decode()
+            self.offset = len(state)
+            return [TextRow(self.rid, 0, state, 0, usage=self._usage())]
+        unknown = Logprobs(math.nan)
+        return self._listing((unknown, *reading.logprobs))
+
+    def _listing(self, logprobs: tuple[Logprobs, ...]) -> list[TextRow]:
+        """The prompt's text where it is echoed, and its tokens where they are listed, in slices."""
+        texts = range(0, len(self.echo), ECHO_SLICE)
+        lists = range(0, len(self._prompt), PROMPT_SLICE)
+        rows: list[TextRow] = []
+        for at, first in itertools.zip_longest(texts, lists):
+            offset = len(self.echo) if at is None else at
+            start = len(self._prompt) if first is None else first
+            ids = self._prompt[start : start + PROMPT_SLICE].tolist()
+            rows.append(
+                TextRow(
+                    self.rid,
+                    offset,
+                    self.echo[offset : offset + ECHO_SLICE],
+                    0,
+                    usage=self._usage(),
+                    first_token=start,
+                    token_ids=tuple(ids) if self._token_ids else (),
+                    logprobs=tuple(map(self._logprob, ids, logprobs[start : start + PROMPT_SLICE])),
+                )
+            )
+        return rows
 
     def take(self, row: TokenRow) -> TextRow | None:
         """Take in a row that starts at or before `received`; what is to be sent for it, if anything."""
@@ -199,7 +245,7 @@ class ChoiceStream:
     def _logprob(self, token: int, found: Logprobs) -> TextLogprob:
         names = self._names
         top = tuple([(*names[i], value) for i, value in zip(found.ids, found.values, strict=True)])
-        return TextLogprob((*names[token], found.chosen), top)
+        return TextLogprob((*names[token], found.chosen), top, (token, *found.ids), found.rank)
 
 
 def _echo(stored: StoredRequest, codec: Codec, ids: Sequence[int]) -> str:

@@ -111,6 +111,9 @@ class StepStruct(Structure):
         ("wanted", c_void_p),
         ("wanted_count", c_int64),
         ("logits", c_void_p),
+        ("tapped", c_void_p),
+        ("tapped_count", c_int64),
+        ("states", c_void_p),
     )
 
 

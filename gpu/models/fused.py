@@ -29,6 +29,7 @@ from gpu.cpu.library import (
 )
 from gpu.kv_pool import KvPool, KvShape
 from gpu.layers import Linear
+from gpu.models.base import Tap
 from gpu.models.llama import Decoder, Layer
 
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3}
@@ -59,7 +60,12 @@ class FusedDecoder:
         return (self.spec.kv,) * len(self._layers)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, attention: StepAttention, rows: Tensor | None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention: StepAttention,
+        rows: Tensor | None,
+        tap: Tap | None = None,
     ) -> Tensor:
         """See `Model.forward`. The logits are valid until the next call."""
         assert isinstance(attention, CpuStep)
@@ -68,6 +74,10 @@ class FusedDecoder:
         batch = attention.struct
         batch.positions = positions.data_ptr()
         step = StepStruct(batch, tokens.data_ptr(), address(rows), count, logits.data_ptr())
+        if tap is not None:
+            tap.states = torch.empty(len(tap.rows), self.spec.hidden)
+            step.tapped, step.tapped_count = tap.rows.data_ptr(), len(tap.rows)
+            step.states = tap.states.data_ptr()
         self._kernels.forward(self._model(attention.pool), step)
         return logits
 

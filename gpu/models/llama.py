@@ -21,6 +21,7 @@ from torch.nn import functional
 from gpu.attention import Spec, StepAttention
 from gpu.kv_pool import KvShape
 from gpu.layers import ACTIVATIONS, Linear, RMSNorm
+from gpu.models.base import Tap
 from gpu.rotary import Rotary, rope_parameters
 from protocols.errors import StartError
 
@@ -254,13 +255,20 @@ class Decoder:
         self.head.seal()
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, attention: StepAttention, rows: Tensor | None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention: StepAttention,
+        rows: Tensor | None,
+        tap: Tap | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
         x = functional.embedding(tokens, self.embedding)
         turned = self.rotary.turn(positions)
         for layer in self.layers:
             x = layer(x, self.rotary, turned, attention)
+        if tap is not None:
+            tap.states = self.norm(x.index_select(0, tap.rows))
         if rows is not None:
             x = x.index_select(0, rows)
         if len(x) == 0:

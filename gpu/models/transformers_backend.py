@@ -9,8 +9,9 @@ what it computes by itself.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from gpu.attention import Spec, StepAttention
 from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvShape
+from gpu.models.base import Tap
 from gpu.models.self_test import check_paged
 from protocols.config import ModelCard
 from protocols.errors import StartError
@@ -78,14 +80,20 @@ class TransformersModel:
         return self._kv
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, attention: StepAttention, rows: Tensor | None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention: StepAttention,
+        rows: Tensor | None,
+        tap: Tap | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
         self._attention, self._layer = attention, 0
         keep: int | Tensor = 0 if rows is None else rows
-        out = self.model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep
-        )
+        with _caught(self.model.base_model, tap):
+            out = self.model(
+                input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep
+            )
         self._attention = None
         return out.logits[0, :, : self._vocab_size].float()
 
@@ -135,6 +143,23 @@ class TransformersModel:
         finally:
             self.model.set_attn_implementation(self.name)
         return out.logits[0, :, : self._vocab_size].float()
+
+
+@contextlib.contextmanager
+def _caught(body: Any, tap: Tap | None) -> Iterator[None]:
+    """While the model below the head runs, catch what it hands to the head."""
+    if tap is None:
+        yield
+        return
+
+    def catch(_module: Any, _inputs: Any, output: Any) -> None:
+        tap.states = output[0][0].index_select(0, tap.rows)
+
+    hook = body.register_forward_hook(catch)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _Probe:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from protocols.openai.generation import ChoicesFields, Int
-from protocols.openai.logprobs import TokenLogprob
+from protocols.openai.logprobs import PromptLogprobs, TokenLogprob
 
 
 class Part(msgspec.Struct, kw_only=True):
@@ -145,5 +145,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: CompletionUsage
+    prompt_logprobs: list[PromptLogprobs | None] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     service_tier: None = None
     system_fingerprint: None = None

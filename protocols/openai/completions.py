@@ -8,6 +8,7 @@ import msgspec
 
 from protocols.openai.chat import CompletionUsage
 from protocols.openai.generation import ChoicesFields, Int
+from protocols.openai.logprobs import PromptLogprobs
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default of this endpoint, which the other engines keep."""
@@ -34,11 +35,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class TextLogprobs(msgspec.Struct, frozen=True):
-    """Log probabilities of a choice, one entry a token. text_offset: characters before the token."""
+    """Log probabilities of a choice, one entry a token. text_offset: characters before the token. Nothing
+    predicts the first token of an echoed prompt."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -51,6 +53,8 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None
     stop_reason: str | int | None = None
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: list[PromptLogprobs | None] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,8 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     priority: Int | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: Int | None = None
+    truncate_prompt_tokens: Int | None = None
     user: str | None = None
 
     structured_outputs: Any = None
@@ -63,8 +65,6 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     custom_params: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
-    prompt_logprobs: Any = None
-    truncate_prompt_tokens: Any = None
     spaces_between_special_tokens: Any = None
     lora_path: Any = None
     chat_template: Any = None
@@ -98,8 +98,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "custom_params": (),
     "use_beam_search": (False,),
     "length_penalty": (1.0,),
-    "prompt_logprobs": (),
-    "truncate_prompt_tokens": (),
     "spaces_between_special_tokens": (True,),
     "lora_path": (),
     "chat_template": (),

@@ -29,6 +29,30 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top_logprobs: list[TopLogprob]
 
 
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """A token that stands, or could stand, at a position of the prompt. rank: 1 is the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = dict[str, PromptLogprob]
+"""A position of the prompt: the token there and the most likely ones, by id."""
+
+
+def prompt_logprobs(entries: list[TextLogprob], top: int) -> list[PromptLogprobs | None]:
+    """All positions of a prompt, as vLLM shows them; None for the first, which nothing predicts."""
+    return [None, *(_position(entry, top) for entry in entries[1:])]
+
+
+def _position(entry: TextLogprob, top: int) -> PromptLogprobs:
+    best = zip(entry.ids[1 : top + 1], entry.top, strict=False)
+    shown = {str(id): PromptLogprob(finite(p), i + 1, text) for i, (id, (text, _, p)) in enumerate(best)}
+    text, _, value = entry.token
+    return {str(entry.ids[0]): PromptLogprob(finite(value), entry.rank, text)} | shown
+
+
 def finite(value: float) -> float:
     """`value` as JSON can carry it."""
     return value if math.isfinite(value) and value > FLOOR else FLOOR

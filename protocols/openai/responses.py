@@ -78,6 +78,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "conversation": (),
     "prompt": (),
     "context_management": ([],),
+    "prompt_logprobs": (),
+    "truncate_prompt_tokens": (),
+    "return_token_ids": (False,),
 }
 """As `generation.NEUTRAL`, of this endpoint."""
 

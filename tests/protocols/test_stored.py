@@ -54,9 +54,10 @@ def test_the_ending_is_the_row_that_ended_it(
 ) -> None:
     submit = Submit(5, 0, 0, b"", SamplingParams(stop_token_ids=(2,)))
     logprobs = [Logprobs(-float(token)) for token in tokens]
-    row = ending(submit, tokens, finish, 3, logprobs)
+    extras = pack_logprobs(logprobs)
+    row = ending(submit, tokens, finish, 3, extras)
     assert row is not None
     assert (row.rid, row.start, row.finish, row.cached) == (5, start, finish, 3)
     assert (row.tokens, row.logprobs, row.stop_token) == (tokens[start:], tuple(logprobs[start:]), stop_token)
     assert (row.error is not None) == (finish is Finish.ERROR)
-    assert ending(submit, tokens, Finish.NONE, 3, logprobs) is None
+    assert ending(submit, tokens, Finish.NONE, 3, extras) is None

@@ -345,7 +345,7 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def commit(self, rid: int, tokens: list[int], extras: bytes, finish: Finish, killed: bool) -> None:
         model = self.open[rid]
-        if model.finish or (extras and not tokens):
+        if model.finish or (extras and not (tokens or finish)):
             with pytest.raises(ValueError, match=r"has finished|belong to tokens"):
                 self.ledger.commit(rid, tokens, extras, finish)
             return

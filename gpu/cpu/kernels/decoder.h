@@ -26,12 +26,16 @@ struct Model {
     const Layer* layer;
 };
 
-// logits: [wanted, vocab] of the rows `wanted`, or null when there are none.
+// logits: [wanted, vocab] of the rows `wanted`, or null when there are none. states: [tapped, hidden], what the
+// head sees of the rows `tapped`.
 struct Step {
     Batch batch;
     const i64 *tokens, *wanted;
     i64 wanted_count;
     float* logits;
+    const i64* tapped;
+    i64 tapped_count;
+    float* states;
 };
 
 inline f32x16 activate(i64 kind, f32x16 x) {
@@ -141,6 +145,11 @@ struct Forward {
         const i64 m = step.batch.rows;
         rows(m, [&](i64 row) { embed(row); });
         for (i64 i = 0; i < model.layers; ++i) layer(model.layer[i], s, m);
+        if (step.tapped_count)
+            rows(step.tapped_count, [&](i64 i) {
+                const float* x = w.x.data() + step.tapped[i] * w.ldx;
+                rms_norm(x, model.norm, model.hidden, model.eps, step.states + i * model.hidden);
+            });
         if (step.wanted_count == 0) return;
         rows(step.wanted_count, [&](i64 i) { norm_row(i, step.wanted ? step.wanted[i] : i, model.norm); });
         linear(model.head, w.a, w.lda, step.wanted_count, s, [&](i64 panel, i64 row, const float* c) {

@@ -98,6 +98,8 @@ class Client:
         self.tokens = 0
         self.ids: list[int] = []
         self.logprobs: list[TextLogprob] = []
+        self.prompt_ids: list[int] = []
+        self.prompt_logprobs: list[TextLogprob] = []
         self.finish = Finish.NONE
         self.stop: str | int | None = None
         self.usage: list[Usage] = []
@@ -110,6 +112,11 @@ class Client:
         seen = len(self.text) - row.offset
         assert self.text[row.offset :].startswith(row.text[:seen]), "the same place, another text"
         self.text += row.text[seen:]
+        if not row.tokens and not row.finish:
+            assert row.first_token <= len(self.prompt_ids) or not row.token_ids, "ids were lost"
+            self.prompt_ids += row.token_ids[len(self.prompt_ids) - row.first_token :]
+            self.prompt_logprobs += row.logprobs[len(self.prompt_logprobs) - row.first_token :]
+            return
         assert row.first_token <= len(self.ids) or not row.token_ids, "ids were lost"
         self.ids += row.token_ids[len(self.ids) - row.first_token :] if row.token_ids else ()
         known = len(self.logprobs) - row.first_token
