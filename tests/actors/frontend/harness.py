@@ -189,7 +189,10 @@ class FakeEngine:
     async def answer(self, generate: Generate, rid: int, choice: int = 0) -> None:
         """Say the words of the prompt, with what the request asked for."""
         words = words_of(generate.prompt)
-        limit = generate.sampling.max_tokens or generate.default_tokens or 64
+        asked = generate.sampling.max_tokens
+        limit = asked if asked is not None else generate.default_tokens or 64
+        if limit == 0:
+            await self.say(rid, "", finish=Finish.LENGTH, tokens=0)
         said = words[:limit]
         for i, word in enumerate(said):
             text = f"{word}#{choice}" if choice else word

@@ -51,7 +51,7 @@ CHATS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "n": ({"n": 0}, "n", "between 1 and 128"),
     "many choices": ({"n": 10**9}, "n", "between 1 and 128"),
     "choices beyond the ledger": ({"n": 100}, "n", "at most 64 choices"),
-    "best_of": ({"best_of": 2}, "best_of", "must equal n"),
+    "best_of": ({"n": 3, "best_of": 2}, "best_of", "between n and 128"),
     "many stops": ({"stop": ["a"] * 17}, "stop", "at most 16"),
     "empty stop": ({"stop": ""}, "stop", "1 to 1024 characters"),
     "long stop": ({"stop": ["a" * 1025]}, "stop", "1 to 1024 characters"),
@@ -109,7 +109,14 @@ TEXTS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "many prompts": ({"prompt": ["a"] * 1025}, "prompt", "at most 1024 prompts"),
     "batch beyond the ledger": ({"prompt": ["a"] * 65}, "n", "at most 64 choices"),
     "suffix": ({"suffix": "z"}, "suffix", "not supported"),
-    "echo logprobs": ({"echo": True, "logprobs": 1}, "echo", "not supported"),
+    "best of a stream": ({"best_of": 2, "stream": True}, "best_of", "cannot be streamed"),
+    "prompt logprobs of a stream": (
+        {"prompt_logprobs": 1, "stream": True},
+        "prompt_logprobs",
+        "cannot be streamed",
+    ),
+    "prompt logprobs": ({"prompt_logprobs": 21}, "prompt_logprobs", "between 0 and 20"),
+    "truncation": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "must be positive"),
     "logprobs": ({"logprobs": 21}, "logprobs", "between 0 and 20"),
 }
 ITEMS = "input[0]"
@@ -131,6 +138,8 @@ INPUTS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     ),
     "schema": ({"text": {"format": {"type": "json_schema"}}}, "text.format", "only be of type 'text'"),
     "tool": ({"tools": [{"type": "web_search"}]}, "tools[0].type", "must be a function"),
+    "truncation": ({"truncation": "middle"}, "truncation", "'auto' or 'disabled'"),
+    "token ids": ({"return_token_ids": True}, "return_token_ids", "not supported"),
     "conversation": ({"conversation": "conv_1"}, "conversation", "not supported"),
     "prompt": ({"prompt": {"id": "p"}}, "prompt", "not supported"),
     "metadata": ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "at most 16"),

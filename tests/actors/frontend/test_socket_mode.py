@@ -137,7 +137,7 @@ async def test_a_warm_up_is_silent_and_can_be_continued() -> None:
         events = await s.events()
         assert [event["type"] for event in events] == [EVENTS[0], EVENTS[1], EVENTS[-1]]
         assert events[-1]["response"]["output"] == []
-        assert w.engine.generates[0].sampling.max_tokens == 1
+        assert w.engine.generates[0].sampling.max_tokens == 0
         await s.create("now", previous_response_id=events[-1]["response"]["id"])
         assert (await s.events())[-1]["response"]["output"][0]["content"][0]["text"] == "now"
         contents = [m["content"] for m in json.loads(w.engine.generates[1].prompt.messages)]
