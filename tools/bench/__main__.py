@@ -10,6 +10,7 @@ import click
 from protocols.config import Config, read_model_card
 from tools.actorctl.serve import DEMO_MODEL
 from tools.bench import offline, ring
+from tools.bench.accuracy import accuracy
 from tools.bench.frontend import frontend
 from tools.bench.ledger import ledger
 from tools.bench.serve import serve
@@ -50,6 +51,7 @@ def offline_command(model: pathlib.Path, dtype: str, repeats: int, **case: Any) 
     click.echo(f"decode  {spread([figure.decode_rate for figure in figures])} tok/s")
 
 
+main.add_command(accuracy)
 main.add_command(frontend)
 main.add_command(ledger)
 main.add_command(serve)
