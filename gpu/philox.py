@@ -76,14 +76,16 @@ class Uniforms:
         choices: npt.NDArray[np.uint64],
         positions: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.float64]:
-        """The numbers of n different slots: float64 [n]."""
+        """The numbers of n rows: float64 [n]. A slot may have several, at less than AHEAD positions in order."""
         offset = positions - self._first[slots]
-        missing = np.flatnonzero((offset < 0) | (offset >= self.AHEAD))
-        if len(missing):
-            places = positions[missing, None] + np.arange(self.AHEAD)
-            keys, counters = (np.repeat(column[missing], self.AHEAD) for column in (seeds, choices))
+        missing = (offset < 0) | (offset >= self.AHEAD)
+        if missing.any():
+            rows = np.flatnonzero(np.isin(slots, slots[missing]))
+            rows = rows[np.unique(slots[rows], return_index=True)[1]]
+            places = positions[rows, None] + np.arange(self.AHEAD)
+            keys, counters = (np.repeat(column[rows], self.AHEAD) for column in (seeds, choices))
             numbers = uniforms(keys, counters, places.reshape(-1))
-            self._table[slots[missing]] = numbers.reshape(places.shape)
-            self._first[slots[missing]] = positions[missing]
-            offset[missing] = 0
+            self._table[slots[rows]] = numbers.reshape(places.shape)
+            self._first[slots[rows]] = positions[rows]
+            offset = positions - self._first[slots]
         return self._table[slots, offset]

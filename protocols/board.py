@@ -32,6 +32,7 @@ class Column(enum.IntEnum):
     load: RUNNING, WAITING requests; TOKENS_HELD = tokens in its KV pool plus tokens still to prefill
     of all its requests; LAST_DISPATCH = highest `Submit.dispatch` it has taken into that count.
     The executor's sizes, for a scheduler that starts later: PAGES_TOTAL, PAGE_SIZE, SLOTS.
+    The scheduler's DRAFTED_TOTAL: tokens guessed by speculation; ACCEPTED_TOTAL: those that were right.
     Counters (…_TOTAL, MESSAGES_…) only grow, within one incarnation.
     """
 
@@ -68,6 +69,8 @@ class Column(enum.IntEnum):
     CACHE_QUERY_TOKENS_TOTAL = 34
     PAGE_SIZE = 35
     SLOTS = 36
+    DRAFTED_TOTAL = 37
+    ACCEPTED_TOTAL = 38
 
 
 SUPERVISOR_COLUMNS = 8

@@ -27,6 +27,13 @@ class Balance(enum.StrEnum):
     MINIMUM_TOKENS = "minimum_tokens"
 
 
+class Speculate(enum.StrEnum):
+    """Who guesses the tokens that a decode may verify beside its own."""
+
+    OFF = "off"
+    NGRAM = "ngram"
+
+
 class ExecutorKind(enum.StrEnum):
     """What runs the plans: a model, or the hash executor whose token is a function of the request
     (for tests of everything else: exact, fast, no torch)."""
@@ -72,7 +79,9 @@ class Config(msgspec.Struct, frozen=True):
     the company at most (ledger slots). kv_memory: bytes of the KV pool, 0 = choose. pages: fix the
     number of pages instead (tests). threads: of the executor, 0 = choose. step_ms: time that the hash
     executor takes for a step (tests). orphan_seconds: a response whose frontend died ends when its client has
-    not come back for so long. linger_seconds: a finished response can be resumed through the ledger for
+    not come back for so long. speculate_tokens: guesses a sequence and step at most; speculate_rows:
+    guesses of all sequences in one step at most; speculate_min, speculate_max: tokens that must
+    have occurred before, in the same order, for a guess. linger_seconds: a finished response can be resumed through the ledger for
     so long, unless its slot is needed.
 
     api_keys: SHA-256 digests. origins: of web pages that may use the company, hosts: names under which they
@@ -97,6 +106,11 @@ class Config(msgspec.Struct, frozen=True):
     depth: int = 2
     policy: Policy = Policy.FCFS
     radix: bool = True
+    speculate: Speculate = Speculate.OFF
+    speculate_tokens: int = 6
+    speculate_min: int = 2
+    speculate_max: int = 4
+    speculate_rows: int = 24
     dp: int = 1
     frontends: int = 1
     tokenizers: int = 1

@@ -71,6 +71,17 @@ def next_token(
     return token
 
 
+def guesses(
+    key: int, sampling: SamplingParams, choice: int, prompt_len: int, index: int, count: int, vocab: int
+) -> tuple[int, ...]:
+    """`count` guesses for the output tokens from `index` on, as good as a hash of the position has it: right
+    up to some point, perhaps to the end, and wrong from there."""
+    assert sampling.seed is not None
+    right = hash_token(~key, sampling.seed, choice, prompt_len + index, count + 1)
+    ahead = (next_token(key, sampling, choice, prompt_len, index + i, vocab) for i in range(count))
+    return tuple(token if i < right else (token + 1) % vocab for i, token in enumerate(ahead))
+
+
 def continuation(
     prompt: bytes, sampling: SamplingParams, choice: int, vocab: int
 ) -> tuple[tuple[int, ...], Finish]:

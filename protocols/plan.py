@@ -24,8 +24,8 @@ class SlotOpen(msgspec.Struct, frozen=True, array_like=True):
     the sampling counter. prompt_len: tokens of the prompt; output token i is at position prompt_len + i.
     cached: tokens at the start whose KV already lies in the granted pages; the first chunk starts
     there. history: every token known at this open (prompt, then what was committed before a retraction
-    or a recovery), int32, only where `sampling.penalised`, else empty; later tokens the executor counts
-    as it samples them.
+    or a recovery), int32, only where `sampling.penalised`, or where the company speculates and
+    `sampling.draftable`, else empty; later tokens the executor adds as it samples them.
     """
 
     slot: int
@@ -64,6 +64,9 @@ class Plan(Message, frozen=True, array_like=True, tag=16):
     Epochs only grow, and steps count from 0 in each, so a plan of an older epoch is not to be run.
 
     decodes: int32 slots; each runs its last sampled token at its next position and samples one more.
+    drafts: empty, or for each of `decodes` how many guessed tokens it may run behind that one (int32). Every
+    guess that the sampler confirms is a further token of this step. Guesses go no further than the pages
+    granted and `max_tokens`; a slot that has nothing left to sample there has no row at all.
     """
 
     epoch: int
@@ -73,6 +76,7 @@ class Plan(Message, frozen=True, array_like=True, tag=16):
     grants: tuple[PageGrant, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     decodes: bytes = b""
+    drafts: bytes = b""
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -99,12 +103,14 @@ class Reading(msgspec.Struct, frozen=True, array_like=True):
 
 class StepDone(Message, frozen=True, array_like=True, tag=17):
     """Result of a plan: tokens[i] was sampled for slots[i] (both int32 bytes; chunks with
-    `sample` first, in plan order, then decodes in plan order).
+    `sample` first, in plan order, then decodes: those with drafts first, each in plan order). A slot
+    with drafts is there once for each of its new tokens, in order, or not at all.
 
     logprobs: (index into slots, Logprobs) for those that asked. elapsed_us: time of the step on
     the executor. failed: (slot, sentence) of rows that could not be computed (NaN logits); their token is -1.
     readings: (slot, Reading), what each chunk tells of its part of the prompt; the pooled state comes with
     the last.
+    drafted: tokens guessed in this step; accepted: those of them that the sampler confirmed.
     """
 
     epoch: int
@@ -115,6 +121,8 @@ class StepDone(Message, frozen=True, array_like=True, tag=17):
     logprobs: tuple[tuple[int, Logprobs], ...] = ()
     failed: tuple[tuple[int, str], ...] = ()
     readings: tuple[tuple[int, Reading], ...] = ()
+    drafted: int = 0
+    accepted: int = 0
 
 
 class ExecutorReady(Message, frozen=True, array_like=True, tag=18):

@@ -74,6 +74,11 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
         """Whether the token history changes the logits."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
+    @property
+    def draftable(self) -> bool:
+        """Whether guessed tokens can be verified side by side: the sampler must not need the tokens between."""
+        return not self.penalised
+
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):

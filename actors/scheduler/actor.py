@@ -17,6 +17,7 @@ import trio
 from actors.post import Post
 from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
 from actors.scheduler.core import Core
+from actors.scheduler.speculation import Speculation
 from actors.sizes import portions
 from protocols.board import Column, State
 from protocols.errors import ErrorBody, PeerError
@@ -69,6 +70,7 @@ class Scheduler:
             chunk_size=config.chunk_size,
             policy=config.policy,
             radix=config.radix,
+            speculation=Speculation.of(config),
             epoch=context.incarnation << 32,
         )
 
@@ -231,3 +233,5 @@ class Scheduler:
         vitals[Column.PREEMPTIONS_TOTAL] = load.preemptions
         vitals[Column.STEPS_TOTAL] = load.steps
         vitals[Column.STEP_US_TOTAL] = load.step_us
+        vitals[Column.DRAFTED_TOTAL] = load.drafted
+        vitals[Column.ACCEPTED_TOTAL] = load.accepted

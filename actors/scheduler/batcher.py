@@ -1,8 +1,8 @@
 """What goes into the next step: decodes, chunks of prefill, admissions; and who gives way when pages run out.
 
-A plan holds `chunk_size` tokens at most. Decodes come first, so that a long prompt never stalls a stream;
-what they leave goes to prefill, in order of admission. Prefill cannot starve, because no more than
-`chunk_size` minus one page of tokens' worth of slots are used (at least one). Admission is in queue order
+A plan holds `chunk_size` tokens at most. Decodes come first, so that a long prompt never stalls a stream,
+and with them what they may guess; what they leave goes to prefill, in order of admission. Prefill cannot starve, because no more than
+`chunk_size` minus one page of tokens' worth of slots are used (at least one), nor do guesses use that page. Admission is in queue order
 without overtaking for want of pages, so a big request cannot starve either.
 """
 
@@ -12,12 +12,14 @@ import dataclasses
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from actors.scheduler.cache import KvCache
 from actors.scheduler.estimate import CLIP, NewTokenRatio
 from actors.scheduler.queue import WaitingQueue
 from actors.scheduler.running import Flight, Mask, Running
 from actors.scheduler.sequence import Sequence, Stage
+from actors.scheduler.speculation import Speculation
 from actors.sizes import BIAS_BYTES, HEAVY
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen
 from protocols.sampling import SamplingParams
@@ -32,23 +34,27 @@ PROBED = frozenset({Stage.PREFILL, Stage.DECODE, Stage.LAST})
 
 @dataclasses.dataclass(slots=True)
 class Draft:
-    """A plan in the making. budget: tokens that may still go in. rows: slots with a row in it. weight: bytes
-    that the admissions in it take, see HEAVY."""
+    """A plan in the making. budget: tokens that may still go in. rows: slots with a row in it; decoding: those
+    that decode. weight: bytes that the admissions in it take, see HEAVY."""
 
     budget: int
     rows: Mask
+    decoding: Mask
     opens: list[SlotOpen] = dataclasses.field(default_factory=list)
     grants: list[PageGrant] = dataclasses.field(default_factory=list)
     chunks: list[Chunk] = dataclasses.field(default_factory=list)
     fills: list[tuple[Sequence, int]] = dataclasses.field(default_factory=list)
     decodes: bytes = b""
+    drafts: bytes = b""
     weight: int = 0
 
 
 class Batcher:
     """Fills drafts for one incarnation of an executor with `slots` slots."""
 
-    def __init__(self, cache: KvCache, slots: int, chunk_size: int, queue: WaitingQueue) -> None:
+    def __init__(
+        self, cache: KvCache, slots: int, chunk_size: int, queue: WaitingQueue, speculation: Speculation
+    ) -> None:
         usable = min(slots, max(1, chunk_size - cache.page_size))
         self.cache = cache
         self.queue = queue
@@ -58,12 +64,13 @@ class Batcher:
         self.cached_tokens = 0
         self._chunk_size = chunk_size
         self._slots = usable
+        self._speculation = speculation
         self._ratio = NewTokenRatio()
         self._alone: Sequence | None = None
 
     def draft(self) -> Draft:
         """An empty draft."""
-        return Draft(self._chunk_size, np.zeros(self._slots, np.bool_))
+        return Draft(self._chunk_size, np.zeros(self._slots, np.bool_), np.zeros(self._slots, np.bool_))
 
     def finish(self, draft: Draft, epoch: int, step: int) -> tuple[Plan, Flight]:
         """The plan of a draft that has rows, and its flight, which has left."""
@@ -76,8 +83,9 @@ class Batcher:
             tuple(draft.grants),
             tuple(draft.chunks),
             draft.decodes,
+            draft.drafts,
         )
-        return plan, Flight(step, draft.rows, tuple(draft.fills))
+        return plan, Flight(step, draft.rows, draft.decoding, tuple(draft.fills))
 
     def add_decodes(self, draft: Draft) -> None:
         """A row for every decoding sequence that has, or gets, a page for its next position."""
@@ -89,10 +97,13 @@ class Batcher:
         slots = np.flatnonzero(rows)
         if not slots.size:
             return
-        running.decode(rows)
         draft.rows |= rows
+        draft.decoding = rows
         draft.decodes = slots.astype("<i4").tobytes()
         draft.budget -= slots.size
+        if self._speculation.rows:
+            self._speculate(slots, rows, draft)
+        running.decode(rows)
         self._ratio.decoded()
 
     def add_chunks(self, draft: Draft) -> None:
@@ -157,13 +168,17 @@ class Batcher:
                 sequence.choice,
                 sequence.prompt_len,
                 cached,
-                sequence.fill if sequence.sampling.penalised else b"",
+                sequence.fill if self._remembers(sequence.sampling) else b"",
             )
         )
         self._grant(sequence, 0, draft)
         draft.weight += len(draft.grants[-1].pages) + len(draft.opens[-1].history)
         draft.weight += BIAS_BYTES * len(sequence.sampling.logit_bias)
         self._chunk(sequence, draft)
+
+    def _remembers(self, sampling: SamplingParams) -> bool:
+        """Whether the executor must know the tokens of a sequence."""
+        return sampling.penalised or (self._speculation.rows > 0 and sampling.draftable)
 
     def _grant(self, sequence: Sequence, first: int, draft: Draft) -> None:
         pages = np.array(sequence.pages[first:], "<i4").tobytes()
@@ -179,6 +194,20 @@ class Batcher:
         draft.fills.append((sequence, end))
         draft.rows[sequence.slot] = True
         draft.budget -= end - start
+
+    def _speculate(self, slots: npt.NDArray[np.intp], rows: Mask, draft: Draft) -> None:
+        """Let the decodes guess, as far as budget and pages go."""
+        running, size = self.running, self.cache.page_size
+        guesses = self._speculation.guesses(running, rows, draft.budget - size)
+        if not guesses.any():
+            return
+        draft.drafts = guesses[slots].astype("<i4").tobytes()
+        draft.budget -= int(guesses.sum())
+        lacking = np.where(guesses, self._speculation.horizon(running) - running.capacity, 0)
+        for slot in np.flatnonzero(lacking > 0).tolist():
+            pages, sequence = -(-int(lacking[slot]) // size), running[slot]
+            if self.cache.available >= pages + len(running) and running.grow(sequence, pages):
+                self._grant(sequence, len(sequence.pages) - pages, draft)
 
     def _prefix(self, sequence: Sequence) -> int:
         return self.cache.prefix(sequence, sequence.known())

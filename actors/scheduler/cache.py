@@ -79,11 +79,11 @@ class KvCache:
         sequence.pages = pages + self._take(needed - len(pages))
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
-        """One page more for `sequence`; False when there is none."""
-        if not self.available:
+    def grow(self, sequence: Sequence, pages: int) -> bool:
+        """So many pages more for `sequence`; False, and nothing changes, when there are too few."""
+        if pages > self.available:
             return False
-        sequence.pages += self._take(1)
+        sequence.pages += self._take(pages)
         return True
 
     def publish(self, sequence: Sequence, end: int) -> None:

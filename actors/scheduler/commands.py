@@ -62,6 +62,8 @@ class Load:
     preemptions: int
     steps: int
     step_us: int
+    drafted: int
+    accepted: int
 
 
 Command = Launch | Emit | Settle | Load

@@ -10,7 +10,8 @@ flight lands, its pages go to the radix tree or become free. One turn of the loo
 
 `depth` is the number of plans in the air: 1 waits for every result, 2 plans step N + 1 while the
 executor runs N, pipelines take more. Plans name slots, not tokens, so this needs no guessing: who ends
-by `max_tokens` is known in advance, who ends by a stop token costs `depth - 1` wasted rows.
+by `max_tokens` is known in advance, who ends by a stop token costs `depth - 1` wasted rows. Only how many
+of the executor's own guesses were right comes as news (`speculation`): a decode lands with a token or several.
 
 When the executor is new (ExecutorReady), everything on it is lost: a new epoch begins, whoever
 ran waits in front again, and its prompt and committed tokens are prefilled. Because sampling depends
@@ -32,6 +33,7 @@ from actors.scheduler.queue import WaitingQueue
 from actors.scheduler.roles import Role, Unified
 from actors.scheduler.running import Flight
 from actors.scheduler.sequence import DEATHS_END, Sequence, Stage
+from actors.scheduler.speculation import Speculation
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
@@ -50,6 +52,7 @@ class Core:
         policy: Policy = Policy.FCFS,
         radix: bool = True,
         role: Role | None = None,
+        speculation: Speculation | None = None,
         epoch: int = 0,
     ) -> None:
         self.depth = depth
@@ -58,6 +61,7 @@ class Core:
         self._chunk_size = chunk_size
         self._radix = radix
         self._role = role or Unified()
+        self._speculation = speculation or Speculation()
         self._queue = WaitingQueue(policy)
         self._live: dict[int, Sequence] = {}
         self._aborted = Aborts()
@@ -75,6 +79,8 @@ class Core:
         self._generated = 0
         self._steps = 0
         self._step_us = 0
+        self._drafted = 0
+        self._accepted = 0
         self._past: tuple[int, int, int] = (0, 0, 0)
 
     def turn(self, mail: Items[SchedulerMail | Resume]) -> list[Command]:
@@ -206,7 +212,8 @@ class Core:
         assert self.batcher is not None
         flight = self._flights.popleft()
         running = self.batcher.running
-        running.land(flight.rows)
+        slots = np.frombuffer(done.slots, "<i4")
+        running.land(flight, np.bincount(slots, minlength=len(running.by_slot)))
         for slot, sentence in done.failed:
             sequence = running[slot]
             if sequence.stage is not Stage.ENDED:
@@ -214,19 +221,20 @@ class Core:
                 self._fail(sequence, ErrorBody(500, sentence, "server_error", "computation_failed"))
         for slot, reading in done.readings:
             running[slot].note(reading)
-        self._commit(done, running.by_slot)
+        self._commit(done, slots.tolist(), running.by_slot)
         running.settle(flight)
+        self._drafted += done.drafted
+        self._accepted += done.accepted
         self._steps += 1
         self._step_us += done.elapsed_us
 
-    def _commit(self, done: StepDone, by_slot: list[Sequence | None]) -> None:
+    def _commit(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
         """A row for each token of a sequence that still wants it. The hot loop: once a token."""
-        slots = np.frombuffer(done.slots, "<i4").tolist()
         tokens = np.frombuffer(done.tokens, "<i4").tolist()
-        logprobs = {slots[index]: value for index, value in done.logprobs}
+        logprobs = dict(done.logprobs)
         commit, rows = self._role.commit, self._rows
         none, ended, committed = Finish.NONE, Stage.ENDED, 0
-        for slot, token in zip(slots, tokens, strict=True):
+        for index, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
             sequence = by_slot[slot]
             if sequence is None or sequence.stage is ended:
                 continue
@@ -240,7 +248,7 @@ class Core:
             if finish is none and not logprobs and reading is None:
                 row = TokenRow(sequence.rid, start, (token,), none, sequence.cached)
             else:
-                row = _full_row(sequence, start, token, finish, logprobs.get(slot), reading)
+                row = _full_row(sequence, start, token, finish, logprobs.get(index), reading)
             rows[sequence.origin].append(row)
             if finish is not none:
                 self._end(sequence)
@@ -261,7 +269,7 @@ class Core:
             self._past = self._totals(before)
             self._recall(before, guilty)
         cache = KvCache(ready.pages, ready.page_size, self._radix)
-        self.batcher = Batcher(cache, ready.slots, self._chunk_size, self._queue)
+        self.batcher = Batcher(cache, ready.slots, self._chunk_size, self._queue, self._speculation)
         for sequence in self._queue.all():
             self._fit(sequence, cache.capacity)
 
@@ -313,6 +321,8 @@ class Core:
             preemptions=preemptions,
             steps=self._steps,
             step_us=self._step_us,
+            drafted=self._drafted,
+            accepted=self._accepted,
         )
 
 

@@ -3,11 +3,15 @@
 What the hot path needs of every sequence in every step lies in NumPy arrays by slot, so that a pure
 decode step costs a few array operations and touches only sequences to which something happens. Positions:
 
-    0 .. cached .. planned .. limit
-         ▲         ▲          ▲
-         │         │          the last position whose KV is needed: its forward samples the last token
-         │         KV of positions below is computed or in the air
+    0 .. cached .. landed .. planned .. limit
+         ▲         ▲         ▲          ▲
+         │         │         │          the last position whose KV is needed: its forward samples the last token
+         │         │         KV of positions below is computed or in the air
+         │         KV of positions below is computed
          found in the prefix cache
+
+How far a decode gets is certain but for the guesses that it may verify (`speculation`): `planned` counts none of
+them before they have landed, so it is where the next row begins, or before that.
 
 A slot and its pages are given back in one place, `_vacate`, when the last flight over the slot has landed.
 """
@@ -30,10 +34,12 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flight:
-    """A plan in the air. rows: slots that have a row in it. fills: its chunks, as (sequence, end)."""
+    """A plan in the air. rows: slots that have a row in it; decodes: those that decode. fills: its chunks, as
+    (sequence, end)."""
 
     step: int
     rows: Mask
+    decodes: Mask
     fills: tuple[tuple[Sequence, int], ...]
 
 
@@ -45,11 +51,14 @@ class Running:
         self.prefilling: dict[Sequence, None] = {}
         self.upcoming = Upcoming(cache.page_size)
         self.decoding: Mask = np.zeros(slots, np.bool_)
+        self.draftable: Mask = np.zeros(slots, np.bool_)
+        self.landed = np.zeros(slots, np.int64)
         self.planned = np.zeros(slots, np.int64)
         self.capacity = np.zeros(slots, np.int64)
         self.limit = np.zeros(slots, np.int64)
         self.filled = np.zeros(slots, np.int64)
-        self._airborne = np.zeros(slots, np.int64)
+        self.airborne = np.zeros(slots, np.int64)
+        self._distrusted: Mask = np.zeros(slots, np.bool_)
         self.by_slot: list[Sequence | None] = [None] * slots
         self._free = list(range(slots - 1, -1, -1))
         self._leaving: dict[Sequence, None] = {}
@@ -80,7 +89,7 @@ class Running:
 
     def in_the_air(self, sequence: Sequence) -> bool:
         """Whether a flight over its slot has not landed."""
-        return bool(self._airborne[sequence.slot])
+        return bool(self.airborne[sequence.slot])
 
     def expected(self) -> int:
         """Output tokens that may still come from everybody on a slot, each clipped to CLIP."""
@@ -98,7 +107,9 @@ class Running:
         cached = sequence.shared * self.cache.page_size
         self.by_slot[slot] = sequence
         sequence.slot = slot
-        self.planned[slot] = cached
+        self.landed[slot] = self.planned[slot] = cached
+        self.draftable[slot] = sequence.sampling.draftable
+        self._distrusted[slot] = False
         self.filled[slot] = len(sequence.fill) // 4
         self.capacity[slot] = len(sequence.pages) * self.cache.page_size
         self.limit[slot] = sequence.prompt_len + max(sequence.allowance, 1) - 1
@@ -122,11 +133,11 @@ class Running:
             self.decoding[slot] = True
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
-        """A page for the next position of `sequence`; False when there is none."""
-        if not self.cache.grow(sequence):
+    def grow(self, sequence: Sequence, pages: int = 1) -> bool:
+        """Pages for the next positions of `sequence`; False, and nothing changes, when there are too few."""
+        if not self.cache.grow(sequence, pages):
             return False
-        self.capacity[sequence.slot] += self.cache.page_size
+        self.capacity[sequence.slot] += pages * self.cache.page_size
         return True
 
     def decode(self, rows: Mask) -> None:
@@ -138,11 +149,15 @@ class Running:
 
     def launch(self, rows: Mask) -> None:
         """A flight over `rows` leaves."""
-        self._airborne += rows
+        self.airborne += rows
 
-    def land(self, rows: Mask) -> None:
-        """A flight over `rows` has landed."""
-        self._airborne -= rows
+    def land(self, flight: Flight, tokens: npt.NDArray[np.int64]) -> None:
+        """`flight` has landed, with so many tokens for each slot. A decode has run what came before each."""
+        self.airborne -= flight.rows
+        for sequence, end in flight.fills:
+            self.landed[sequence.slot] = end
+        self.landed += np.where(flight.decodes, tokens, 0)
+        np.maximum(self.planned, self.landed, out=self.planned)
 
     def settle(self, flight: Flight) -> None:
         """After the tokens of `flight`: share the pages that it filled, let go who waited for it."""
@@ -169,7 +184,7 @@ class Running:
 
     def distrust(self, sequence: Sequence) -> None:
         """The KV of `sequence` is not to be cached when it leaves."""
-        self.planned[sequence.slot] = 0
+        self._distrusted[sequence.slot] = True
 
     def take_closes(self) -> tuple[int, ...]:
         """Slots vacated since the last call, for the next plan."""
@@ -177,13 +192,13 @@ class Running:
         return closes
 
     def _vacate(self, sequence: Sequence) -> None:
-        """The KV that lies in the pages is that of all tokens planned; of them only the known ones count
+        """The KV that lies in the pages is that of all tokens that landed; of them only the known ones count
         (a wasted row's token is not known). The last token sampled has no KV unless a wasted row ran it."""
         slot = sequence.slot
-        computed = min(int(self.planned[slot]), sequence.length)
+        computed = 0 if self._distrusted[slot] else min(int(self.landed[slot]), sequence.length)
         self.cache.detach(sequence, sequence.known()[: 4 * computed])
         self.by_slot[slot] = None
-        self.limit[slot] = self.filled[slot] = self.planned[slot] = 0
+        self.limit[slot] = self.filled[slot] = self.planned[slot] = self.landed[slot] = 0
         self._free.append(slot)
         self._closes.append(slot)
         sequence.slot, sequence.fill = -1, b""

@@ -52,8 +52,9 @@ def test_schedules_do_not_change_tokens(seed: int) -> None:
     preemptions = 0
     for depth in (1, 2, 4):
         for radix in (False, True):
-            for pages in (12, 24, 200):
-                world = World(depth=depth, pages=pages, radix=radix, policy=list(Policy)[depth % 3])
+            for pages, guesses in ((12, 0), (24, 0), (200, 0), (12, 4), (24, 6), (200, 3)):
+                policy = list(Policy)[depth % 3]
+                world = World(depth=depth, pages=pages, radix=radix, policy=policy, guesses=guesses)
                 assert outcome(world, workload, seed) == alone
                 assert world.load is not None
                 preemptions += world.load.preemptions

@@ -33,6 +33,8 @@ class CoreMachine(RuleBasedStateMachine):
         chunk_size=st.sampled_from([1, 3, 7, 16]),
         radix=st.booleans(),
         policy=st.sampled_from(list(Policy)),
+        guesses=st.sampled_from([0, 1, 3, 6]),
+        guess_rows=st.sampled_from([1, 4, 24]),
         ready=st.booleans(),
     )
     def start(
@@ -44,6 +46,8 @@ class CoreMachine(RuleBasedStateMachine):
         chunk_size: int,
         radix: bool,
         policy: Policy,
+        guesses: int,
+        guess_rows: int,
         ready: bool,
     ) -> None:
         self.world = World(
@@ -54,6 +58,8 @@ class CoreMachine(RuleBasedStateMachine):
             chunk_size=chunk_size,
             radix=radix,
             policy=policy,
+            guesses=guesses,
+            guess_rows=guess_rows,
             ready=ready,
         )
 

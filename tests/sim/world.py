@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from actors.scheduler.commands import Emit, Launch, Load, Resume, Settle
 from actors.scheduler.core import Core
+from actors.scheduler.speculation import Speculation
 from protocols.config import Policy
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit
 from protocols.oracle import continuation, next_token, sequence_key
@@ -63,12 +65,15 @@ class World:
         chunk_size: int = 16,
         radix: bool = True,
         policy: Policy = Policy.FCFS,
+        guesses: int = 0,
+        guess_rows: int = 24,
         ready: bool = True,
     ) -> None:
-        self._core_options = {
+        self._core_options: dict[str, Any] = {
             "depth": depth, "chunk_size": chunk_size, "policy": policy, "radix": radix,
+            "speculation": Speculation(guesses, guess_rows if guesses else 0),
         }  # fmt: skip
-        self.core = Core(**self._core_options)  # type: ignore[arg-type]
+        self.core = Core(**self._core_options)
         self.sizes = (pages, page_size, slots)
         self.chunk_size = chunk_size
         self.executor = self._executor()
@@ -167,7 +172,7 @@ class World:
     def restart_scheduler(self) -> None:
         """The scheduler dies and comes back; the executor goes on with what it was sent."""
         self.scheduler_incarnation += 1
-        self.core = Core(**self._core_options, epoch=self.scheduler_incarnation << 32)  # type: ignore[arg-type]
+        self.core = Core(**self._core_options, epoch=self.scheduler_incarnation << 32)
         pages, page_size, slots = self.sizes
         mail: list[SchedulerMail | Resume] = [
             Resume(submit, tuple(self.output[rid]))
@@ -206,10 +211,12 @@ class World:
     def _launch(self, plan: Plan) -> None:
         plan = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan)
         tokens = len(plan.decodes) // 4 + sum(len(chunk.tokens) // 4 for chunk in plan.chunks)
+        tokens += sum(np.frombuffer(plan.drafts, "<i4").tolist())
         assert 0 < tokens <= self.chunk_size
         for opened in plan.opens:
             known = self.submits[opened.rid].tokens + tokens_of(*self.output[opened.rid])
-            assert opened.history == (known if opened.sampling.penalised else b"")
+            remembered = opened.sampling.penalised or self._core_options["speculation"].tokens > 0
+            assert opened.history == (known if remembered else b"")
         self.plans.append(plan)
         self.air.append(plan)
 

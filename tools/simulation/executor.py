@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from protocols.oracle import next_token, sequence_key
+from protocols.oracle import guesses, next_token, sequence_key
 from protocols.plan import Chunk, Plan, SlotOpen, StepDone
 
 
@@ -28,10 +28,14 @@ class Cost:
     token: float = 0.02
     kv: float = 0.00004
 
-    def step_ms(self, plan: Plan, context: int) -> float:
-        """context: sum over the decodes of the tokens in their KV."""
-        tokens = len(plan.decodes) // 4 + sum(len(chunk.tokens) // 4 for chunk in plan.chunks)
+    def step_ms(self, plan: Plan, context: int, guesses: int) -> float:
+        """context: sum over the decodes of the tokens in their KV. guesses: rows beyond those of the plan."""
+        tokens = guesses + len(plan.decodes) // 4 + sum(len(chunk.tokens) // 4 for chunk in plan.chunks)
         return self.fixed + self.token * tokens + self.kv * context
+
+
+_WRONG = 1 << 40
+"""The KV of a wrong guess: no CRC."""
 
 
 class _Slot:
@@ -71,6 +75,7 @@ class VirtualExecutor:
         self._kv = np.full(pages * page_size, -1, np.int64)
         self._slots: list[_Slot | None] = [None] * slots
         self._epoch = -1
+        self._speculated = False
 
     def run(self, plan: Plan) -> StepDone:
         """One step."""
@@ -85,20 +90,26 @@ class VirtualExecutor:
             if chunk.sample:
                 slots.append(chunk.slot)
                 tokens.append(self._sample(self._slot(chunk.slot)))
-        context = 0
-        for row in np.frombuffer(plan.decodes, "<i4").tolist():
+        assert len(plan.drafts) in (0, len(plan.decodes)), "guesses are allowed to each decode, or to none"
+        decodes = np.frombuffer(plan.decodes, "<i4").tolist()
+        assert len(slots) + len(decodes) == len({*slots, *decodes}), "a slot has two rows in one plan"
+        allowed = np.frombuffer(plan.drafts, "<i4").tolist() or [0] * len(decodes)
+        context = drafted = accepted = 0
+        for row, most in zip(decodes, allowed, strict=True):
             slot = self._slot(row)
-            self._write(slot, [slot.last])
+            sampled, tried = self._decode(slot, most)
             context += slot.position
-            slots.append(row)
-            tokens.append(self._sample(slot))
-        assert len(slots) == len(set(slots)), "a slot has two rows in one plan"
+            drafted, accepted = drafted + tried, accepted + max(0, len(sampled) - 1)
+            slots += [row] * len(sampled)
+            tokens += sampled
         return StepDone(
             plan.epoch,
             plan.step,
             np.array(slots, "<i4").tobytes(),
             np.array(tokens, "<i4").tobytes(),
-            int(self._cost.step_ms(plan, context) * 1000),
+            int(self._cost.step_ms(plan, context, drafted) * 1000),
+            drafted=drafted,
+            accepted=accepted,
         )
 
     def _update(self, plan: Plan) -> None:
@@ -127,10 +138,40 @@ class VirtualExecutor:
         assert chunk.start == slot.position and tokens, "a chunk continues where the last one ended"
         self._write(slot, tokens)
 
+    def _decode(self, slot: _Slot, most: int) -> tuple[list[int], int]:
+        """The tokens that a decode with `most` guesses at most gives, and how many it guessed."""
+        opened = slot.open
+        assert opened.sampling.max_tokens is not None
+        end = min(
+            opened.prompt_len + opened.sampling.max_tokens - 1, len(slot.table) * self.page_size
+        )
+        room = end - slot.position
+        if room <= 0:
+            assert self._speculated, "a slot has a row and nothing left to sample"
+            return [], 0
+        index = slot.position + 1 - opened.prompt_len
+        options = opened.sampling, opened.choice, opened.prompt_len, index, min(most, room - 1), self.vocab
+        drafts = guesses(slot.key, *options) if opened.sampling.draftable else ()
+        self._speculated |= bool(drafts)
+        self._write(slot, [slot.last])
+        sampled = [self._sample(slot)]
+        for i, draft in enumerate(drafts):
+            if draft != slot.last:
+                self._scribble(slot, drafts[i:])
+                break
+            self._write(slot, [draft])
+            sampled.append(self._sample(slot))
+        return sampled, len(drafts)
+
+    def _scribble(self, slot: _Slot, tokens: tuple[int, ...]) -> None:
+        """Leave the KV of wrong guesses at the next positions."""
+        for offset in range(len(tokens)):
+            self._kv[self._at(slot, slot.position + offset)] = _WRONG
+
     def _write(self, slot: _Slot, tokens: list[int]) -> None:
         """Compute the KV of `tokens` at the next positions of `slot`."""
         crc = int(self._kv[self._at(slot, slot.position - 1)]) if slot.position else 0
-        assert crc >= 0, "a context was read that nobody computed"
+        assert 0 <= crc < _WRONG, "a context was read that nobody computed, or that was a wrong guess"
         for token in tokens:
             crc = zlib.crc32(token.to_bytes(4, "little"), crc)
             self._kv[self._at(slot, slot.position)] = crc
