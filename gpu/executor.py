@@ -2,7 +2,8 @@
 
 `launch` applies a plan's deltas, runs the forward and samples; on a GPU it returns while the device still
 works, so that the next plan can be prepared. `finish` waits and reads the tokens back. The last
-sampled token of every slot stays on the device, where the next plan's decodes find it.
+sampled token of every slot stays on the device, where the next plan's decodes find it. An executor that
+speculates guesses from the tokens, so its `launch` waits for those of the step before.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from gpu.models.loading import load_model
 from gpu.readings import Readings, Round, Told
 from gpu.sampler import Sampler, SampleResult
 from gpu.slots import Slots, Step
+from gpu.speculation import Speculator
 from protocols.config import Config, KernelChoice
 from protocols.errors import StartError
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
@@ -33,12 +36,12 @@ from protocols.sampling import SamplingParams
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flight:
-    """A launched plan. result: None when the plan samples nothing. launched: perf_counter seconds. told: what
-    was read of prompts."""
+    """A launched plan. layout: None when it has no rows; result: None when it samples nothing. launched:
+    perf_counter seconds. told: what was read of prompts."""
 
     epoch: int
     step: int
-    sampled: np.ndarray
+    layout: Step | None
     result: SampleResult | None
     launched: float
     told: Told | None = None
@@ -58,6 +61,8 @@ class Executor:
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device)
         self._readings = Readings(pool.device)
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
+        self._speculator = Speculator.of(config)
+        self._unverified: Flight | None = None
         self._epoch: int | None = None
         self._idle_since = 0.0
 
@@ -96,29 +101,47 @@ class Executor:
     def launch(self, plan: Plan) -> Flight:
         """Apply the deltas, run the forward, sample. Does not wait for a GPU."""
         launched = time.perf_counter()
+        self._verify()
         self._apply(plan)
-        sampled, result, told = np.zeros(0, np.int32), None, None
-        if plan.chunks or plan.decodes:
-            step = self._table.step(plan)
-            sampled, (result, told) = step.sampled, self._forward(step, self._readings.plan(plan))
-        return Flight(plan.epoch, plan.step, sampled, result, launched, told)
+        layout, result, told = self._lay_out(plan), None, None
+        if layout is not None:
+            result, told = self._forward(layout, self._readings.plan(plan))
+        flight = Flight(plan.epoch, plan.step, layout, result, launched, told)
+        if self._speculator is not None:
+            self._unverified = flight
+        return flight
 
     @torch.inference_mode()
     def finish(self, flight: Flight) -> StepDone:
         """Wait for the flight and read back what it sampled. Flights finish in launch order."""
-        result = flight.result
-        tokens = np.zeros(0, "<i4") if result is None else result.host_tokens().astype("<i4")
+        done = _done(flight)
         since, self._idle_since = max(flight.launched, self._idle_since), time.perf_counter()
-        return StepDone(
-            epoch=flight.epoch,
-            step=flight.step,
-            slots=flight.sampled.astype("<i4").tobytes(),
-            tokens=tokens.tobytes(),
-            elapsed_us=int((self._idle_since - since) * 1e6),
-            logprobs=() if result is None else tuple(result.logprobs),
-            failed=() if result is None else tuple(result.failed),
-            readings=() if flight.told is None else flight.told.report(),
-        )
+        return msgspec.structs.replace(done, elapsed_us=int((self._idle_since - since) * 1e6))
+
+    def _lay_out(self, plan: Plan) -> Step | None:
+        """The plan's forward, None when it has no rows."""
+        if self._speculator is None:
+            return self._table.step(plan) if plan.chunks or plan.decodes else None
+        runs, decodes = self._speculator.rows(plan, self._table.lengths, self._table.granted)
+        return self._table.step(plan, runs, decodes) if plan.chunks or runs or len(decodes) else None
+
+    def _verify(self) -> None:
+        """Take in what the last launched step sampled: how far its runs got, and the texts to guess from."""
+        flight, self._unverified = self._unverified, None
+        if self._speculator is None or flight is None or flight.layout is None or flight.result is None:
+            return
+        layout, tokens = flight.layout, flight.result.host_tokens()
+        confirmed = layout.confirmed(tokens)
+        start = layout.first_run
+        for run, count in zip(layout.runs, confirmed, strict=True):
+            self._table.advance(run.slot, count)
+            sampled = tokens[start : start + count].tolist()
+            self._speculator.add(run.slot, sampled, len(run.tokens) - 1)
+            self._last[run.slot] = max(sampled[-1], 0)
+            start += len(run.tokens)
+        single = [*range(layout.first_run), *range(start, len(tokens))]
+        for slot, token in zip(layout.sampled[single].tolist(), tokens[single].tolist(), strict=True):
+            self._speculator.add(slot, [token])
 
     def _apply(self, plan: Plan) -> None:
         if plan.epoch != self._epoch:
@@ -126,14 +149,20 @@ class Executor:
             self._table.reset()
             self._sampler.reset()
             self._readings.reset()
+            if self._speculator is not None:
+                self._speculator.reset()
         for slot in plan.closes:
             self._table.close(slot)
             self._sampler.close(slot)
             self._readings.close(slot)
+            if self._speculator is not None:
+                self._speculator.close(slot)
         for opening in plan.opens:
             self._table.open(opening)
             self._sampler.open(opening)
             self._readings.open(opening)
+            if self._speculator is not None:
+                self._speculator.open(opening)
         for grant in plan.grants:
             self._table.grant(grant)
 
@@ -156,13 +185,13 @@ class Executor:
         if len(step.sampled) == 0:
             return None
         result = self._sampler.sample(logits, step.sampled, step.next_positions)
-        # A failed row has token -1; whatever follows it is waste, but must be a token.
+        # A failed row has token -1; whatever follows it is waste, but must be a token. Runs: see `_verify`.
         self._last.index_copy_(0, self._to_device(step.sampled.astype(np.int64)), result.tokens.clamp(min=0))
         return result
 
     def _tokens(self, step: Step) -> Tensor:
-        """int64 [T]: the chunks' ids from the plan, the decodes' from the device."""
-        known = step.chunk_tokens
+        """int64 [T]: those known here, then the decodes' from the device."""
+        known = step.known_tokens
         if len(known) == 0:
             return self._last[self._to_device(step.decodes)]
         assert known.min() >= 0 and known.max() < self.vocab_size, "a token id outside the vocabulary"
@@ -173,3 +202,31 @@ class Executor:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
+
+
+def _done(flight: Flight) -> StepDone:
+    """What a flight sampled, once that has come back."""
+    layout, result = flight.layout, flight.result
+    readings = () if flight.told is None else flight.told.report()
+    if layout is None or result is None:
+        return StepDone(flight.epoch, flight.step, b"", b"", 0, readings=readings)
+    tokens, logprobs, failed = result.host_tokens(), result.logprobs, result.failed
+    confirmed = layout.confirmed(tokens)
+    kept = layout.kept(confirmed)
+    if len(kept) < len(tokens):
+        place = {row: index for index, row in enumerate(kept.tolist())}
+        logprobs = [(place[row], report) for row, report in logprobs if row in place]
+        failing = np.flatnonzero(tokens < 0).tolist()
+        failed = [report for row, report in zip(failing, failed, strict=True) if row in place]
+    return StepDone(
+        epoch=flight.epoch,
+        step=flight.step,
+        slots=layout.sampled[kept].astype("<i4").tobytes(),
+        tokens=tokens[kept].astype("<i4").tobytes(),
+        elapsed_us=0,
+        logprobs=tuple(logprobs),
+        failed=tuple(failed),
+        readings=readings,
+        drafted=sum(len(run.tokens) - 1 for run in layout.runs),
+        accepted=sum(confirmed) - len(confirmed),
+    )

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocols import oracle
-from protocols.config import Config
+from protocols.config import Config, Speculate
 from protocols.plan import Chunk, Logprobs, PageGrant, Plan, Reading, SlotOpen, StepDone
 from protocols.sampling import Pool
 
@@ -50,14 +50,24 @@ class HashExecutor:
     """Executes plans for `slots` slots over `pages` pages of `page_size` tokens.
 
     step_ms: simulated time of a step on a device that runs steps one after another. asynchronous: whether
-    a step's time passes after `launch` has returned.
+    a step's time passes after `launch` has returned. speculates: whether plans allow guesses, which are
+    the oracle's too, right and wrong ones.
     """
 
     def __init__(
-        self, *, pages: int, page_size: int, slots: int, vocab_size: int, context: int, step_ms: float = 0.0
+        self,
+        *,
+        pages: int,
+        page_size: int,
+        slots: int,
+        vocab_size: int,
+        context: int,
+        step_ms: float = 0.0,
+        speculates: bool = False,
     ) -> None:
         self.pages, self.page_size, self.slots, self.vocab_size = pages, page_size, slots, vocab_size
         self.asynchronous = step_ms > 0
+        self._speculates = speculates
         self._step_ns = int(step_ms * 1e6)
         self._table_width = -(-context // page_size) + 1
         self._busy_until_ns = self._landed_ns = 0
@@ -74,6 +84,7 @@ class HashExecutor:
             vocab_size=config.model.vocab_size,
             context=config.model.context,
             step_ms=config.step_ms,
+            speculates=config.speculate is not Speculate.OFF,
         )
 
     def launch(self, plan: Plan) -> Flight:
@@ -107,12 +118,15 @@ class HashExecutor:
         """The plan's tokens, written and sampled."""
         for chunk in plan.chunks:
             self._prefill(chunk)
-        decodes = np.frombuffer(plan.decodes, "<i4").astype(np.int64)
+        decodes, guesses = self._guess(plan)
         if len(decodes):
             self._decode(decodes)
         sampled = np.array([chunk.slot for chunk in plan.chunks if chunk.sample], np.int64)
         slots = np.concatenate([sampled, decodes])
         tokens = self._sample(slots)
+        drafted = sum(map(len, guesses.values()))
+        further = self._verify(guesses)
+        slots, tokens = (np.concatenate(parts) for parts in zip((slots, tokens), *further, strict=True))
         return StepDone(
             epoch=plan.epoch,
             step=plan.step,
@@ -121,6 +135,8 @@ class HashExecutor:
             elapsed_us=0,
             logprobs=self._logprobs(slots, tokens),
             readings=tuple(self._readings(plan)),
+            drafted=drafted,
+            accepted=sum(len(part[0]) for part in further),
         )
 
     def _readings(self, plan: Plan) -> Iterator[tuple[int, Reading]]:
@@ -134,6 +150,53 @@ class HashExecutor:
             if sampling.pool is not Pool.NONE and chunk.sample:
                 key = int(self._key[chunk.slot] ^ (_ASTRAY if self._astray[chunk.slot] else np.uint64(0)))
                 yield chunk.slot, Reading(pooled=np.array(oracle.hash_state(key), "<f4").tobytes())
+
+    def _guess(self, plan: Plan) -> tuple[Ints, dict[int, tuple[int, ...]]]:
+        """The slots that decode, and guesses for some; none for a slot that has nothing left to sample."""
+        decodes = np.frombuffer(plan.decodes, "<i4").astype(np.int64)
+        if not self._speculates:
+            return decodes, {}
+        allowed = np.frombuffer(plan.drafts, "<i4").tolist() or [0] * len(decodes)
+        guesses: dict[int, tuple[int, ...]] = {}
+        slots: list[int] = []
+        for slot, most in zip(decodes.tolist(), allowed, strict=True):
+            opening, position = self._openings[slot], int(self._position[slot])
+            sampling, known = opening.sampling, opening.prompt_len
+            granted = int(np.count_nonzero(self._tables[slot] != self.pages)) * self.page_size
+            room = granted if sampling.max_tokens is None else min(granted, known + sampling.max_tokens - 1)
+            room -= position
+            if not sampling.draftable or room > 0:
+                slots.append(slot)
+            if sampling.draftable and (count := min(most, room - 1)) > 0:
+                index, key = position + 1 - known, int(self._keys(np.array([slot]))[0])
+                guesses[slot] = oracle.guesses(
+                    key, sampling, opening.choice, known, index, count, self.vocab_size
+                )
+        return np.array(slots, np.int64), guesses
+
+    def _verify(self, guesses: dict[int, tuple[int, ...]]) -> list[tuple[Ints, Ints]]:
+        """Slots and tokens of the rows of right guesses, one row of each slot after the other. What the wrong
+        ones wrote stays behind the context."""
+        results = []
+        while guesses:
+            right = {slot: left for slot, left in guesses.items() if left and left[0] == self._last[slot]}
+            for slot in guesses.keys() - right.keys():
+                self._scribble(slot, guesses[slot])
+            guesses = {slot: left[1:] for slot, left in right.items()}
+            slots = np.array(list(right), np.int64)
+            if len(slots):
+                self._decode(slots)
+                results.append((slots, self._sample(slots)))
+        return results
+
+    def _scribble(self, slot: int, tokens: tuple[int, ...]) -> None:
+        """Write tokens behind a slot's context."""
+        for position, token in enumerate(tokens, int(self._position[slot])):
+            entry, offset = divmod(position, self.page_size)
+            page = self._tables[slot, entry]
+            assert page < self.pages, "a guess has no page"
+            self._tokens[page, offset] = token
+            self._digests[page] = _digest(self._tokens[page][None])[0]
 
     def _forget(self) -> None:
         """Empty pages, closed slots. The page after the last one stands for entries never granted."""
@@ -217,12 +280,15 @@ class HashExecutor:
     def _sample(self, slots: Ints) -> Ints:
         """The next token of each slot, which becomes its last token."""
         position = self._position[slots]
-        key = np.where(self._astray[slots], self._key[slots] ^ _ASTRAY, self._key[slots])
+        key = self._keys(slots)
         tokens = hash_tokens(key, self._seed[slots], self._choice[slots], position, self.vocab_size)
         for i in np.flatnonzero(~self._plain[slots]):
             tokens[i] = self._oracle(int(slots[i]), int(key[i]), int(position[i]))
         self._last[slots] = tokens
         return tokens
+
+    def _keys(self, slots: Ints) -> Words:
+        return np.where(self._astray[slots], self._key[slots] ^ _ASTRAY, self._key[slots])
 
     def _oracle(self, slot: int, key: int, position: int) -> int:
         opening = self._openings[slot]

@@ -76,7 +76,7 @@ class Uniforms:
         choices: npt.NDArray[np.uint64],
         positions: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.float64]:
-        """The numbers of n rows: float64 [n]. A slot may have several, at less than AHEAD positions in order."""
+        """The numbers of n rows: float64 [n]. A slot may have up to AHEAD, at ascending positions."""
         offset = positions - self._first[slots]
         missing = (offset < 0) | (offset >= self.AHEAD)
         if missing.any():

@@ -1,17 +1,20 @@
 """The executor's rows of sequence state, and the flattened batch that a plan makes of them.
 
 Everything here is exact on the host without waiting for the device: how long a sequence is and
-where its pages lie depends on the plans alone. Only the token values stay on the device.
+where its pages lie depends on the plans alone, and on guesses once they are verified. Only the token values
+stay on the device.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from gpu.attention import Batch
+from gpu.speculation import Run
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen
 
 Ints = npt.NDArray[np.int64]
@@ -21,26 +24,49 @@ Ints = npt.NDArray[np.int64]
 class Step:
     """One forward step, laid out.
 
-    chunk_tokens: int64 ids of the chunks' rows, which come first; then one row for each of `decodes`
-    (int64 slots). sampled: int32 slots, chunks that sample then decodes; rows: int64, their rows in the step;
-    next_positions: int64, position of the token that each of them samples.
+    known_tokens: int64 ids of the rows of chunks, then runs, which come first; then one row for each of
+    `decodes` (int64 slots). sampled: int32 slots, chunks that sample, then each row of the runs, then
+    decodes; rows: int64, their rows in the step; next_positions: int64, position of the token that each
+    of them samples. first_run: where the runs begin in these three.
     """
 
     batch: Batch
-    chunk_tokens: Ints
+    known_tokens: Ints
+    runs: Sequence[Run]
+    first_run: int
     decodes: Ints
     sampled: npt.NDArray[np.int32]
     rows: Ints
     next_positions: Ints
 
+    def confirmed(self, tokens: Ints) -> list[int]:
+        """How many rows of each run count, given the tokens [n] that were sampled."""
+        counts, start, sampled = [], self.first_run, tokens.tolist() if self.runs else []
+        for run in self.runs:
+            end = start + len(run.tokens)
+            counts.append(run.confirmed(sampled[start:end]))
+            start = end
+        return counts
+
+    def kept(self, confirmed: Sequence[int]) -> npt.NDArray[np.intp]:
+        """The rows of `sampled` that count, with so many of each run: int [<= n]."""
+        keep = np.ones(len(self.sampled), np.bool_)
+        start = self.first_run
+        for run, count in zip(self.runs, confirmed, strict=True):
+            keep[start + count : start + len(run.tokens)] = False
+            start += len(run.tokens)
+        return np.flatnonzero(keep)
+
 
 class Slots:
-    """Length and block table of each slot."""
+    """Length and block table of each slot. lengths, granted: int64 [slots], positions with KV, and with a
+    page."""
 
     def __init__(self, slots: int, max_pages: int, page_size: int) -> None:
         """max_pages: entries of a block table."""
         self.page_size = page_size
-        self._length = np.zeros(slots, np.int64)
+        self.lengths = np.zeros(slots, np.int64)
+        self.granted = np.zeros(slots, np.int64)
         self._open = np.zeros(slots, np.bool_)
         self._table = np.full((slots, max_pages), -1, np.int32)
 
@@ -55,33 +81,53 @@ class Slots:
     def open(self, opening: SlotOpen) -> None:
         """A sequence takes the slot; its first `cached` positions have been computed."""
         self._open[opening.slot] = True
-        self._length[opening.slot] = opening.cached
+        self.lengths[opening.slot] = opening.cached
         self._table[opening.slot] = -1
 
     def grant(self, grant: PageGrant) -> None:
         """Append pages to a block table."""
         pages = np.frombuffer(grant.pages, "<i4")
-        self._table[grant.slot, grant.first : grant.first + len(pages)] = pages
+        end = grant.first + len(pages)
+        self._table[grant.slot, grant.first : end] = pages
+        self.granted[grant.slot] = end * self.page_size
 
-    def step(self, plan: Plan) -> Step:
-        """Lay out the plan's forward and advance the lengths past it."""
-        decodes = np.frombuffer(plan.decodes, "<i4").astype(np.int64)
-        slots = np.array([chunk.slot for chunk in plan.chunks] + decodes.tolist(), np.int64)
-        tokens = [np.frombuffer(chunk.tokens, "<i4") for chunk in plan.chunks]
+    def advance(self, slot: int, positions: int) -> None:
+        """So many rows of a run turned out to count."""
+        self.lengths[slot] += positions
+
+    def step(self, plan: Plan, runs: Sequence[Run] = (), decodes: Ints | None = None) -> Step:
+        """Lay out the plan's forward and advance the lengths past it, though not past its runs.
+
+        decodes: where a speculator has parted the plan's decodes, the slots that decode without a guess.
+        """
+        chunks = plan.chunks
+        if decodes is None:
+            decodes = np.frombuffer(plan.decodes, "<i4").astype(np.int64)
+        first = [chunk.slot for chunk in chunks] + [run.slot for run in runs]
+        slots = np.array(first + decodes.tolist(), np.int64)
+        tokens = [np.frombuffer(chunk.tokens, "<i4") for chunk in chunks]
+        tokens += [np.array(run.tokens, "<i4") for run in runs]
         query_lens = np.ones(len(slots), np.int64)
         query_lens[: len(tokens)] = [len(ids) for ids in tokens]
-        starts = self._length[slots]
+        starts = self.lengths[slots]
         assert self._open[slots].all(), "a plan runs a slot that is not open"
-        assert all(map(_starts_at, plan.chunks, starts)), "a chunk does not continue its slot"
-        self._length[slots] = contexts = starts + query_lens
-        sampling = np.array([chunk.sample for chunk in plan.chunks] + [True] * len(decodes), np.bool_)
+        assert all(map(_starts_at, chunks, starts)), "a chunk does not continue its slot"
+        contexts = starts + query_lens
+        self.lengths[slots] = contexts
+        self.lengths[slots[len(chunks) : len(first)]] = starts[len(chunks) : len(first)]
+        batch = self._batch(slots, query_lens, starts, contexts, len(decodes))
+        samples = np.ones(len(slots), np.int64)
+        samples[: len(tokens)] = [chunk.sample for chunk in chunks] + [len(run.tokens) for run in runs]
+        rows = _last_rows(query_lens, samples)
         return Step(
-            batch=self._batch(slots, query_lens, starts, contexts, len(decodes)),
-            chunk_tokens=np.concatenate(tokens).astype(np.int64) if tokens else np.zeros(0, np.int64),
+            batch=batch,
+            known_tokens=np.concatenate(tokens).astype(np.int64) if tokens else np.zeros(0, np.int64),
+            runs=runs,
+            first_run=int(samples[: len(chunks)].sum()),
             decodes=decodes,
-            sampled=slots[sampling].astype(np.int32),
-            rows=(np.cumsum(query_lens) - 1)[sampling],
-            next_positions=contexts[sampling],
+            sampled=np.repeat(slots, samples).astype(np.int32),
+            rows=rows,
+            next_positions=batch.positions[rows] + 1,
         )
 
     def _batch(self, slots: Ints, query_lens: Ints, starts: Ints, contexts: Ints, decodes: int) -> Batch:
@@ -98,6 +144,12 @@ class Slots:
             places=pages.astype(np.int64) * self.page_size + positions % self.page_size,
             decodes=decodes,
         )
+
+
+def _last_rows(query_lens: Ints, counts: Ints) -> Ints:
+    """The last counts[i] rows of each sequence i that has query_lens[i] of them."""
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts), counts)
+    return np.repeat(np.cumsum(query_lens), counts) + within
 
 
 def _starts_at(chunk: Chunk, length: np.int64) -> bool:

@@ -79,10 +79,10 @@ class Config(msgspec.Struct, frozen=True):
     the company at most (ledger slots). kv_memory: bytes of the KV pool, 0 = choose. pages: fix the
     number of pages instead (tests). threads: of the executor, 0 = choose. step_ms: time that the hash
     executor takes for a step (tests). orphan_seconds: a response whose frontend died ends when its client has
-    not come back for so long. speculate_tokens: guesses a sequence and step at most; speculate_rows:
-    guesses of all sequences in one step at most; speculate_min, speculate_max: tokens that must
-    have occurred before, in the same order, for a guess. linger_seconds: a finished response can be resumed through the ledger for
-    so long, unless its slot is needed.
+    not come back for so long. linger_seconds: a finished response can be resumed through the ledger for
+    so long, unless its slot is needed. speculate_tokens: tokens guessed for a sequence in a step at most;
+    speculate_rows: for all of them together; speculate_min, speculate_max: how many of the last tokens
+    must have occurred before, in this order, for a guess.
 
     api_keys: SHA-256 digests. origins: of web pages that may use the company, hosts: names under which they
     may find it. max_bodies: bytes of all request bodies together that a frontend holds; max_connections: of

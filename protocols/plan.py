@@ -103,8 +103,8 @@ class Reading(msgspec.Struct, frozen=True, array_like=True):
 
 class StepDone(Message, frozen=True, array_like=True, tag=17):
     """Result of a plan: tokens[i] was sampled for slots[i] (both int32 bytes; chunks with
-    `sample` first, in plan order, then decodes: those with drafts first, each in plan order). A slot
-    with drafts is there once for each of its new tokens, in order, or not at all.
+    `sample` first, in plan order, then decodes in plan order). Where the plan has drafts, its decodes
+    come in any order, each once for each of its new tokens, in their order, or not at all.
 
     logprobs: (index into slots, Logprobs) for those that asked. elapsed_us: time of the step on
     the executor. failed: (slot, sentence) of rows that could not be computed (NaN logits); their token is -1.

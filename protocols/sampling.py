@@ -76,7 +76,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
 
     @property
     def draftable(self) -> bool:
-        """Whether guessed tokens can be verified side by side: the sampler must not need the tokens between."""
+        """Whether guessed tokens can be verified side by side: no logits depend on the tokens between."""
         return not self.penalised
 
 

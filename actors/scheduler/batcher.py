@@ -1,9 +1,10 @@
 """What goes into the next step: decodes, chunks of prefill, admissions; and who gives way when pages run out.
 
 A plan holds `chunk_size` tokens at most. Decodes come first, so that a long prompt never stalls a stream,
-and with them what they may guess; what they leave goes to prefill, in order of admission. Prefill cannot starve, because no more than
-`chunk_size` minus one page of tokens' worth of slots are used (at least one), nor do guesses use that page. Admission is in queue order
-without overtaking for want of pages, so a big request cannot starve either.
+and with them what they may guess; what they leave goes to prefill, in order of admission. Prefill cannot
+starve, because no more than `chunk_size` minus one page of tokens' worth of slots are used (at least one),
+and guesses leave that page too. Admission is in queue order without overtaking for want of pages, so a big
+request cannot starve either.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ PROBED = frozenset({Stage.PREFILL, Stage.DECODE, Stage.LAST})
 
 @dataclasses.dataclass(slots=True)
 class Draft:
-    """A plan in the making. budget: tokens that may still go in. rows: slots with a row in it; decoding: those
-    that decode. weight: bytes that the admissions in it take, see HEAVY."""
+    """A plan in the making. budget: tokens that may still go in. rows: slots with a row in it; decoding:
+    those that decode. weight: bytes that the admissions in it take, see HEAVY."""
 
     budget: int
     rows: Mask

@@ -11,7 +11,7 @@ flight lands, its pages go to the radix tree or become free. One turn of the loo
 `depth` is the number of plans in the air: 1 waits for every result, 2 plans step N + 1 while the
 executor runs N, pipelines take more. Plans name slots, not tokens, so this needs no guessing: who ends
 by `max_tokens` is known in advance, who ends by a stop token costs `depth - 1` wasted rows. Only how many
-of the executor's own guesses were right comes as news (`speculation`): a decode lands with a token or several.
+of the executor's guesses were right comes as news (`speculation`): a decode lands with one token or several.
 
 When the executor is new (ExecutorReady), everything on it is lost: a new epoch begins, whoever
 ran waits in front again, and its prompt and committed tokens are prefilled. Because sampling depends

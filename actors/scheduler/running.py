@@ -5,13 +5,13 @@ decode step costs a few array operations and touches only sequences to which som
 
     0 .. cached .. landed .. planned .. limit
          ▲         ▲         ▲          ▲
-         │         │         │          the last position whose KV is needed: its forward samples the last token
+         │         │         │          the last position whose KV is needed: it samples the last token
          │         │         KV of positions below is computed or in the air
          │         KV of positions below is computed
          found in the prefix cache
 
-How far a decode gets is certain but for the guesses that it may verify (`speculation`): `planned` counts none of
-them before they have landed, so it is where the next row begins, or before that.
+How far a decode gets is certain but for the guesses that it may verify (`speculation`): `planned` counts none
+of them before they have landed, so it is where the next row begins, or before that.
 
 A slot and its pages are given back in one place, `_vacate`, when the last flight over the slot has landed.
 """

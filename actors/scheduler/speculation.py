@@ -1,8 +1,8 @@
 """How much a step may guess.
 
-A guess costs a row of the step whether it is right or not. Rows are nearly free while few sequences run, because
-a step then waits for the weights; they cost their full price in a crowd. So what a step may guess is bounded
-in all, and shared by the sequences that decode in it: the more there are, the less each one guesses.
+A guess costs a row of the step whether it is right or not. Rows are cheap while few sequences run, because a
+step then waits for the weights; they cost their full price in a crowd. So what a step may guess is bounded in
+all, and shared by the sequences that decode in it: the more there are, the less each one guesses.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Speculation:
         return np.where(willing, np.clip(running.limit - running.planned - 1, 0, max(0, each)), 0)
 
     def horizon(self, running: Running) -> npt.NDArray[np.int64]:
-        """By slot, the positions that a flight launched now can reach when every guess in the air is right."""
+        """By slot, the positions that a flight launched now can need: every guess in the air may be right."""
         reach = running.planned + (1 + self.tokens) * (running.airborne + 1)
         nearest: npt.NDArray[np.int64] = np.minimum(reach, running.limit)
         return nearest

@@ -63,7 +63,7 @@ def _run(model: Model, prompts: list[np.ndarray], backend: Backend) -> list[Tens
             slots.grant(grant)
         step = slots.step(plan)
         tokens, positions = (
-            torch.from_numpy(x).to(backend.pool.device) for x in (step.chunk_tokens, step.batch.positions)
+            torch.from_numpy(x).to(backend.pool.device) for x in (step.known_tokens, step.batch.positions)
         )
         out = model.forward(tokens, positions, backend.prepare(step.batch), None)
         sizes = step.batch.query_lens.tolist()

@@ -40,10 +40,10 @@ def ints(values: list[int]) -> bytes:
 
 
 class Driver:
-    """One epoch on `executor`: every executor forgets what came before it."""
+    """One epoch on `executor`: every executor forgets what came before it. speculates: as it was told."""
 
-    def __init__(self, executor: Any) -> None:
-        self.executor = executor
+    def __init__(self, executor: Any, *, speculates: bool = False) -> None:
+        self.executor, self.speculates = executor, speculates
         self.epoch = next(_epochs)
         self.free = list(range(executor.pages))
         self._step = 0
@@ -54,7 +54,7 @@ class Driver:
         """Take the sequence's slot; `shared` are pages at its start that hold its KV already."""
         sequence.pages, sequence.granted = list(shared or []), 0
         cached = len(sequence.pages) * self.executor.page_size
-        history = ints(sequence.tokens) if sequence.sampling.penalised else b""
+        history = ints(sequence.tokens) if sequence.sampling.penalised or self.speculates else b""
         self._opens.append(
             SlotOpen(
                 sequence.slot,
@@ -74,11 +74,13 @@ class Driver:
         if not keep_pages:
             self.free[:0] = sequence.pages
 
-    def plan(self, chunks: list[tuple[Sequence, int, int]], decodes: list[Sequence]) -> Plan:
-        """chunks: (sequence, start, end) of its known tokens; it samples where end is the end."""
+    def plan(self, chunks: list[tuple[Sequence, int, int]], decodes: list[Sequence], drafts: int = 0) -> Plan:
+        """chunks: (sequence, start, end) of its known tokens; it samples where end is the end. drafts:
+        guesses that each decode may run."""
         grants = [self._grant(sequence, end) for sequence, _, end in chunks]
-        # A decode may be planned before the token it runs is known here: one page ahead is always enough.
-        grants += [self._grant(sequence, len(sequence.tokens) + 2) for sequence in decodes]
+        # A decode may be planned before the tokens of the last one are known here.
+        ahead = 2 * (1 + drafts)
+        grants += [self._grant(sequence, len(sequence.tokens) + ahead) for sequence in decodes]
         self._step += 1
         plan = Plan(
             epoch=self.epoch,
@@ -91,6 +93,7 @@ class Driver:
                 for s, start, end in chunks
             ),
             decodes=ints([sequence.slot for sequence in decodes]),
+            drafts=ints([drafts] * len(decodes)) if drafts else b"",
         )
         self._opens, self._closes = [], []
         return plan
@@ -105,11 +108,14 @@ class Driver:
         return PageGrant(sequence.slot, first, ints(sequence.pages[first:]))
 
     def step(
-        self, chunks: list[tuple[Sequence, int, int]] | None = None, decodes: list[Sequence] | None = None
+        self,
+        chunks: list[tuple[Sequence, int, int]] | None = None,
+        decodes: list[Sequence] | None = None,
+        drafts: int = 0,
     ) -> StepDone:
         """Plan, run, and append the tokens to their sequences."""
         chunks, decodes = chunks or [], decodes or []
-        plan = self.plan(chunks, decodes)
+        plan = self.plan(chunks, decodes, drafts)
         return self.take(plan, self.executor.launch(plan), [s for s, _, _ in chunks] + decodes)
 
     def take(self, plan: Plan, flight: Any, sequences: list[Sequence]) -> StepDone:

@@ -142,9 +142,7 @@ class VirtualExecutor:
         """The tokens that a decode with `most` guesses at most gives, and how many it guessed."""
         opened = slot.open
         assert opened.sampling.max_tokens is not None
-        end = min(
-            opened.prompt_len + opened.sampling.max_tokens - 1, len(slot.table) * self.page_size
-        )
+        end = min(opened.prompt_len + opened.sampling.max_tokens - 1, len(slot.table) * self.page_size)
         room = end - slot.position
         if room <= 0:
             assert self._speculated, "a slot has a row and nothing left to sample"
