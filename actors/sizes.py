@@ -25,10 +25,10 @@ BIAS_BYTES = 16
 
 SLOT_BYTES = 2048
 """Bytes that a slot takes in one plan besides its tokens, pages and biases (its sampling with all stop
-tokens, grant, chunk, close, decode), or in one StepDone with all its logprobs; rather more than less."""
+tokens, grants, chunk, close, decode), or in one StepDone with all its logprobs; rather more than less."""
 
 _READ_BYTES = 32 + 14 * MAX_TOP_LOGPROBS
-"""Bytes that the logprobs of one token take."""
+"""Bytes that the logprobs of one token take, of a prompt or of a guess that was right."""
 
 _OVERHEAD = 4096
 """Of a record and of a message."""

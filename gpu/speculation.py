@@ -37,8 +37,16 @@ class Run:
         return count
 
 
+_LEAST_REACH = 2
+_LONGEST_PAUSE = 15
+
+
 class _Text:
-    """What is known of a slot. end: positions that it can have; reach: guesses that are worth a row each."""
+    """What is known of a slot. end: positions that it can have. ended: whether it has a stop token.
+
+    A guess costs a row, so how much is guessed follows what guesses were worth: `_reach` is twice what was
+    right the last time, and after each guess that was all wrong come twice as many steps without one.
+    """
 
     def __init__(self, opening: SlotOpen, config: Config) -> None:
         sampling, known = opening.sampling, len(opening.history) // 4
@@ -50,17 +58,28 @@ class _Text:
             config.speculate_min,
             config.speculate_max,
         )
-        self.reach = self._most = config.speculate_tokens
+        self._reach = self._most = config.speculate_tokens
+        self._pause = self._paused = 0
         self._stops = frozenset(sampling.stop_token_ids)
         self.ended = False
 
     def add(self, tokens: Sequence[int], guessed: int) -> None:
-        """A step sampled `tokens`, having guessed so many. After poor guesses fewer are tried."""
+        """A step sampled `tokens`, having guessed so many."""
         for token in tokens:
             self.ngrams.append(token)
             self.ended |= token in self._stops
+        right = len(tokens) - 1
         if guessed:
-            self.reach = min(self._most, max(1, 2 * (len(tokens) - 1)))
+            self._reach = min(self._most, max(_LEAST_REACH, 2 * right))
+            self._pause = 0 if right else min(2 * self._pause + 1, _LONGEST_PAUSE)
+            self._paused = 0
+
+    def guess(self, most: int) -> list[int]:
+        """Tokens that may come next; `most` at most."""
+        if self._paused < self._pause:
+            self._paused += 1
+            return []
+        return self.ngrams.guess(min(most, self._reach))
 
 
 class Speculator:
@@ -112,7 +131,7 @@ class Speculator:
             room = min(text.end, int(granted[slot])) - int(lengths[slot])
             if room <= 0 or text.ended:
                 continue
-            guesses = text.ngrams.guess(min(most, text.reach, room - 1))
+            guesses = text.guess(min(most, room - 1))
             if guesses:
                 runs.append(Run(slot, (text.ngrams.tokens[-1], *guesses)))
             else:

@@ -34,6 +34,9 @@ accepts = SchedulerMail
 
 Incoming = SchedulerMail | Resume
 
+TELL_EVERY = 10_000
+"""Guessed tokens from one log line about them to the next."""
+
 _LEDGER_FULL = ErrorBody(
     503,
     "The server has no memory left for this answer.",
@@ -65,6 +68,7 @@ class Scheduler:
         self.post = Post(context.outbox)
         self._context = context
         self._executor = f"executor.{context.index}"
+        self._told = 0
         self._core = Core(
             depth=config.depth,
             chunk_size=config.chunk_size,
@@ -235,3 +239,7 @@ class Scheduler:
         vitals[Column.STEP_US_TOTAL] = load.step_us
         vitals[Column.DRAFTED_TOTAL] = load.drafted
         vitals[Column.ACCEPTED_TOTAL] = load.accepted
+        if load.drafted - self._told >= TELL_EVERY:
+            self._told = load.drafted
+            rate = round(load.accepted / load.drafted, 3)
+            self._context.log.info("speculation", drafted=load.drafted, accepted=load.accepted, rate=rate)

@@ -48,7 +48,7 @@ def test_the_heaviest_slot_is_counted_in_full() -> None:
         sampling, stop_token_ids=(TOKEN,) * (MAX_STOP_TOKEN_IDS + 8), logprobs=20
     )
     opened = SlotOpen(TOKEN, 2**63, sampling, 127, TOKEN, TOKEN, b"")
-    plan = Plan(2**63, TOKEN, (TOKEN,), (opened,), (PageGrant(TOKEN, TOKEN, b""),) * 2, (), b"1234")
+    plan = Plan(2**63, TOKEN, (TOKEN,), (opened,), (PageGrant(TOKEN, TOKEN, b""),) * 3, (), b"1234", b"1234")
     assert len(encode(plan)) <= SLOT_BYTES
     done = StepDone(2**63, TOKEN, b"1234", b"1234", TOKEN, ((TOKEN, LOGPROBS),), ((TOKEN, "x" * 200),))
     assert len(encode(done)) <= SLOT_BYTES

@@ -21,6 +21,7 @@ from protocols.config import (
     ModelCard,
     Policy,
     Quantization,
+    Speculate,
     read_model_card,
 )
 from protocols.errors import StartError
@@ -40,6 +41,7 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     "executor": ExecutorKind,
     "kernels": KernelChoice,
     "quantization": Quantization,
+    "speculate": Speculate,
 }
 
 
@@ -80,6 +82,41 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     help="Who is admitted next: first come, longest cached prefix, or lowest priority value.",
 )
 @click.option("--radix/--no-radix", default=True, show_default=True, help="Prefix cache.")
+@click.option(
+    "--speculate",
+    type=click.Choice([each.value for each in Speculate]),
+    default=Speculate.OFF.value,
+    show_default=True,
+    help="Guess coming tokens from the text so far and verify them in one step; the tokens stay the same.",
+)
+@click.option(
+    "--speculate-tokens",
+    type=click.IntRange(1, 16),
+    default=6,
+    show_default=True,
+    help="Tokens guessed for a sequence in a step at most.",
+)
+@click.option(
+    "--speculate-min",
+    type=click.IntRange(1, 16),
+    default=2,
+    show_default=True,
+    help="Last tokens that must have occurred before for a guess, at least.",
+)
+@click.option(
+    "--speculate-max",
+    type=click.IntRange(1, 16),
+    default=4,
+    show_default=True,
+    help="Last tokens that are looked for first; fewer, down to --speculate-min, where they are not found.",
+)
+@click.option(
+    "--speculate-rows",
+    type=click.IntRange(1, 1024),
+    default=24,
+    show_default=True,
+    help="Tokens guessed in a step at most, for all sequences: with more of them running nothing is guessed.",
+)
 @click.option("--dp", type=click.IntRange(1, 64), default=1, show_default=True, help="Replicas.")
 @click.option(
     "--balance",
@@ -182,6 +219,11 @@ def resolve(model: str | None, options: dict[str, Any]) -> Config:
     check_doors(config)
     if config.max_open >= 1 << 20:
         raise StartError("--max-open must be below 1048576.", exit_code=2)
+    if config.speculate_min > config.speculate_max:
+        raise StartError(
+            f"--speculate-min {config.speculate_min} must not exceed --speculate-max {config.speculate_max}.",
+            exit_code=2,
+        )
     if config.chunk_size < config.max_running + config.page_size:
         raise StartError(
             f"--chunk-size {config.chunk_size} is too small for {config.max_running} running sequences and"

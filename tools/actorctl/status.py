@@ -28,6 +28,8 @@ WIDE: tuple[Heading, ...] = (
     ("pages_free", "FREE"),
     ("pages_cached", "CACHED"),
     ("pages_owned", "OWNED"),
+    ("drafted_total", "GUESSED"),
+    ("accepted_total", "RIGHT"),
 )
 
 

@@ -23,6 +23,7 @@ _HEADINGS: tuple[Heading, ...] = (
     ("running", "RUNNING"),
     ("waiting", "WAITING"),
     ("token_rate", "TOK/S"),
+    ("guessed", "GUESSED RIGHT"),
     ("pages", "PAGES USED"),
     ("busy", "BUSY %"),
 )
@@ -75,6 +76,10 @@ def rates(before: dict[str, Any], now: dict[str, Any], seconds: float) -> list[d
     return [_rate(earlier.get(actor["name"], {}), actor, seconds) for actor in now["actors"]]
 
 
+def _share(part: float, whole: float) -> str | None:
+    return f"{100 * part / whole:.0f} %" if whole else None
+
+
 def _rate(before: dict[str, Any], now: dict[str, Any], seconds: float) -> dict[str, Any]:
     same = before.get("incarnation") == now["incarnation"]
 
@@ -91,6 +96,7 @@ def _rate(before: dict[str, Any], now: dict[str, Any], seconds: float) -> dict[s
         "token_rate": per_second("generated_tokens_total") if scheduler else None,
         "running": now["running"] if scheduler else None,
         "waiting": now["waiting"] if scheduler else None,
+        "guessed": _share(per_second("accepted_total"), per_second("drafted_total")) if scheduler else None,
         "pages": f"{used}/{now['pages_total']}" if scheduler else None,
         "busy": per_second("step_us_total") / 1e4 if now["kind"] == "executor" else None,
     }

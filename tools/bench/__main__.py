@@ -1,4 +1,4 @@
-"""`python -m tools.bench [ring|frontend|ledger|offline|serve]`: measure this machine; else, everything."""
+"""`python -m tools.bench [COMMAND]`: measure this machine; without a command, everything."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tools.bench.accuracy import accuracy
 from tools.bench.frontend import frontend
 from tools.bench.ledger import ledger
 from tools.bench.serve import serve
+from tools.bench.speculate import speculate
 from tools.bench.statistics import spread
 
 
@@ -22,7 +23,7 @@ from tools.bench.statistics import spread
 def main(context: click.Context) -> None:
     """Benchmarks of rings, frontend, ledger, bare executor and serving."""
     if context.invoked_subcommand is None:
-        for command in (ring_command, frontend, ledger, offline_command, serve):
+        for command in (ring_command, frontend, ledger, offline_command, serve, speculate):
             click.echo(f"\n## {command.name}\n")
             context.invoke(command)
 
@@ -55,6 +56,7 @@ main.add_command(accuracy)
 main.add_command(frontend)
 main.add_command(ledger)
 main.add_command(serve)
+main.add_command(speculate)
 
 if __name__ == "__main__":
     main()
