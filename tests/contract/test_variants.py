@@ -30,6 +30,11 @@ VARIANTS = {
     ),
     "small chunks, small pages": ("--chunk-size", "24", "--page-size", "4", "--max-running", "16"),
     "pages run out": ("--pages", "24", "--max-running", "12"),
+    "guesses": ("--speculate", "ngram", "--speculate-min", "1", "--speculate-rows", "72"),
+    "guesses while pages run out": (
+        *("--speculate", "ngram", "--speculate-min", "1", "--speculate-rows", "72"),
+        *("--pages", "96", "--page-size", "4", "--max-running", "12"),
+    ),
 }
 
 
@@ -67,7 +72,10 @@ def test_the_same_tokens(variant: str, expected: list[str]) -> None:
         assert _crowd(company) == expected
         again = _crowd(company)
         assert again == expected, "with whatever the prefix cache now holds"
-        if variant == "pages run out":
+        if "guesses" in variant:
+            scheduler = company.actor("scheduler.0")
+            assert 0 < scheduler["accepted_total"] <= scheduler["drafted_total"]
+        if "pages run out" in variant:
             assert company.actor("scheduler.0")["preemptions_total"] > 0
         if "--dp" in VARIANTS[variant]:
             served = [company.actor(f"scheduler.{replica}")["requests_total"] for replica in (0, 1)]

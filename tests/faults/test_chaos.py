@@ -39,6 +39,22 @@ def test_random_kills_and_double_kills() -> None:
     assert {fault.actor for fault in report.faults} == {f"{kind}.0" for kind in VICTIMS}
 
 
+def test_kills_while_steps_guess_tokens() -> None:
+    report = siege(
+        victims=("executor", "scheduler"),
+        kinds="kill=1,double=0.5",
+        speculate="ngram",
+        seed=5,
+        streams=4,
+        count=8,
+        tokens=80,
+        faults=8,
+        interval=0.3,
+    )
+    assert report.clean, "\n".join(report.lines())
+    assert len(report.faults) >= 8
+
+
 def test_a_rolling_restart_drops_no_stream() -> None:
     report = siege(
         kinds="restart=1",

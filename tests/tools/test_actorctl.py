@@ -226,6 +226,8 @@ def test_rates_start_again_with_a_new_incarnation() -> None:
         "waiting": 0,
         "step_us_total": 0,
         "messages_out": 0,
+        "drafted_total": 0,
+        "accepted_total": 0,
     }
     actor = zero | {"name": "s", "kind": "scheduler", "generated_tokens_total": 900}
     before = {"actors": [actor | {"incarnation": 1, "messages_in": 1000}]}
@@ -233,3 +235,6 @@ def test_rates_start_again_with_a_new_incarnation() -> None:
     after = {"actors": [actor | {"incarnation": 2, "messages_in": 40}]}
     assert rates(before, same, 2.0)[0]["in_rate"] == 250
     assert rates(before, after, 2.0)[0]["in_rate"] == 20
+    guessing = {"actors": [actor | same["actors"][0] | {"drafted_total": 8, "accepted_total": 6}]}
+    assert rates(before, guessing, 2.0)[0]["guessed"] == "75 %"
+    assert rates(before, same, 2.0)[0]["guessed"] is None

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from protocols.config import Speculate
 from tools.chaos.failpoints import failpoints
 from tools.chaos.report import draw
 from tools.chaos.siege import random_faults
@@ -30,6 +31,7 @@ from tools.chaos.total import total
 @click.option("--kinds", default="kill=1", show_default=True, help="Weights, e.g. kill=1,stop=0.2,double=0.3")
 @click.option("--step-ms", default=8.0, show_default=True, help="Step time of the hash oracle.")
 @click.option("--dp", default=1, show_default=True)
+@click.option("--speculate", type=click.Choice([each.value for each in Speculate]), default="off")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--picture", type=click.Path(path_type=pathlib.Path), help="Write the histogram here.")
 @click.pass_context

@@ -6,6 +6,7 @@ from typing import Any
 
 import trio
 
+from protocols.config import Speculate
 from tools.chaos import checker, load
 from tools.chaos.company import Company, company
 from tools.chaos.nemesis import STOP_SECONDS, Nemesis
@@ -21,12 +22,13 @@ def random_faults(
     victims: str,
     kinds: str,
     seed: int,
+    speculate: str = Speculate.OFF.value,
     stops: tuple[float, float] = STOP_SECONDS,
     **run: Any,
 ) -> Report:
     """One run under the nemesis: peace first, then faults, then what is left. The arguments are the options
     of `main`; stops: shortest and longest in seconds."""
-    options = ["--dp", str(dp), "--max-running", str(run["streams"])]
+    options = ["--dp", str(dp), "--max-running", str(run["streams"]), "--speculate", speculate]
     if oracle == "hash":
         options += ["--executor", "hash", "--step-ms", str(step_ms)]
     else:
