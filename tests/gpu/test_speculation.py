@@ -254,8 +254,8 @@ def test_a_row_that_fails_behind_a_guess_fails_when_it_is_its_turn(
     executor = Executor.load(_config(llama, ExecutorKind.MODEL, Speculate.NGRAM, 8), print)
     forward = executor._model.forward
 
-    def broken(tokens: Any, positions: Any, attention: Any, rows: Any) -> Any:
-        logits = forward(tokens, positions, attention, rows)
+    def broken(tokens: Any, positions: Any, attention: Any, rows: Any, *tap: Any) -> Any:
+        logits = forward(tokens, positions, attention, rows, *tap)
         at = positions if rows is None else positions[rows]
         logits[at >= 60] = torch.nan
         return logits
