@@ -18,11 +18,14 @@ from tools.actorctl.answer import Answer, Refused
 
 SLOW = ("--executor", "hash", "--step-ms", "15")
 LONG = ("--max-tokens", "1500")
+TLS = ROOT / "tests" / "runtime" / "tls"
+TRUST = ("--cacert", str(TLS / "cert.pem"))
 
 
 @pytest.fixture(scope="module")
 def company() -> Iterator[Company]:
-    with serving("--dtype", "float32", "--api-key", "s3cret") as running:
+    files = ("--tls-cert", str(TLS / "cert.pem"), "--tls-key", str(TLS / "key.pem"))
+    with serving("--dtype", "float32", "--api-key", "s3cret", *files) as running:
         yield running
 
 
@@ -37,13 +40,18 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TROUPE_API_KEY", "s3cret")
 
 
+def test_a_strange_certificate_is_not_trusted(company: Company) -> None:
+    done = actorctl("chat", "hi", "--name", company.name)
+    assert done.returncode == 69 and "certificate verify failed" in done.stderr
+
+
 class Terminal:
     """`actorctl chat` with a terminal of its own."""
 
     def __init__(self, company: Company, *options: str) -> None:
         self.text = ""
         self._mine, its = os.openpty()
-        command = (*ACTORCTL, "chat", "--name", company.name, *options)
+        command = (*ACTORCTL, "chat", "--name", company.name, *TRUST, *options)
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=its, stdout=its, stderr=its)
         os.close(its)
 
@@ -74,7 +82,7 @@ class Terminal:
 
 
 def chat(company: Company, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = (*ACTORCTL, "chat", "--name", company.name, *arguments)
+    command = (*ACTORCTL, "chat", "--name", company.name, *TRUST, *arguments)
     return subprocess.run(
         command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=100, check=False
     )
@@ -89,7 +97,9 @@ def test_in_a_pipe(company: Company) -> None:
 
 
 def test_a_message_as_an_argument_and_a_server_by_its_url(company: Company) -> None:
-    done = chat(company, "What is 20 + 3?", "--url", company.url, "--system", "Answer.", "--temperature", "0")
+    url = company.status()["url"]
+    assert url.startswith("https://")
+    done = chat(company, "What is 20 + 3?", "--url", url, "--system", "Answer.", "--temperature", "0")
     assert (done.returncode, done.stdout) == (0, "20 + 3 = 23.\n")
     assert chat(company, "What is 20 + 3?", "--max-tokens", "1").stderr.startswith("1 tokens, ")
 
@@ -101,6 +111,9 @@ def test_a_message_as_an_argument_and_a_server_by_its_url(company: Company) -> N
         (("hi", "--model", "nobody"), 1, "The model 'nobody' does not exist."),
         (("hi", "--max-tokens", "5000"), 1, "maximum context length"),
         (("hi", "--url", "http://127.0.0.1:1"), 69, "nobody answers at http://127.0.0.1:1"),
+        (("hi", "--url", "http://no where"), 1, "does not answer as a model server does"),
+        (("hi", "--url", "nowhere"), 2, "an address begins with http:// or https://"),
+        (("hi", "--cacert", "README.md"), 69, "NO_CERTIFICATE"),
         ((), 2, "there is no message"),
     ],
 )

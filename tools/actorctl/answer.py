@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import ssl
 import time
@@ -34,11 +35,11 @@ class Gone(TroupeError):
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """Where to ask. url: without the `/v1`; key: "" for none; trust: certificates beside the system's."""
+    """Where to ask. url: without the `/v1`; key: "" for none; trust: certificates, not the system's."""
 
     url: str
     key: str = ""
-    trust: str = ""
+    trust: str | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -49,20 +50,20 @@ class Server:
     def tls(self) -> ssl.SSLContext | None:
         """How the server's certificate is checked; None for plain HTTP."""
         secure = self.url.startswith("https:")
-        return ssl.create_default_context(cafile=self.trust or None) if secure else None
+        return ssl.create_default_context(cafile=self.trust) if secure else None
 
     def models(self) -> list[str]:
         """The ids of the models that are served. Raises Refused, Gone."""
-        request = urllib.request.Request(f"{self.url}/v1/models", headers=self.headers)
-        handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.tls)]
         try:
+            request = urllib.request.Request(f"{self.url}/v1/models", headers=self.headers)
+            handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.tls)]
             with urllib.request.build_opener(*handlers).open(request, timeout=PATIENCE) as answer:
                 return [card["id"] for card in json.load(answer)["data"]]
         except urllib.error.HTTPError as error:
             raise Refused(_sentence(error.read(), error.code)) from error
         except OSError as error:
             raise Gone(f"nobody answers at {self.url}: {getattr(error, 'reason', error)}.") from error
-        except (ValueError, LookupError, TypeError) as error:
+        except (http.client.HTTPException, ValueError, LookupError, TypeError) as error:
             raise Refused(f"{self.url} does not answer as a model server does.") from error
 
 

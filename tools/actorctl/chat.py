@@ -15,11 +15,22 @@ from tools.actorctl.target import FAILED, INTERRUPTED, UNREACHABLE, Ask, adminis
 HELP = "/reset begins anew, /quit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
+def _web(_: click.Context, option: click.Parameter, url: str) -> str:
+    """The address of a server, without the `/v1` that clients are given."""
+    if url and not url.startswith(("http://", "https://")):
+        raise click.BadParameter("an address begins with http:// or https://.", param=option)
+    return url.rstrip("/").removesuffix("/v1")
+
+
 @click.command()
 @click.argument("message", required=False)
-@click.option("--url", default="", help="Server to talk to. [default: this machine's company]")
+@click.option("--url", default="", callback=_web, help="Server to talk to. [default: this machine's company]")
 @click.option("--api-key", default="", envvar="TROUPE_API_KEY", help="Key, where the server wants one.")
-@click.option("--cacert", default="", help="Certificate (PEM) to trust, for https.")
+@click.option(
+    "--cacert",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Certificates (PEM) to trust instead of the system's.",
+)
 @click.option("--model", default="", help="Model to talk to. [default: the first that is served]")
 @click.option("--system", default="", help="Instructions for the model.")
 @click.option("--temperature", type=click.FloatRange(0, 100), help="0 is greedy. [default: the model's]")
@@ -31,7 +42,7 @@ def chat(
     message: str | None,
     url: str,
     api_key: str,
-    cacert: str,
+    cacert: str | None,
     model: str,
     system: str,
     temperature: float | None,
@@ -43,14 +54,14 @@ def chat(
     The answer goes to stdout, everything else to stderr. /reset begins anew, /quit or Ctrl-D leaves,
     Ctrl-C stops an answer.
     """
-    address = url.rstrip("/").removesuffix("/v1") or str(ask({"verb": "status"})["url"])
-    server = Server(address, api_key, cacert)
+    server = Server(url or str(ask({"verb": "status"})["url"]), api_key, cacert)
     options = {"temperature": temperature, "seed": seed, "max_output_tokens": max_tokens}
     fields: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if system:
         fields["instructions"] = system
     try:
-        fields["model"] = model or server.models()[0]
+        served = server.models()
+        fields["model"] = model or served[0]
         if message is None and sys.stdin.isatty():
             _converse(Talk(server, fields))
         else:
