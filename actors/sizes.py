@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from protocols.config import Config
+from protocols.grammar import MAX_GRAMMAR
 from protocols.messages import TokenRow
 from protocols.plan import Logprobs, Reading
 from protocols.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, SamplingParams
@@ -17,8 +18,8 @@ from protocols.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, SamplingParams
 _NOTHING = Reading()
 
 HEAVY = 1 << 20
-"""Bytes of block tables, histories and logit biases in a plan above which nobody else is admitted with it,
-so that a plan always fits into a ring."""
+"""Bytes of block tables, histories, grammars and logit biases in a plan above which nobody else is admitted
+with it, so that a plan always fits into a ring."""
 
 BIAS_BYTES = 16
 """Bytes that one entry of a logit bias takes on the wire, rather more than less."""
@@ -37,7 +38,8 @@ _OVERHEAD = 4096
 def least_ring_bytes(config: Config) -> int:
     """Capacity of a ring that takes every plan of a company with these options; a multiple of 8."""
     context = config.model.context
-    admission = 4 * context + 4 * (context // config.page_size + 1) + BIAS_BYTES * MAX_LOGIT_BIAS
+    pages = context // config.page_size + 1
+    admission = 4 * (context + pages) + BIAS_BYTES * MAX_LOGIT_BIAS + MAX_GRAMMAR
     slots = SLOT_BYTES * config.max_running + _OVERHEAD
     plan = HEAVY + admission + 4 * config.chunk_size + slots
     done = _READ_BYTES * config.chunk_size + slots

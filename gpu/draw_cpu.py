@@ -39,6 +39,9 @@ _LOW_CUT = np.float32(2.0**-14 * draw.SCALE)
 
 _NO_CUT = np.float32(0)
 
+_LEAST = np.finfo(np.float32).min
+"""Below it is only minus infinity: tokens that a grammar forbids, of which there may be most."""
+
 
 class Kind(enum.IntEnum):
     """How a row is chosen: the most likely token, or drawn, under no restriction, top-k with whatever else,
@@ -176,9 +179,10 @@ def _free(tile: _Tile) -> Ints:
 def _by_rank(tile: _Tile) -> Ints:
     """Only about k logits of each row are ever exponentiated."""
     values, top_k = tile.logits.numpy(), tile.limits["top_k"]
-    flat, begins = above(values, kth_maxima(tile.logits, top_k))
+    flat, begins = above(values, np.maximum(kth_maxima(tile.logits, top_k), _LEAST))
     logits = _packed(values.reshape(-1)[flat], begins, -np.inf)
-    least = np.take_along_axis(_descending(logits), top_k[:, None] - 1, 1)
+    last = np.minimum(top_k, logits.shape[1])[:, None] - 1
+    least = np.take_along_axis(_descending(logits), last, 1)
     logits[logits < least] = -np.inf
     powers = tile.some_exponentials(logits)
     ranked = _descending(powers)

@@ -21,6 +21,7 @@ from gpu.attention import choose
 from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
 from gpu.device import choose_device, use_threads
+from gpu.grammar import Grammars
 from gpu.kv_pool import KvPool, choose_pages
 from gpu.models.base import Model
 from gpu.models.loading import load_model
@@ -58,7 +59,8 @@ class Executor:
         self._attention = choose(pool, kernels)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
         self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
-        self._sampler = Sampler(self.slots, card.vocab_size, pool.device)
+        self._grammars = Grammars(card, pool.device)
+        self._sampler = Sampler(self.slots, card.vocab_size, pool.device, self._grammars)
         self._readings = Readings(pool.device)
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
         self._speculator = Speculator.of(config)
@@ -85,6 +87,7 @@ class Executor:
             pool = KvPool(model.kv, pages, config.page_size, dtype, device)
         progress(f"{pages} pages of {config.page_size} tokens in {dtype} on {device}")
         executor = cls(config, model, pool, kernels)
+        executor._grammars.preload()
         executor.warm_up()
         return executor
 

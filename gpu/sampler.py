@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpu import draw
 from gpu.draw_cpu import CpuDraw, Kind
+from gpu.grammar import Grammars
 from gpu.logprobs import LogprobRows, RawLogprobs
 from gpu.penalties import Penalties
 from gpu.philox import Uniforms
@@ -31,7 +32,7 @@ Rows = npt.NDArray[np.intp]
 _LEAST_TEMPERATURE = 1e-5
 """Below this a distribution is a single token in float32, and the row is greedy."""
 
-_PENALISED, _BIASED, _SUPPRESSED, _LOGPROBS = (1 << bit for bit in range(4))
+_PENALISED, _BIASED, _SUPPRESSED, _LOGPROBS, _SHAPED = (1 << bit for bit in range(5))
 
 _PARAMETERS = np.dtype(
     [
@@ -99,15 +100,19 @@ def _sentence(best: float) -> str:
 
 
 class Sampler:
-    """Samples for `slots` slots over `vocab_size` tokens; keeps what each open slot asked for."""
+    """Samples for `slots` slots over `vocab_size` tokens; keeps what each open slot asked for. grammars:
+    needed as soon as a slot asks for one."""
 
-    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, slots: int, vocab_size: int, device: torch.device, grammars: Grammars | None = None
+    ) -> None:
         assert vocab_size <= draw.MAX_VOCAB
         self._vocab, self._device = vocab_size, device
         self._slots = np.zeros(slots, _PARAMETERS)
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}
         self._stops: dict[int, Tensor] = {}
         self._penalties = Penalties(slots, vocab_size, device)
+        self._grammars = grammars
         self._uniforms = Uniforms(slots)
         self._cpu = CpuDraw(vocab_size) if device.type == "cpu" else None
 
@@ -137,6 +142,9 @@ class Sampler:
             self._stops[slot] = self._ids(sampling.stop_token_ids)
         if sampling.penalised:
             self._penalties.open(opening)
+        if sampling.grammar:
+            assert self._grammars is not None
+            self._grammars.open(opening)
 
     def close(self, slot: int) -> None:
         """Forget a slot; harmless when it is closed already."""
@@ -145,6 +153,8 @@ class Sampler:
         self._bias.pop(slot, None)
         self._stops.pop(slot, None)
         self._penalties.close(slot)
+        if self._grammars is not None:
+            self._grammars.close(slot)
 
     def reset(self) -> None:
         """Forget every slot."""
@@ -159,27 +169,35 @@ class Sampler:
         asked = self._slots[slots]
         flags = asked["flags"]
         young = positions - asked["prompt_len"] < asked["min_tokens"]
-        edited = flags & (_PENALISED | _BIASED) | (flags & _SUPPRESSED) * young
+        edited = flags & (_PENALISED | _BIASED | _SHAPED) | (flags & _SUPPRESSED) * young
         asking = np.flatnonzero(flags & _LOGPROBS)
         raw = None
         if len(asking):
             raw = RawLogprobs(logits, asking, asked["logprobs"][asking], edited=bool(edited[asking].any()))
         if edited.any():
-            logits = self._edit(logits.float(), slots, edited)
+            logits = self._edit(logits.float(), slots, edited, young)
         tokens, best = self._choose(logits, slots, asked, positions)
         tokens = torch.where(torch.isfinite(best), tokens, -1)
         penalised = np.flatnonzero(flags & _PENALISED)
         if len(penalised):
             self._penalties.count(tokens, penalised, slots[penalised])
-        return SampleResult(tokens, best, slots, raw.choose(logits, tokens) if raw else None)
+        result = SampleResult(tokens, best, slots, raw.choose(logits, tokens) if raw else None)
+        shaped = np.flatnonzero(flags & _SHAPED)
+        if len(shaped) and self._grammars is not None:
+            self._grammars.sampled(result, shaped, slots[shaped])
+        return result
 
-    def _edit(self, logits: Tensor, slots: Slots, edited: np.ndarray) -> Tensor:
-        """Bias, suppression of stop tokens, penalties, in place. edited: flags of what is due, [n]."""
+    def _edit(self, logits: Tensor, slots: Slots, edited: np.ndarray, young: np.ndarray) -> Tensor:
+        """Bias, suppression of stop tokens, grammar, penalties, in place. edited: flags of what is due, [n];
+        young: rows below their `min_tokens`, [n]."""
         for row in np.flatnonzero(edited & _BIASED):
             ids, values = self._bias[int(slots[row])]
             logits[row].index_add_(0, ids, values)
         for row in np.flatnonzero(edited & _SUPPRESSED):
             logits[row].index_fill_(0, self._stops[int(slots[row])], -torch.inf)
+        shaped = np.flatnonzero(edited & _SHAPED)
+        if len(shaped) and self._grammars is not None:
+            self._grammars.apply(logits, shaped, slots[shaped], young[shaped])
         rows = np.flatnonzero(edited & _PENALISED)
         if len(rows):
             self._penalties.apply(logits, rows, slots[rows])
@@ -237,6 +255,7 @@ def _flags(sampling: SamplingParams) -> int:
     return (
         _PENALISED * sampling.penalised
         | _BIASED * bool(sampling.logit_bias)
-        | _SUPPRESSED * bool(sampling.min_tokens and sampling.stop_token_ids)
+        | _SUPPRESSED * bool(sampling.min_tokens and sampling.stop_token_ids and not sampling.grammar)
         | _LOGPROBS * (sampling.logprobs is not None)
+        | _SHAPED * bool(sampling.grammar)
     )

@@ -82,7 +82,8 @@ class Config(msgspec.Struct, frozen=True):
     not come back for so long. linger_seconds: a finished response can be resumed through the ledger for
     so long, unless its slot is needed. speculate_tokens: tokens guessed for a sequence in a step at most;
     speculate_rows: for all of them together; speculate_min, speculate_max: how many of the last tokens
-    must have occurred before, in this order, for a guess.
+    must have occurred before, in this order, for a guess. tool_parser, reasoning_parser: the formats of
+    calls and of thoughts that are looked for in answers (`actors.answers.formats`), "none" for none.
 
     api_keys: SHA-256 digests. origins: of web pages that may use the company, hosts: names under which they
     may find it. max_bodies: bytes of all request bodies together that a frontend holds; max_connections: of
@@ -142,6 +143,8 @@ class Config(msgspec.Struct, frozen=True):
     template_seconds: float = 5.0
     ring_bytes: int = 8 * 1024 * 1024
     step_ms: float = 0.0
+    tool_parser: str = "none"
+    reasoning_parser: str = "none"
 
 
 def _read_json(path: pathlib.Path) -> dict[str, object]:

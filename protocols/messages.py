@@ -11,6 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from protocols.errors import ErrorBody
+from protocols.grammar import Rules
 from protocols.plan import ExecutorReady, Logprobs, Plan, Reading, StepDone
 from protocols.request import Finish, OutputOptions, Prompt, Usage
 from protocols.sampling import SamplingParams
@@ -26,7 +27,8 @@ class Generate(Message, frozen=True, array_like=True, tag=1):
     everybody else; b"" where the client's protocol cannot resume. A request with it is answered at once
     by a row without tokens, which says that the ledger has the request. default_tokens: where sampling has no
     max_tokens, so many (or min_tokens) as far as the context goes; 0 for all that it leaves. truncate: only
-    the last so many tokens of the prompt count; -1 for as many as fit, 0 for all.
+    the last so many tokens of the prompt count; -1 for as many as fit, 0 for all. rules: what the text must
+    be, of which the tokenizer makes `sampling.grammar`.
     """
 
     rids: tuple[int, ...]
@@ -41,6 +43,7 @@ class Generate(Message, frozen=True, array_like=True, tag=1):
     client: bytes = b""
     default_tokens: int = 0
     truncate: int = 0
+    rules: Rules = Rules()
 
 
 class Submit(Message, frozen=True, array_like=True, tag=2):

@@ -24,7 +24,7 @@ class SlotOpen(msgspec.Struct, frozen=True, array_like=True):
     the sampling counter. prompt_len: tokens of the prompt; output token i is at position prompt_len + i.
     cached: tokens at the start whose KV already lies in the granted pages; the first chunk starts
     there. history: every token known at this open (prompt, then what was committed before a retraction
-    or a recovery), int32, only where `sampling.penalised`, or where the company speculates and
+    or a recovery), int32, only where `sampling.remembers`, or where the company speculates and
     `sampling.draftable`, else empty; later tokens the executor adds as it samples them.
     """
 

@@ -75,7 +75,8 @@ class OutputOptions(msgspec.Struct, frozen=True, array_like=True):
     """What the tokenizer actor does with the tokens on their way back.
 
     stop: strings that end the text; never shown unless `include_stop`. echo: the prompt's text comes
-    first. token_ids: the rows carry the ids too. `skip_special` leaves special tokens out.
+    first. token_ids: the rows carry the ids too. `skip_special` leaves special tokens out. thoughts: the tags
+    of the model's thoughts, whose tokens are counted; thinking: the prompt ends behind the opening one.
     """
 
     stop: tuple[str, ...] = ()
@@ -83,11 +84,16 @@ class OutputOptions(msgspec.Struct, frozen=True, array_like=True):
     skip_special: bool = True
     echo: bool = False
     token_ids: bool = False
+    thoughts: tuple[str, ...] = ()
+    thinking: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Token counts of one choice."""
+    """Token counts of one choice. reasoning_tokens: of the completion, spent on thoughts. thinking: the
+    prompt ends in the midst of a thought, which the output continues."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
+    thinking: bool = False

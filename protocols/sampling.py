@@ -1,9 +1,9 @@
 """How the next token of a request is chosen: a value that travels from client to sampler.
 
 The order in which the sampler applies the fields is: logit bias, suppression of stop tokens below
-`min_tokens`, repetition / presence / frequency penalties, temperature, top-k, top-p, min-p, draw.
-The draw is counter-based: one uniform from Philox4x32-10(seed, choice, position), then the inverse
-of the cumulative distribution, so a token depends on nothing but its own request.
+`min_tokens`, the grammar's mask, repetition / presence / frequency penalties, temperature, top-k, top-p,
+min-p, draw. The draw is counter-based: one uniform from Philox4x32-10(seed, choice, position), then the
+inverse of the cumulative distribution, so a token depends on nothing but its own request.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     chosen token and the n most likely. logit_bias: (token id, bias) pairs. max_tokens 0: the prompt is run
     and nothing comes after it. prompt_logprobs: as logprobs, of the prompt's tokens, each by those before it.
     pool: only with max_tokens 0.
+    grammar: what the text must be, in llguidance's form; "" for anything, made by the tokenizer actor of what
+    the client asked for.
     """
 
     temperature: float = 1.0
@@ -58,6 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     pool: Pool = Pool.NONE
+    grammar: str = ""
 
     @property
     def reads_prompt(self) -> bool:
@@ -75,9 +78,14 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     @property
+    def remembers(self) -> bool:
+        """Whether the sampler must know the tokens so far."""
+        return self.penalised or bool(self.grammar)
+
+    @property
     def draftable(self) -> bool:
         """Whether guessed tokens can be verified side by side: no logits depend on the tokens between."""
-        return not self.penalised
+        return not self.remembers
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

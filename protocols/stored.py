@@ -25,7 +25,7 @@ class StoredRequest(msgspec.Struct, frozen=True, array_like=True):
     """The normalised request of one choice.
 
     submit: what the scheduler was sent. generate: the request as the frontend made it, less what `submit`
-    says better: its sampling is left at the defaults, and its prompt is an empty TokenPrompt
+    says better: its sampling and rules are left at the defaults, and its prompt is an empty TokenPrompt
     unless its text is to be echoed, or is short and a client may come back to continue it.
     """
 

@@ -7,14 +7,18 @@ import functools
 import msgspec
 
 from actors.frontend import parameters, prompts
+from actors.frontend.chat_writer import ChatWriter
 from actors.frontend.choices import AnswerHead, answer, check
 from actors.frontend.engine import Job
+from actors.frontend.reading import Reading, reading_of
+from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, read, trace_of
-from actors.frontend.text import FINISH_REASONS, Collector, Pending, usage_document
+from actors.frontend.text import Collector, Pending, finish_reason, usage_document
+from protocols.config import Config
 from protocols.errors import UserError
 from protocols.messages import TextLogprob
 from protocols.openai import chat
-from protocols.openai.chat import AnswerMessage, ChatChoice, ChatCompletion, ChatRequest, ChoiceLogprobs
+from protocols.openai.chat import ChatChoice, ChatCompletion, ChatRequest, ChoiceLogprobs
 from protocols.openai.logprobs import prompt_logprobs, token_logprob
 from protocols.request import ChatPrompt
 from runtime.http import Exchange
@@ -23,11 +27,14 @@ _decoder = msgspec.json.Decoder(ChatRequest)
 
 
 class ChatDialect:
-    """How chat words its chunks."""
+    """How chat words its chunks. reading: how its text is to be read."""
 
     kind = "chat.completion.chunk"
     prefix = "chatcmpl-"
     after = b'},"logprobs":'
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
 
     def opening(self, index: int) -> bytes:
         """The role, with empty content."""
@@ -46,13 +53,18 @@ class ChatDialect:
         """Up to the finish reason."""
         return b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":' % index
 
+    def writer(self) -> ChatWriter | None:
+        """Where there may be thoughts or calls."""
+        return ChatWriter(self._reading) if self._reading else None
+
 
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/chat/completions`."""
     request = await read(_decoder, await exchange.body())
+    reading = _reading(request, service.config)
     job = chat_job(request, service, trace_of(exchange))
-    document = functools.partial(_document, request)
-    await answer(service, exchange, request, job, ChatDialect(), document)
+    document = functools.partial(_document, request, reading)
+    await answer(service, exchange, request, job, ChatDialect(reading), document)
 
 
 def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
@@ -71,7 +83,20 @@ def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
         trace=trace,
         n=n,
         prompt_logprobs=request.prompt_logprobs,
+        rules=rules_of(
+            request,
+            request.response_format,
+            tools=request.tools,
+            choice=request.tool_choice,
+            parallel=request.parallel_tool_calls,
+        ),
+        reading=_reading(request, service.config),
     )
+
+
+def _reading(request: ChatRequest, config: Config) -> Reading:
+    names = [tool.function.name for tool in request.tools or () if tool.function is not None]
+    return reading_of(config, names, request.tool_choice)
 
 
 def prompt_of(request: ChatRequest) -> ChatPrompt:
@@ -89,13 +114,15 @@ def prompt_of(request: ChatRequest) -> ChatPrompt:
         arguments.setdefault("reasoning_effort", request.reasoning_effort)
     return prompts.chat_prompt(
         [prompts.template_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)],
-        tools=request.tools if prompts.offers_tools(request.tool_choice) else None,
+        tools=request.tools if request.tool_choice != "none" else None,
         arguments=arguments,
         continue_final=continue_final,
     )
 
 
-def _document(request: ChatRequest, head: AnswerHead, collector: Collector) -> ChatCompletion:
+def _document(
+    request: ChatRequest, reading: Reading, head: AnswerHead, collector: Collector
+) -> ChatCompletion:
     read, top = collector.pending[0], request.prompt_logprobs
     return ChatCompletion(
         id=head.id,
@@ -104,7 +131,9 @@ def _document(request: ChatRequest, head: AnswerHead, collector: Collector) -> C
         usage=usage_document(collector.meter.total()),
         prompt_logprobs=msgspec.UNSET if top is None else prompt_logprobs(read.prompt_logprobs, top),
         prompt_token_ids=list(read.prompt_ids) or msgspec.UNSET,
-        choices=[_choice(request, index, pending) for index, pending in enumerate(collector.pending)],
+        choices=[
+            _choice(request, reading, index, pending) for index, pending in enumerate(collector.pending)
+        ],
     )
 
 
@@ -112,12 +141,14 @@ def _logprobs(entries: list[TextLogprob]) -> ChoiceLogprobs:
     return ChoiceLogprobs([token_logprob(entry) for entry in entries])
 
 
-def _choice(request: ChatRequest, index: int, pending: Pending) -> ChatChoice:
+def _choice(request: ChatRequest, reading: Reading, index: int, pending: Pending) -> ChatChoice:
+    writer = ChatWriter(reading)
+    writer.begin(thinking=pending.thinking)
     return ChatChoice(
         index=index,
         logprobs=_logprobs(pending.logprobs) if pending.logprobs and request.logprobs else None,
         token_ids=list(pending.token_ids) if pending.token_ids else msgspec.UNSET,
-        message=AnswerMessage(pending.take()),
-        finish_reason=FINISH_REASONS[pending.finish],
+        message=writer.message(pending.take()),
+        finish_reason=finish_reason(pending.finish, called=writer.called),
         stop_reason=pending.stop,
     )

@@ -11,14 +11,27 @@ from typing import Protocol
 
 import msgspec
 
-from actors.frontend.text import FINISH_REASONS, Meter, Pending, usage_document
+from actors.frontend.text import Meter, Pending, finish_reason, usage_document
 from protocols.errors import ErrorBody
 from protocols.messages import TextLogprob, TextRow
 from protocols.openai.body import error_document
 from protocols.request import Finish
 
 DONE = b"data: [DONE]\n\n"
+_NO_DETAILS = b'null,"finish_reason":null'
 _encode = msgspec.json.Encoder().encode
+
+
+class Writer(Protocol):
+    """Takes the text of a choice apart. called: it has called a function."""
+
+    called: bool
+
+    def begin(self, *, thinking: bool) -> None:
+        """Told before the first text: whether the prompt ends in the midst of a thought."""
+
+    def feed(self, text: str, *, last: bool) -> list[bytes]:
+        """The deltas, as JSON objects, that `text` settles."""
 
 
 class Dialect(Protocol):
@@ -41,6 +54,9 @@ class Dialect(Protocol):
 
     def last(self, index: int) -> bytes:
         """JSON of the choice object without text, up to its finish reason."""
+
+    def writer(self) -> Writer | None:
+        """For one choice whose text means more than itself."""
 
 
 class ChunkStream:
@@ -65,6 +81,7 @@ class ChunkStream:
         self._before = [self._head + dialect.before(index) for index in range(choices)]
         self._after = dialect.after + b'null,"finish_reason":null}' + self._tail
         self._pending = [Pending() for _ in range(choices)]
+        self._writers = [dialect.writer() for _ in range(choices)]
         self._meter = Meter(choices, n)
         self._include_usage = include_usage
         self._continuous = continuous_usage
@@ -98,28 +115,47 @@ class ChunkStream:
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _show(self, index: int, out: list[bytes]) -> None:
-        pending = self._pending[index]
-        if pending:
+        pending, writer = self._pending[index], self._writers[index]
+        if writer is not None:
+            self._show_apart(index, pending, writer, out)
+        elif pending:
             if pending.detailed or self._continuous:
                 out.append(self._detailed(index, pending))
             else:
                 out.append(b"%b%b%b" % (self._before[index], _encode(pending.take()), self._after))
         if pending.finish is not Finish.NONE:
             self._open -= 1
-            reason = _encode(FINISH_REASONS[pending.finish])
+            reason = _encode(finish_reason(pending.finish, called=writer is not None and writer.called))
             last = b'%b%b,"stop_reason":%b}' % (self._dialect.last(index), reason, _encode(pending.stop))
             out.append(self._chunk(last))
 
-    def _detailed(self, index: int, pending: Pending) -> bytes:
-        """A chunk with more than text."""
-        dialect, entries = self._dialect, pending.prompt_logprobs + pending.logprobs
-        logprobs = dialect.logprobs(entries, pending.listed) if entries else b"null"
+    def _show_apart(self, index: int, pending: Pending, writer: Writer, out: list[bytes]) -> None:
+        """What the text means, a chunk for each delta; the first has the logprobs and ids of all of it."""
+        if not pending.characters:
+            writer.begin(thinking=pending.thinking)
+        details = self._details(pending)
+        text = pending.take()
+        deltas = writer.feed(text, last=pending.finish is not Finish.NONE)
+        if not deltas and details != _NO_DETAILS:
+            deltas = [b"{}"]
+        for delta in deltas:
+            out.append(self._chunk(b'{"index":%d,"delta":%b,"logprobs":%b}' % (index, delta, details)))
+            details = _NO_DETAILS
+
+    def _details(self, pending: Pending) -> bytes:
+        """JSON of logprobs and ids, up to the end of the choice object."""
+        entries = pending.prompt_logprobs + pending.logprobs
+        logprobs = self._dialect.logprobs(entries, pending.listed) if entries else b"null"
         ids = b',"token_ids":' + _encode(pending.token_ids) if pending.token_ids else b""
         if pending.prompt_ids:
             ids += b',"prompt_token_ids":' + _encode(pending.prompt_ids)
+        return logprobs + ids + b',"finish_reason":null'
+
+    def _detailed(self, index: int, pending: Pending) -> bytes:
+        """A chunk with more than text."""
+        dialect, details = self._dialect, self._details(pending)
         text = _encode(pending.take())
-        choice = [dialect.before(index), text, dialect.after, logprobs, ids, b',"finish_reason":null}']
-        return self._chunk(b"".join(choice))
+        return self._chunk(b"%b%b%b%b}" % (dialect.before(index), text, dialect.after, details))
 
     def _chunk(self, choice: bytes) -> bytes:
         if not self._continuous:

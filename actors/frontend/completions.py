@@ -10,6 +10,7 @@ import msgspec
 from actors.frontend import parameters, prompts
 from actors.frontend.choices import AnswerHead, answer, check
 from actors.frontend.engine import Job
+from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, read, trace_of
 from actors.frontend.text import FINISH_REASONS, Collector, Pending, usage_document
 from protocols.messages import TextLogprob
@@ -50,6 +51,9 @@ class TextDialect:
         """Up to the finish reason."""
         return b'{"index":%d,"text":"","logprobs":null,"finish_reason":' % index
 
+    def writer(self) -> None:
+        """The text is what it is."""
+
 
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/completions`."""
@@ -76,6 +80,7 @@ def completion_job(request: CompletionRequest, service: Service, trace: str) -> 
         prompt_logprobs=max((top for top in read if top is not None), default=None),
         least=0,
         default_tokens=DEFAULT_MAX_TOKENS,
+        rules=rules_of(request, request.response_format),
     )
 
 

@@ -26,6 +26,7 @@ from actors.frontend.questions import Questions
 from actors.frontend.slots import Slots
 from protocols.config import Config
 from protocols.errors import ErrorBody, UserError
+from protocols.grammar import Rules
 from protocols.messages import (
     Abort,
     Decoded,
@@ -46,11 +47,13 @@ from runtime.tracing import trace_fields
 EXPIRE_EVERY = 0.1
 """Seconds between looks at requests that wait for their first token."""
 
+_FREE = Rules()
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What a client asked for: `n` choices for each prompt; choice i * n + j is number j of prompt i.
-    client, default_tokens and truncate: see Generate."""
+    client, default_tokens, truncate and rules: see Generate."""
 
     prompts: tuple[Prompt, ...]
     sampling: SamplingParams
@@ -62,6 +65,7 @@ class Job:
     client: bytes = b""
     default_tokens: int = 0
     truncate: int = 0
+    rules: Rules = _FREE
 
 
 class Sink(Protocol):
@@ -211,7 +215,7 @@ class Engine:
 
     def __init__(self, index: int, config: Config, ledger: Ledger, outbox: Outbox, log: Any) -> None:
         self._index = index
-        self._config = config
+        self.config = config
         self._ledger = ledger
         self._outbox = outbox
         self._log = log
@@ -290,7 +294,7 @@ class Engine:
     @property
     def patience(self) -> float:
         """Seconds that a request may wait for its first token; 0: any time."""
-        return self._config.queue_seconds
+        return self.config.queue_seconds
 
     async def expire(self) -> None:
         """Refuse what has waited too long for its first token, for ever."""
@@ -352,12 +356,13 @@ class Engine:
                 client=job.client,
                 default_tokens=job.default_tokens,
                 truncate=job.truncate,
+                rules=job.rules,
             )
             for i, prompt in enumerate(job.prompts)
         )
 
     def _tokenizer(self, rid: int) -> str:
-        return f"tokenizer.{slot_of(rid) % self._config.tokenizers}"
+        return f"tokenizer.{slot_of(rid) % self.config.tokenizers}"
 
     def _row(self, row: TextRow, woken: dict[Generation, None]) -> None:
         choice = self._choices.get(row.rid)
@@ -408,7 +413,7 @@ class Engine:
     def _end(self, choice: Choice) -> None:
         generation = choice.generation
         del self._choices[choice.rid]
-        linger = self._config.linger_seconds if generation.mails[0].client else 0.0
+        linger = self.config.linger_seconds if generation.mails[0].client else 0.0
         self.slots.leave(choice.rid, aborted=False, linger=linger)
         generation.open -= 1
         if not generation.open:

@@ -21,7 +21,7 @@ import trio
 from actors.frontend.engine import Engine
 from actors.frontend.live import Conversation, LiveResponse, Store
 from actors.frontend.prompts import Message
-from actors.frontend.response_stream import ResponseStream
+from actors.frontend.turns import stream_of
 from protocols.errors import PeerError, UserError
 from protocols.messages import Generate
 from protocols.openai.responses import Response
@@ -127,7 +127,7 @@ class Finder:
         memo = self._memo(generate)
         if generate is None or memo is None or not hmac.compare_digest(memo.response.id, id):
             raise not_found(id)
-        stream = ResponseStream(memo.response, memo.item_id, silent=memo.silent)
+        stream = stream_of(self._engine.config, memo.response, memo.item_id, silent=memo.silent)
         on_over = self.store.keep if memo.response.store else self.store.forget
         live = LiveResponse(stream, _conversation(generate, memo), on_over)
         generation = self._engine.adopt(generate, live)

@@ -109,10 +109,10 @@ class LiveResponse:
     def conversation(self) -> Conversation | None:
         """What a later response continues: the input, and the answer where there is one; None where the
         input was too long to survive the process that took it."""
-        text = self.stream.text
-        if not text or self._asked is None:
-            return self._asked
-        return self._asked.and_then(({"role": "assistant", "content": text},), len(text))
+        if self._asked is None:
+            return None
+        message, size = self.stream.answer()
+        return self._asked.and_then((message,), size) if size else self._asked
 
     def follow(self, reader: Reader) -> None:
         """Add a reader and let it take what there is."""

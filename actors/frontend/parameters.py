@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 
 from actors.frontend.engine import Job
+from actors.frontend.reading import Reading
 from protocols.config import ModelCard
 from protocols.errors import ErrorBody, UserError
+from protocols.grammar import Rules
 from protocols.openai import generation
 from protocols.openai.generation import GenerationFields, refuse_unserved
 from protocols.request import MAX_STOP_CHARS, MAX_STOPS, OutputOptions, Prompt
@@ -16,6 +18,8 @@ from protocols.sampling import SamplingParams, validate
 
 MAX_SALT = 256
 _PRIORITIES = 2**31
+_FREE = Rules()
+_PLAIN = Reading()
 
 
 def check_model(name: str | None, model: ModelCard) -> None:
@@ -99,6 +103,8 @@ def job(
     prompt_logprobs: int | None = None,
     least: int = 1,
     default_tokens: int = 0,
+    rules: Rules = _FREE,
+    reading: Reading = _PLAIN,
 ) -> Job:
     """The validated job of a request; raises UserError. logprobs and so on: see `sampling`."""
     params = sampling(
@@ -110,7 +116,7 @@ def job(
         prompt_logprobs=prompt_logprobs,
         least=least,
     )
-    output = output_options(request, echo=echo)
+    output = reading.adapted(output_options(request, echo=echo))
     priority, salt = request.priority or 0, request.cache_salt or ""
     if not -_PRIORITIES <= priority < _PRIORITIES:
         raise UserError("priority must fit 32 bits.", param="priority")
@@ -122,7 +128,16 @@ def job(
             "truncate_prompt_tokens must be positive, or -1 for what fits.", param="truncate_prompt_tokens"
         )
     return Job(
-        prompts, params, output, n, priority, salt, trace, default_tokens=default_tokens, truncate=truncate
+        prompts,
+        params,
+        output,
+        n,
+        priority,
+        salt,
+        trace,
+        default_tokens=default_tokens,
+        truncate=truncate,
+        rules=rules,
     )
 
 

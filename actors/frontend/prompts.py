@@ -186,10 +186,3 @@ def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
         function = {k: v for k, v in msgspec.structs.asdict(tool.function).items() if v is not None}
         shown.append({"type": "function", "function": function})
     return shown
-
-
-def offers_tools(choice: object) -> bool:
-    """Whether the model sees the tools; refuses a choice that forces a call."""
-    if choice not in (None, "auto", "none"):
-        raise UserError("tool_choice may be 'auto' or 'none'.", param="tool_choice", code="unsupported")
-    return choice != "none"

@@ -19,11 +19,15 @@ from __future__ import annotations
 import enum
 import itertools
 import time
-from collections.abc import Iterator
-from typing import NamedTuple, assert_never
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, assert_never
 
 import msgspec
 
+from actors.answers.parser import AnswerParser
+from actors.answers.pieces import Piece, Text
+from actors.frontend.reading import Reading
+from actors.frontend.response_items import Items, Made, answered
 from actors.frontend.text import Meter
 from protocols.errors import ErrorBody
 from protocols.messages import TextLogprob, TextRow
@@ -32,6 +36,7 @@ from protocols.openai.responses import (
     IncompleteDetails,
     InputDetails,
     OutputDetails,
+    OutputItem,
     OutputMessage,
     OutputText,
     Response,
@@ -118,15 +123,22 @@ class _Scored(NamedTuple):
     logprobs: list[TokenLogprob]
 
 
+_PLAIN = Reading()
 _STRING_BYTES = 64
 _LOGPROB_BYTES = 300
 
 
 class ResponseStream:
-    """A response that grows. silent: a warm-up, whose text is thrown away."""
+    """A response that grows. silent: a warm-up, whose text is thrown away. reading: how its text is to be
+    read; where there is nothing to look for, deltas are kept as short as they come."""
 
-    def __init__(self, response: Response, item_id: str, *, silent: bool = False) -> None:
+    def __init__(
+        self, response: Response, item_id: str, *, silent: bool = False, reading: Reading = _PLAIN
+    ) -> None:
         self.phase = Phase.NEW
+        self._parser = reading.parser() if reading else None
+        self._items = Items(reading, item_id.removeprefix("msg_"))
+        self._unshown: list[TokenLogprob] = []
         self._response = response
         self._item_id = item_id
         self._silent = silent
@@ -150,11 +162,13 @@ class ResponseStream:
         """Whether nothing more can come in; the last events may still be untaken."""
         return self._end is not None
 
-    @property
-    def text(self) -> str:
-        """The answer so far."""
+    def answer(self) -> tuple[dict[str, Any], int]:
+        """The answer so far, as the chat template will see it, and how many characters it has."""
         self._advance()
-        return "".join(self._parts)
+        if self._parser is not None:
+            return answered(self._items.done)
+        text = "".join(self._parts)
+        return {"role": "assistant", "content": text}, len(text)
 
     @property
     def size(self) -> int:
@@ -172,6 +186,8 @@ class ResponseStream:
         if self._end is not None:
             return
         if not self._silent:
+            if self._parser is not None and row.usage is not None and not self._meter.begun:
+                self._parser.begin(thinking=row.usage.thinking)
             self._pending += _deltas(row)
         self._meter.add(0, row)
         if row.finish is not Finish.NONE:
@@ -220,6 +236,10 @@ class ResponseStream:
 
     def _write(self, deltas: list[_Scored | str]) -> None:
         """The deltas, the first one after the item and part that it belongs to."""
+        if self._parser is not None:
+            for delta in deltas:
+                self._write_apart(self._parser, delta)
+            return
         if self.phase is Phase.OPEN:
             self._open_item()
         self._log += deltas
@@ -230,12 +250,47 @@ class ResponseStream:
                 self._parts.append(delta.text)
                 self._logprobs += delta.logprobs
 
+    def _write_apart(self, parser: AnswerParser, delta: _Scored | str) -> None:
+        """What a delta means. The logprobs of tokens of a text come with the text that they settle."""
+        text, logprobs = (delta, []) if isinstance(delta, str) else delta
+        self._unshown += logprobs
+        pieces = parser.feed(text)
+        self._show(pieces)
+
+    def _show(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            logprobs: list[TokenLogprob] = []
+            if isinstance(piece, Text):
+                logprobs, self._unshown = self._unshown, []
+            self._add_made(self._items.take(piece, logprobs))
+        if pieces and not isinstance(pieces[-1], Text):
+            self._unshown = []
+
+    def _add_made(self, made: Iterable[Made]) -> None:
+        for kind, fields in made:
+            self._add(f"response.{kind}", **fields)
+        if self.phase is Phase.OPEN and not self._items.empty:
+            self._move(Move.TEXT)
+
+    def _finish_apart(self, parser: AnswerParser, move: Move) -> None:
+        if move is not Move.FAIL:
+            self._show(parser.flush())
+            if self._items.empty:
+                self._add_made(self._items.no_text())
+            self._add_made(self._items.close("completed" if move is Move.STOP else "incomplete"))
+        self._move(move)
+        self._close([*self._items.done, *self._items.left(move is Move.FAIL)])
+        self._add(_LAST_EVENT[self.phase], response=self._response)
+
     def _open_item(self) -> None:
         self._add("response.output_item.added", output_index=0, item=self._item("in_progress", []))
         self._add("response.content_part.added", **self._place(), part=OutputText())
         self._move(Move.TEXT)
 
     def _finish(self, move: Move) -> None:
+        if self._parser is not None and not self._silent:
+            self._finish_apart(self._parser, move)
+            return
         answers = not self._silent and move is not Move.FAIL
         if answers and self.phase is Phase.OPEN:
             self._open_item()
@@ -250,10 +305,10 @@ class ResponseStream:
         self._close([item] if started else [])
         self._add(_LAST_EVENT[self.phase], response=self._response)
 
-    def _close(self, output: list[OutputMessage]) -> None:
+    def _close(self, output: Sequence[OutputItem]) -> None:
         """The document's final fields."""
         response = self._response
-        response.output = output
+        response.output = list(output)
         response.usage = self._usage()
         match self.phase:
             case Phase.COMPLETED:
@@ -274,7 +329,7 @@ class ResponseStream:
             usage.prompt_tokens,
             InputDetails(usage.cached_tokens),
             usage.completion_tokens,
-            OutputDetails(),
+            OutputDetails(usage.reasoning_tokens),
             usage.prompt_tokens + usage.completion_tokens,
         )
 

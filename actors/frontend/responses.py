@@ -10,7 +10,7 @@ import msgspec
 from actors.frontend import delivery, turns
 from actors.frontend.finder import Finder, Memo
 from actors.frontend.live import Conversation, LiveResponse, Reader
-from actors.frontend.response_stream import DELTA, Event, ResponseStream
+from actors.frontend.response_stream import DELTA, Event
 from actors.frontend.service import Service, new_id, read, trace_of
 from actors.frontend.turns import Turn
 from protocols.errors import UserError
@@ -94,7 +94,7 @@ async def launch(service: Service, finder: Finder, turn: Turn) -> LiveResponse:
     (rid,) = engine.slots.claim(1)
     turn.response.id = new_id(f"resp_{rid:x}_")
     memo = Memo(turn.response, new_id("msg_"), turn.silent)
-    stream = ResponseStream(turn.response, memo.item_id, silent=turn.silent)
+    stream = turns.stream_of(service.config, turn.response, memo.item_id, silent=turn.silent)
     live = LiveResponse(stream, turn.conversation, store.keep if turn.response.store else store.forget)
     store.run(live)
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from protocols.errors import ErrorBody
 from protocols.messages import TextLogprob, TextRow
-from protocols.openai.chat import CompletionUsage, PromptDetails
+from protocols.openai.chat import CompletionDetails, CompletionUsage, PromptDetails
 from protocols.request import Finish, Usage
 
 FINISH_REASONS = {
@@ -15,9 +17,15 @@ FINISH_REASONS = {
 }
 
 
+def finish_reason(finish: Finish, *, called: bool) -> str:
+    """OpenAI's word for an end. called: functions were called."""
+    return "tool_calls" if called and finish is Finish.STOP else FINISH_REASONS[finish]
+
+
 class Pending:
     """Rows of one choice, merged. characters: how many were taken before, of text; listed: of the tokens that
-    logprobs listed. prompt_logprobs, prompt_ids: of the prompt, where it is listed."""
+    logprobs listed. prompt_logprobs, prompt_ids: of the prompt, where it is listed. thinking: see
+    Usage."""
 
     __slots__ = (
         "characters",
@@ -28,6 +36,7 @@ class Pending:
         "prompt_ids",
         "prompt_logprobs",
         "stop",
+        "thinking",
         "token_ids",
     )
 
@@ -41,6 +50,7 @@ class Pending:
         self.listed = 0
         self.prompt_logprobs: list[TextLogprob] = []
         self.prompt_ids: list[int] = []
+        self.thinking = False
 
     def add(self, row: TextRow) -> None:
         """Merge a row in."""
@@ -52,6 +62,8 @@ class Pending:
             (self.token_ids if row.tokens else self.prompt_ids).extend(row.token_ids)
         if row.finish is not Finish.NONE:
             self.finish, self.stop = row.finish, row.stop
+        if row.usage is not None:
+            self.thinking = row.usage.thinking
 
     def __bool__(self) -> bool:
         return bool(self.parts or self.detailed)
@@ -85,6 +97,12 @@ class Meter:
         self._prompt = [0] * choices
         self._cached = [0] * choices
         self._output = [0] * choices
+        self._reasoning = [0] * choices
+
+    @property
+    def begun(self) -> bool:
+        """Whether the prompt has been counted, as it is with the first tokens."""
+        return bool(self._prompt[0])
 
     def add(self, index: int, row: TextRow) -> None:
         """Take in a row of choice `index`."""
@@ -94,11 +112,13 @@ class Meter:
             self._prompt[index] = row.usage.prompt_tokens
             self._cached[index] = row.usage.cached_tokens
             self._output[index] = max(self._output[index], row.usage.completion_tokens)
+            self._reasoning[index] = row.usage.reasoning_tokens
 
     def total(self) -> Usage:
         """A prompt counts once, whatever its number of choices; every output counts."""
         firsts = slice(None, None, self._n)
-        return Usage(sum(self._prompt[firsts]), sum(self._output), sum(self._cached[firsts]))
+        prompt, cached = sum(self._prompt[firsts]), sum(self._cached[firsts])
+        return Usage(prompt, sum(self._output), cached, sum(self._reasoning))
 
 
 class Collector:
@@ -127,4 +147,5 @@ def usage_document(usage: Usage) -> CompletionUsage:
         usage.completion_tokens,
         usage.prompt_tokens + usage.completion_tokens,
         PromptDetails(usage.cached_tokens),
+        CompletionDetails(usage.reasoning_tokens) if usage.reasoning_tokens else msgspec.UNSET,
     )

@@ -12,11 +12,15 @@ from actors.frontend import parameters, prompts
 from actors.frontend.engine import Job
 from actors.frontend.live import Conversation
 from actors.frontend.prompts import Message
+from actors.frontend.reading import reading_of
+from actors.frontend.response_stream import ResponseStream
+from actors.frontend.rules import rules_of
 from actors.frontend.service import Service
+from protocols.config import Config
 from protocols.errors import UserError
 from protocols.openai import responses
 from protocols.openai.chat import Function, Tool
-from protocols.openai.responses import InputItem, Response, ResponsesRequest
+from protocols.openai.responses import FunctionTool, InputItem, Response, ResponsesRequest
 from protocols.sampling import SamplingParams
 
 MAX_METADATA = 16
@@ -40,7 +44,8 @@ def prepare(
     """Validate a request that continues `previous`; `size`: bytes of its body. Raises UserError."""
     parameters.check_model(request.model, service.model)
     parameters.check_served(request, responses.NEUTRAL)
-    _check_text(request.text)
+    tools, reading = _tools(request), reading_of(service.config, _names(request.tools), request.tool_choice)
+    format = _format(request.text)
     if request.metadata is not None and len(request.metadata) > MAX_METADATA:
         raise UserError(f"metadata may hold at most {MAX_METADATA} pairs.", param="metadata")
     silent = request.generate is False
@@ -52,7 +57,7 @@ def prepare(
     conversation = (previous or Conversation()).and_then(asked, size)
     prompt = prompts.chat_prompt(
         [*_instructions(request.instructions), *conversation.messages],
-        tools=_tools(request) if prompts.offers_tools(request.tool_choice) else None,
+        tools=tools if request.tool_choice != "none" else None,
         arguments=_arguments(request),
         shorten=_shortens(request.truncation),
     )
@@ -66,6 +71,15 @@ def prepare(
         logprobs=parameters.top_logprobs(wanted, request.top_logprobs),
         names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
         trace=trace,
+        rules=rules_of(
+            request,
+            format,
+            "text.format",
+            tools=tools,
+            choice=request.tool_choice,
+            parallel=request.parallel_tool_calls,
+        ),
+        reading=reading,
     )
     return Turn(job, _document(request, service.model.name, job.sampling), conversation, silent)
 
@@ -118,11 +132,21 @@ def _instructions(text: str | None) -> list[Message]:
     return [{"role": "system", "content": text}] if text else []
 
 
-def _check_text(text: Any) -> None:
-    """Only plain text: a schema would change the output."""
-    kind = text.get("format") if isinstance(text, dict) else text
-    if kind is not None and not (isinstance(kind, dict) and kind.get("type") == "text"):
-        raise UserError("text.format may only be of type 'text'.", param="text.format", code="unsupported")
+def _format(text: Any) -> Any:
+    """`text.format`; how verbose the text is to be is not for the server to say."""
+    if text is not None and not isinstance(text, dict):
+        raise UserError("text must be an object.", param="text")
+    return text.get("format") if text is not None else None
+
+
+def _names(tools: list[FunctionTool] | None) -> list[str]:
+    return [tool.name for tool in tools or () if tool.name is not None]
+
+
+def stream_of(config: Config, response: Response, item_id: str, *, silent: bool) -> ResponseStream:
+    """The events of a response: a function of its document, the id of its first message, and its tokens."""
+    reading = reading_of(config, _names(response.tools), response.tool_choice)
+    return ResponseStream(response, item_id, silent=silent, reading=reading)
 
 
 def _tools(request: ResponsesRequest) -> list[Tool]:
@@ -166,6 +190,7 @@ def _document(request: ResponsesRequest, model: str, sampling: SamplingParams) -
         top_p=sampling.top_p,
         top_logprobs=sampling.logprobs or 0,
         max_output_tokens=request.max_output_tokens,
+        text={"format": _format(request.text) or {"type": "text"}},
         tool_choice=request.tool_choice or "auto",
         tools=request.tools or [],
         previous_response_id=request.previous_response_id,

@@ -174,12 +174,12 @@ class Batcher:
         )
         self._grant(sequence, 0, draft)
         draft.weight += len(draft.grants[-1].pages) + len(draft.opens[-1].history)
-        draft.weight += BIAS_BYTES * len(sequence.sampling.logit_bias)
+        draft.weight += BIAS_BYTES * len(sequence.sampling.logit_bias) + len(sequence.sampling.grammar)
         self._chunk(sequence, draft)
 
     def _remembers(self, sampling: SamplingParams) -> bool:
         """Whether the executor must know the tokens of a sequence."""
-        return sampling.penalised or (self._speculation.rows > 0 and sampling.draftable)
+        return sampling.remembers or (self._speculation.rows > 0 and sampling.draftable)
 
     def _grant(self, sequence: Sequence, first: int, draft: Draft) -> None:
         pages = np.array(sequence.pages[first:], "<i4").tobytes()

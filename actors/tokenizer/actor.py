@@ -154,7 +154,7 @@ class Actor:
         if not isinstance(message, Decode) and isinstance(message.prompt, ChatPrompt):
             self._away += 1
             self._nursery.start_soon(self._take_up_chat, message, message.prompt)
-        elif _length(message) > INLINE_CHARS:
+        elif _takes_long(message, _length(message)):
             self._away += 1
             self._nursery.start_soon(self._take_up_in_thread, message, "")
         else:
@@ -167,7 +167,7 @@ class Actor:
             self._away -= 1
             self._post(self._core.refuse(message, error.body))
         else:
-            if len(rendered) > INLINE_CHARS:
+            if _takes_long(message, len(rendered)):
                 await self._take_up_in_thread(message, rendered)
                 return
             self._away -= 1
@@ -207,6 +207,11 @@ class Actor:
     def _moved(self) -> None:
         self._context.vitals[Column.OPEN_REQUESTS] = self._core.open
         self._movement.unpark_all()
+
+
+def _takes_long(message: Generate | Question, length: int) -> bool:
+    """Whether a thread is to take it: a long prompt, or a grammar to be made."""
+    return length > INLINE_CHARS or (isinstance(message, Generate) and bool(message.rules))
 
 
 def _length(message: Generate | Question) -> int:

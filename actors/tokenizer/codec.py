@@ -93,6 +93,15 @@ class Codec:
         """Incremental decoding of the output that follows `prompt`."""
         return open_stream(self.pieces, prompt, skip_special=skip_special)
 
+    def special_id(self, text: str) -> int | None:
+        """Id of the special token with this text, None where there is none."""
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found if found in self.pieces.special else None
+
+    def serialised(self) -> str:
+        """The tokenizer as the text of a `tokenizer.json`."""
+        return str(self._tokenizer.to_str())
+
     def _id(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
         found: int | None = None if text is None else self._tokenizer.token_to_id(text)

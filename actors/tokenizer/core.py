@@ -18,12 +18,14 @@ import msgspec
 
 from actors.aborts import Aborts
 from actors.tokenizer.codec import Codec, CodecError
+from actors.tokenizer.grammar import GrammarMaker
 from actors.tokenizer.prompt import Prompted, Prompter
 from actors.tokenizer.questions import Answerer, Question, refusal
 from actors.tokenizer.recovery import committed_row, replay
 from actors.tokenizer.stream import ChoiceStream
 from protocols.config import Config
 from protocols.errors import ErrorBody, PeerError, UserError
+from protocols.grammar import Rules
 from protocols.messages import (
     Abort,
     Deltas,
@@ -62,7 +64,7 @@ class Core:
     """All open choices of one tokenizer actor."""
 
     def __init__(self, config: Config, index: int, codec: Codec, ledger: Ledger, log: Any) -> None:
-        self._prompter = Prompter(config.model, codec, config.ring_bytes)
+        self._prompter = Prompter(config.model, codec, config.ring_bytes, GrammarMaker(config, codec))
         self._answerer = Answerer(codec, self._prompter, config.ring_bytes // 2, log)
         self.down = "balancer" if config.dp > 1 else "scheduler.0"
         self._largest = config.ring_bytes // 2 - _RING_OVERHEAD
@@ -309,7 +311,7 @@ def _stored(message: Generate, prompted: Prompted, rid: int, index: int) -> Stor
     output, prompt = message.output, message.prompt
     kept = output.echo and isinstance(prompt, TextPrompt)
     if isinstance(prompt, ChatPrompt):
-        output = msgspec.structs.replace(output, echo=False)
+        output = msgspec.structs.replace(output, echo=False, thinking=prompted.thinking)
         kept = bool(message.client) and len(prompt.messages) <= KEPT_MESSAGES
     return StoredRequest(
         msgspec.structs.replace(
@@ -317,6 +319,7 @@ def _stored(message: Generate, prompted: Prompted, rid: int, index: int) -> Stor
             prompt=prompt if kept else TokenPrompt(b""),
             sampling=SamplingParams(),
             output=output,
+            rules=Rules(),
         ),
         Submit(
             rid,

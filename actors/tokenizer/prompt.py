@@ -10,6 +10,7 @@ import numpy as np
 
 from actors.sizes import reading_fits
 from actors.tokenizer.codec import Codec, Ids
+from actors.tokenizer.grammar import GrammarMaker
 from actors.tokenizer.stops import check_stops
 from protocols.config import ModelCard
 from protocols.errors import UserError
@@ -22,19 +23,29 @@ _TOO_LONG = "context_length_exceeded"
 
 @dataclasses.dataclass(frozen=True)
 class Prompted:
-    """A request with its prompt tokenised. tokens: little-endian int32. sampling: complete."""
+    """A request with its prompt tokenised. tokens: little-endian int32. sampling: complete.
+    thinking: see OutputOptions."""
 
     tokens: bytes
     sampling: SamplingParams
+    thinking: bool = False
 
 
 class Prompter:
-    """Tokenises requests for one model. Safe to use from several threads. ring_bytes: see Config."""
+    """Tokenises requests for one model. Safe to use from several threads. ring_bytes: see Config. grammars:
+    for requests with rules."""
 
-    def __init__(self, model: ModelCard, codec: Codec, ring_bytes: int = 8 << 20) -> None:
+    def __init__(
+        self,
+        model: ModelCard,
+        codec: Codec,
+        ring_bytes: int = 8 << 20,
+        grammars: GrammarMaker | None = None,
+    ) -> None:
         self._model = model
         self._ring_bytes = ring_bytes
         self._codec = codec
+        self._grammars = grammars
         eos = model.eos if codec.eos is None else (*model.eos, codec.eos)
         self._eos = tuple(token for token in dict.fromkeys(eos) if 0 <= token < model.vocab_size)
 
@@ -51,7 +62,12 @@ class Prompter:
                 "The prompt is too long for prompt_logprobs: ask for fewer, or for a shorter one.",
                 param="prompt_logprobs",
             )
-        return Prompted(ids.tobytes(), self._complete(message.sampling, len(ids), message.default_tokens))
+        sampling = self._complete(message.sampling, len(ids), message.default_tokens)
+        thoughts = message.output.thoughts
+        thinking = bool(thoughts) and rendered.rstrip().endswith(thoughts[0])
+        if message.rules:
+            sampling = self._shaped(sampling, message, thinking)
+        return Prompted(ids.tobytes(), sampling, thinking)
 
     def room(self, message: Generate) -> int:
         """Tokens that the prompt of a request may have."""
@@ -92,6 +108,17 @@ class Prompter:
             raise UserError(
                 f"the prompt holds token {token}, but the vocabulary has {size} tokens.", param="prompt"
             )
+
+    def _shaped(self, sampling: SamplingParams, message: Generate, thinking: bool) -> SamplingParams:
+        """With the grammar that the request's rules mean."""
+        assert self._grammars is not None
+        if not sampling.stop_token_ids:
+            raise UserError(
+                "an answer that must have a shape needs a token to end with; ignore_eos leaves none.",
+                param="ignore_eos",
+            )
+        grammar = self._grammars(message.rules, message.output.thoughts, thinking=thinking)
+        return msgspec.structs.replace(sampling, grammar=grammar)
 
     def _complete(self, sampling: SamplingParams, count: int, default: int) -> SamplingParams:
         """Fill in what depends on model and prompt: max_tokens and the ids that stop."""

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from actors.answers.thoughts import Place, Thoughts
 from actors.tokenizer.codec import Codec
 from actors.tokenizer.stops import StopMatcher
 from protocols.messages import TextLogprob, TextRow, TokenRow
@@ -40,10 +41,10 @@ def prompt_ids(tokens: bytes) -> array.array[int]:
 class ChoiceStream:
     """State of one choice.
 
-    received: output tokens taken in. offset: characters sent. closed: nothing more will be sent.
-    stopped_at: number of output tokens at which a stop string ended it, 0 if none did. frontend: who asked.
-    followers: other frontends that get every row too. resumable: a client may come back for it. submit: what
-    the scheduler was sent.
+    received: output tokens taken in; reasoned: those of them that made a thought. offset: characters sent.
+    closed: nothing more will be sent. stopped_at: number of output tokens at which a stop string ended it, 0
+    if none did. frontend: who asked. followers: other frontends that get every row too. resumable: a client
+    may come back for it. submit: what the scheduler was sent.
     """
 
     __slots__ = (
@@ -55,6 +56,8 @@ class ChoiceStream:
         "_prompt",
         "_prompt_tokens",
         "_text",
+        "_thinking",
+        "_thoughts",
         "_token_ids",
         "cached",
         "closed",
@@ -62,6 +65,7 @@ class ChoiceStream:
         "followers",
         "frontend",
         "offset",
+        "reasoned",
         "received",
         "resumable",
         "rid",
@@ -90,6 +94,12 @@ class ChoiceStream:
         self._include_stop = options.include_stop
         self._token_ids = options.token_ids
         self._every_row = options.token_ids or submit.sampling.logprobs is not None
+        self.reasoned = 0
+        self._thinking = options.thinking
+        self._thoughts: Thoughts | None = None
+        if options.thoughts:
+            opening, closing = options.thoughts
+            self._thoughts = Thoughts((opening, closing), thinking=options.thinking)
         self._text = codec.stream(ids, skip_special=options.skip_special)
         self._matcher = StopMatcher(options.stop, include=options.include_stop) if options.stop else None
 
@@ -153,6 +163,8 @@ class ChoiceStream:
         if not first:
             self.cached = max(row.cached, 0)
         parts = self._take_parts(tokens, row)
+        if self._thoughts is not None:
+            self._count_thoughts(self._thoughts, parts)
         text = parts[0] if len(parts) == 1 else "".join(parts)
         if not (text or row.finish or self.closed or self._every_row or not first):
             return None
@@ -191,6 +203,16 @@ class ChoiceStream:
                 self.closed = True
                 break
         return parts
+
+    def _count_thoughts(self, thoughts: Thoughts, parts: list[str]) -> None:
+        """A token belongs to a thought when the text stands in one before it or behind it."""
+        if thoughts.place is Place.TEXT:
+            return
+        for number, part in enumerate(parts, self.received - len(parts) + 1):
+            before = thoughts.place
+            thoughts.feed(part)
+            if Place.INSIDE in (before, thoughts.place):
+                self.reasoned = max(number, 0)
 
     def _rest(self, finish: Finish) -> str:
         """What was held back, at the end."""
@@ -240,7 +262,7 @@ class ChoiceStream:
         return row.finish, row.stop_token if row.stop_token >= 0 else None
 
     def _usage(self) -> Usage:
-        return Usage(self._prompt_tokens, self.received, self.cached)
+        return Usage(self._prompt_tokens, self.received, self.cached, self.reasoned, self._thinking)
 
     def _logprob(self, token: int, found: Logprobs) -> TextLogprob:
         names = self._names

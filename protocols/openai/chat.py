@@ -67,14 +67,15 @@ class ChatRequest(ChoicesFields, kw_only=True):
     max_completion_tokens: Int | None = None
     logprobs: bool | None = None
     top_logprobs: Int | None = None
+    response_format: Any = None
     tools: list[Tool] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
-    response_format: Any = None
     echo: Any = None
     functions: Any = None
     function_call: Any = None
@@ -84,7 +85,6 @@ class ChatRequest(ChoicesFields, kw_only=True):
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "echo": (False,),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -101,6 +101,12 @@ class PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct, frozen=True):
+    """What completion tokens were spent on."""
+
+    reasoning_tokens: int
+
+
 class CompletionUsage(msgspec.Struct, frozen=True):
     """Token counts of a request, all its choices together."""
 
@@ -108,6 +114,7 @@ class CompletionUsage(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChoiceLogprobs(msgspec.Struct, frozen=True):
@@ -117,12 +124,30 @@ class ChoiceLogprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class AnswerMessage(msgspec.Struct, frozen=True):
-    """The assistant's turn."""
+class AnsweredFunction(msgspec.Struct):
+    """What is called. arguments: JSON text."""
 
-    content: str
+    name: str
+    arguments: str
+
+
+class AnsweredCall(msgspec.Struct):
+    """A call within the answer."""
+
+    id: str
+    function: AnsweredFunction
+    type: str = "function"
+
+
+class AnswerMessage(msgspec.Struct, frozen=True):
+    """The assistant's turn. reasoning_content, reasoning: the same thought under the two names in use."""
+
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[AnsweredCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,15 +20,14 @@ class CompletionRequest(ChoicesFields, kw_only=True):
     prompt: str | list[str | Int | list[Int]]
     logprobs: Int | None = None
     echo: bool | None = None
+    response_format: Any = None
 
     suffix: Any = None
-    response_format: Any = None
     prompt_embeds: Any = None
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
     "prompt_embeds": (),
 }
 """As `generation.NEUTRAL`, of this endpoint."""

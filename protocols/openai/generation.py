@@ -82,14 +82,6 @@ class ChoicesFields(GenerationFields, kw_only=True):
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
     "structural_tag": (),
     "bad_words": ([],),
     "allowed_token_ids": (),

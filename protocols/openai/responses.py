@@ -123,13 +123,44 @@ class OutputText(msgspec.Struct, kw_only=True):
 
 
 class OutputMessage(msgspec.Struct, kw_only=True):
-    """The answer's one item. status: in_progress, completed or incomplete."""
+    """The answer's text. status: in_progress, completed or incomplete."""
 
     id: str
     type: str = "message"
     status: str
     role: str = "assistant"
     content: list[OutputText]
+
+
+class ReasoningText(msgspec.Struct, kw_only=True):
+    """The content of a thought."""
+
+    type: str = "reasoning_text"
+    text: str = ""
+
+
+class ReasoningItem(msgspec.Struct, kw_only=True):
+    """A thought."""
+
+    id: str
+    type: str = "reasoning"
+    status: str = "in_progress"
+    summary: list[None] = []
+    content: list[ReasoningText] = []
+
+
+class FunctionCallItem(msgspec.Struct, kw_only=True):
+    """A call of a function. arguments: JSON text."""
+
+    id: str
+    type: str = "function_call"
+    status: str = "in_progress"
+    call_id: str
+    name: str
+    arguments: str = ""
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCallItem
 
 
 class InputDetails(msgspec.Struct, frozen=True):
@@ -170,20 +201,9 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
     reason: str
 
 
-class TextFormat(msgspec.Struct, frozen=True):
-    """The format of the answer's text."""
-
-    type: str = "text"
-
-
-class TextOptions(msgspec.Struct, frozen=True):
-    """Options of the answer's text."""
-
-    format: TextFormat = TextFormat()
-
-
 class Response(msgspec.Struct, kw_only=True):
-    """A response as a document; status: queued, in_progress, completed, incomplete, failed, cancelled."""
+    """A response as a document; status: queued, in_progress, completed, incomplete, failed, cancelled.
+    output: of OutputItem."""
 
     id: str
     object: str = "response"
@@ -191,7 +211,7 @@ class Response(msgspec.Struct, kw_only=True):
     status: str
     completed_at: float | None = None
     model: str
-    output: list[OutputMessage]
+    output: list[Any]
     error: ResponseFailure | None = None
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None = None
@@ -204,7 +224,7 @@ class Response(msgspec.Struct, kw_only=True):
     tool_choice: Any = "auto"
     tools: list[FunctionTool] = []
     previous_response_id: str | None = None
-    text: TextOptions = TextOptions()
+    text: dict[str, Any] = msgspec.field(default_factory=lambda: {"format": {"type": "text"}})
     truncation: str = "disabled"
     background: bool = False
     usage: ResponseUsage | None = None

@@ -135,7 +135,7 @@ class Driver:
         cached = sequence.planned = len(sequence.pages) * size
         sequence.ordered, sequence.prefill = len(sequence.output.tokens), len(known)
         self.running.append(sequence)
-        history = ints(known) if sequence.sampling.penalised else b""
+        history = ints(known) if sequence.sampling.remembers else b""
         return SlotOpen(sequence.slot, 0, sequence.sampling, 0, len(sequence.prompt), cached, history)
 
     def _launch(self, opens: list[SlotOpen]) -> None:

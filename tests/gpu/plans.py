@@ -54,7 +54,7 @@ class Driver:
         """Take the sequence's slot; `shared` are pages at its start that hold its KV already."""
         sequence.pages, sequence.granted = list(shared or []), 0
         cached = len(sequence.pages) * self.executor.page_size
-        history = ints(sequence.tokens) if sequence.sampling.penalised or self.speculates else b""
+        history = ints(sequence.tokens) if sequence.sampling.remembers or self.speculates else b""
         self._opens.append(
             SlotOpen(
                 sequence.slot,

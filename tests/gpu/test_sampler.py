@@ -31,7 +31,7 @@ MANY = [
 
 
 def _open(sampler: Sampler, slot: int, sampling: SamplingParams, choice: int = 0) -> None:
-    history = np.array(PROMPT, "<i4").tobytes() if sampling.penalised else b""
+    history = np.array(PROMPT, "<i4").tobytes() if sampling.remembers else b""
     sampler.open(SlotOpen(slot, slot, sampling, choice, len(PROMPT), 0, history))
 
 

@@ -215,7 +215,7 @@ class World:
         assert 0 < tokens <= self.chunk_size
         for opened in plan.opens:
             known = self.submits[opened.rid].tokens + tokens_of(*self.output[opened.rid])
-            remembered = opened.sampling.penalised or self._core_options["speculation"].tokens > 0
+            remembered = opened.sampling.remembers or self._core_options["speculation"].tokens > 0
             assert opened.history == (known if remembered else b"")
         self.plans.append(plan)
         self.air.append(plan)

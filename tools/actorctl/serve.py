@@ -11,8 +11,10 @@ from typing import Any
 import click
 import msgspec
 
+from actors.answers.formats import AUTO, THOUGHT_FORMATS, TOOL_FORMATS, recognised
 from actors.company import company
 from actors.sizes import least_ring_bytes
+from actors.tokenizer.model_files import read_chat_templates
 from protocols.config import (
     Balance,
     Config,
@@ -131,6 +133,20 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
 @click.option(
     "--tokenizers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes for text."
 )
+@click.option(
+    "--tool-parser",
+    type=click.Choice(["auto", "none", *TOOL_FORMATS]),
+    default="auto",
+    show_default=True,
+    help="Format of calls in answers; auto recognises it from the chat template.",
+)
+@click.option(
+    "--reasoning-parser",
+    type=click.Choice(["auto", "none", *THOUGHT_FORMATS]),
+    default="auto",
+    show_default=True,
+    help="Format of thoughts in answers; auto recognises it from the chat template.",
+)
 @click.option("--threads", type=_POSITIVE, help="CPU threads of each executor. [default: from the cores]")
 @click.option(
     "--kernels",
@@ -212,6 +228,9 @@ def resolve(model: str | None, options: dict[str, Any]) -> Config:
         chosen[key] = kind(chosen[key])
     if chosen["page_size"] > 1024:
         raise StartError("--page-size may be 1024 at most.", exit_code=2)
+    templates = read_chat_templates(pathlib.Path(card.path)).values()
+    for key, found in zip(("tool_parser", "reasoning_parser"), recognised(templates), strict=True):
+        chosen[key] = found if chosen[key] == AUTO else chosen[key]
     if not all(chosen["api_keys"]):
         raise StartError("an --api-key must not be empty.", exit_code=2)
     chosen["api_keys"] = tuple(map(digest_of, chosen["api_keys"]))

@@ -69,9 +69,21 @@ CHATS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "many logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "between 0 and 20"),
     "top without logprobs": ({"top_logprobs": 2}, "top_logprobs", "only be set with logprobs"),
     "stream options": ({"stream_options": {}}, "stream_options", "only be set with stream"),
-    "schema": ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-    "regex": ({"regex": "a+"}, "regex", "not supported"),
-    "structured": ({"structured_outputs": {"json": {}}}, "structured_outputs", "not supported"),
+    "format": ({"response_format": {"type": "xml"}}, "response_format", "'json_object' or 'json_schema'"),
+    "no schema": ({"response_format": {"type": "json_schema"}}, "response_format", "has no schema"),
+    "schema": ({"guided_json": "{"}, "guided_json", "not valid JSON"),
+    "deep schema": ({"guided_json": nested(70)}, "guided_json", "nested more than"),
+    "schema type": ({"json_schema": 5}, "json_schema", "must be a JSON schema"),
+    "regex": ({"regex": ["a"]}, "regex", "must be a text"),
+    "long regex": ({"regex": "a" * 20_000}, "regex", "16384 bytes"),
+    "choice": ({"guided_choice": ["a", ""]}, "guided_choice", "none of them empty"),
+    "structured": ({"structured_outputs": []}, "structured_outputs", "must be an object"),
+    "structural tag": (
+        {"structured_outputs": {"structural_tag": "x"}},
+        "structured_outputs.structural_tag",
+        "not supported",
+    ),
+    "two shapes": ({"regex": "a", "ebnf": 'root ::= "a"'}, "ebnf", "exclude each other"),
     "bad words": ({"bad_words": ["a"]}, "bad_words", "not supported"),
     "allowed ids": ({"allowed_token_ids": [1]}, "allowed_token_ids", "not supported"),
     "lora": ({"lora_path": "../x"}, "lora_path", "not supported"),
@@ -79,8 +91,18 @@ CHATS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "echo": ({"echo": True}, "echo", "not supported"),
     "functions": ({"functions": [{"name": "f"}]}, "functions", "not supported"),
     "audio": ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
-    "forced tool": ({"tools": [FUNCTION], "tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
-    "named tool": ({"tool_choice": {"type": "function"}}, "tool_choice", "'auto' or 'none'"),
+    "forced without tools": ({"tool_choice": "required"}, "tool_choice", "not in tools"),
+    "unknown tool": (
+        {"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice",
+        "not in tools",
+    ),
+    "tool choice": ({"tool_choice": {"type": "function"}}, "tool_choice", "'auto', 'none', 'required'"),
+    "tool name": (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools[0].function.name",
+        "1 to 128 letters",
+    ),
     "other tool": ({"tools": [{"type": "web_search"}]}, "tools[0].type", "must be a function"),
     "deep tool": (
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(70)}}]},
@@ -136,7 +158,7 @@ INPUTS: dict[str, tuple[dict[str, Any], str | None, str]] = {
         "input[0].call_id",
         "Missing",
     ),
-    "schema": ({"text": {"format": {"type": "json_schema"}}}, "text.format", "only be of type 'text'"),
+    "schema": ({"text": {"format": {"type": "json_schema"}}}, "text.format", "has no schema"),
     "tool": ({"tools": [{"type": "web_search"}]}, "tools[0].type", "must be a function"),
     "truncation": ({"truncation": "middle"}, "truncation", "'auto' or 'disabled'"),
     "token ids": ({"return_token_ids": True}, "return_token_ids", "not supported"),
@@ -176,7 +198,7 @@ async def test_each_bad_field(table: str) -> None:
 
 async def test_unsupported_says_so_in_its_code() -> None:
     async with world() as w:
-        answer = await ask(w.port, CHAT, chat_body(response_format={"type": "json_object"}))
+        answer = await ask(w.port, CHAT, chat_body(lora_path="x"))
         assert answer.error["code"] == "unsupported"
         answer = await ask(w.port, CHAT, chat_body(model="x"))
         assert answer.error["code"] == "model_not_found"

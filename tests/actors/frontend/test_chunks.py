@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from actors.frontend.chat import ChatDialect
 from actors.frontend.chunks import ChunkStream
 from actors.frontend.completions import TextDialect
+from actors.frontend.reading import Reading
 from protocols.errors import ErrorBody
 from protocols.messages import TextLogprob, TextRow
 from protocols.request import Finish, Usage
 
 
 def chat(choices: int = 1, **options: Any) -> ChunkStream:
-    return ChunkStream(ChatDialect(), id="c1", created=5, model="m", choices=choices, n=choices, **options)
+    return ChunkStream(
+        ChatDialect(Reading()), id="c1", created=5, model="m", choices=choices, n=choices, **options
+    )
 
 
 def row(text: str, finish: Finish = Finish.NONE, tokens: int = 1, **fields: Any) -> TextRow:

@@ -108,7 +108,7 @@ def test_a_warm_up_says_nothing() -> None:
     events = s.take(0, 99)
     assert kinds(events) == [*BEGIN, "completed"]
     assert documents(events)[-1]["response"]["output"] == []
-    assert s.text == ""
+    assert s.answer() == ({"role": "assistant", "content": ""}, 0)
 
 
 def test_nothing_is_numbered_before_the_start() -> None:

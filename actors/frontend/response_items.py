@@ -1,0 +1,154 @@
+"""The output of a response, item by item: pieces of the answer in, events out; sans-I/O.
+
+A thought is an item `reasoning`, text is a `message`, and each call of a function an item of its own. One
+item is open at a time: a piece of another kind closes it and opens the next. All ids are made of one key, so
+whoever makes the events again makes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from actors.answers.pieces import CallArguments, CallBegun, CallEnded, Piece, Text, Thought
+from actors.frontend.prompts import Message, function_call
+from actors.frontend.reading import Reading
+from protocols.openai.logprobs import TokenLogprob
+from protocols.openai.responses import (
+    FunctionCallItem,
+    OutputItem,
+    OutputMessage,
+    OutputText,
+    ReasoningItem,
+    ReasoningText,
+)
+
+Made = tuple[str, dict[str, Any]]
+"""Kind of an event, without its `response.`, and its fields."""
+
+
+class Items:
+    """The items of one response. done: those that are complete."""
+
+    def __init__(self, reading: Reading, key: str) -> None:
+        self.done: list[OutputItem] = []
+        self._reading, self._key = reading, key
+        self._open: OutputItem | None = None
+        self._parts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no item yet."""
+        return self._open is None and not self.done
+
+    def take(self, piece: Piece, logprobs: list[TokenLogprob]) -> Iterator[Made]:
+        """The events of a piece. logprobs: of the tokens of a text."""
+        match piece:
+            case Thought(text):
+                yield from self._need(ReasoningItem)
+                yield self._delta("reasoning_text.delta", text, content_index=0)
+            case Text(text):
+                yield from self._need(OutputMessage)
+                self._logprobs += logprobs
+                yield self._delta("output_text.delta", text, content_index=0, logprobs=logprobs)
+            case CallBegun(index, name):
+                yield from self.close("completed")
+                call_id = self._reading.call_id(self._key, index)
+                yield from self._begin(
+                    FunctionCallItem(id=f"fc_{self._key}{index:04x}", call_id=call_id, name=name)
+                )
+            case CallArguments(_, text):
+                yield self._delta("function_call_arguments.delta", text)
+            case CallEnded():
+                yield from self.close("completed")
+
+    def close(self, status: str) -> Iterator[Made]:
+        """Complete the open item, if there is one."""
+        item, text = self._open, "".join(self._parts)
+        if item is None:
+            return
+        item.status = status
+        match item:
+            case ReasoningItem():
+                yield "reasoning_text.done", {**self._place(content_index=0), "text": text}
+                item.content = [ReasoningText(text=text)]
+                yield "content_part.done", {**self._place(content_index=0), "part": item.content[0]}
+            case OutputMessage():
+                fields = {"text": text, "logprobs": self._logprobs}
+                yield "output_text.done", {**self._place(content_index=0), **fields}
+                item.content = [OutputText(text=text, logprobs=self._logprobs)]
+                yield "content_part.done", {**self._place(content_index=0), "part": item.content[0]}
+            case FunctionCallItem(name=name):
+                item.arguments = text
+                yield "function_call_arguments.done", {**self._place(), "name": name, "arguments": text}
+        yield "output_item.done", {"output_index": len(self.done), "item": item}
+        self.done.append(item)
+        self._open = None
+
+    def left(self, failed: bool) -> list[OutputItem]:
+        """What a failure cut off, with what it had come to."""
+        item = self._open
+        if item is None or not failed:
+            return []
+        text = "".join(self._parts)
+        item.status = "incomplete"
+        match item:
+            case ReasoningItem():
+                item.content = [ReasoningText(text=text)]
+            case OutputMessage():
+                item.content = [OutputText(text=text, logprobs=self._logprobs)]
+            case FunctionCallItem():
+                item.arguments = text
+        return [item]
+
+    def no_text(self) -> Iterator[Made]:
+        """A message without text."""
+        yield from self._need(OutputMessage)
+
+    def _need(self, kind: type[ReasoningItem] | type[OutputMessage]) -> Iterator[Made]:
+        if isinstance(self._open, kind):
+            return
+        yield from self.close("completed")
+        number = len(self.done)
+        key = f"{self._key}{number:02x}" if number else self._key
+        if kind is ReasoningItem:
+            yield from self._begin(ReasoningItem(id=f"rs_{key}"))
+            yield "content_part.added", {**self._place(content_index=0), "part": ReasoningText()}
+        else:
+            yield from self._begin(OutputMessage(id=f"msg_{key}", status="in_progress", content=[]))
+            yield "content_part.added", {**self._place(content_index=0), "part": OutputText()}
+
+    def _begin(self, item: OutputItem) -> Iterator[Made]:
+        self._open, self._parts, self._logprobs = item, [], []
+        yield "output_item.added", {"output_index": len(self.done), "item": item}
+
+    def _delta(self, kind: str, text: str, **fields: Any) -> Made:
+        self._parts.append(text)
+        return kind, {**self._place(**fields), "delta": text}
+
+    def _place(self, **fields: Any) -> dict[str, Any]:
+        assert self._open is not None
+        return {"item_id": self._open.id, "output_index": len(self.done), **fields}
+
+
+def answered(items: Sequence[OutputItem]) -> tuple[Message, int]:
+    """Items as the message that a later turn continues, and how many characters they have."""
+    text = thought = ""
+    calls: list[Message] = []
+    for item in items:
+        match item:
+            case OutputMessage():
+                text += "".join(part.text for part in item.content)
+            case ReasoningItem():
+                thought += "".join(part.text for part in item.content)
+            case FunctionCallItem():
+                calls.append(function_call(item.call_id, item.name, item.arguments, "arguments"))
+    message: Message = {"role": "assistant", "content": text}
+    if thought:
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = calls
+    return message, len(text) + len(thought) + len(msgspec.json.encode(calls)) * bool(calls)

@@ -1,0 +1,188 @@
+"""What a client asks of the text itself: the many names of a shape, and tools with their choice, as
+`Rules`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from protocols.errors import UserError
+from protocols.grammar import MAX_PATTERN, MAX_SOURCE, Rules, Shape, Syntax, ToolRule
+from protocols.openai.body import check_depth
+from protocols.openai.chat import Tool
+from protocols.openai.generation import GenerationFields
+
+_Candidate = tuple[str, Syntax, Any]
+"""The client's name of a field, and what it asks for."""
+
+_FIELDS = {
+    "guided_json": Syntax.JSON,
+    "guided_regex": Syntax.REGEX,
+    "guided_choice": Syntax.CHOICE,
+    "guided_grammar": Syntax.GRAMMAR,
+    "json_schema": Syntax.JSON,
+    "regex": Syntax.REGEX,
+    "ebnf": Syntax.GRAMMAR,
+}
+_ANY_OBJECT = {"type": "object"}
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def rules_of(
+    request: GenerationFields,
+    format: Any = None,
+    param: str = "response_format",
+    *,
+    tools: Sequence[Tool] | None = None,
+    choice: Any = None,
+    parallel: bool | None = None,
+) -> Rules:
+    """All that a request asks. format, param: the endpoint's own field for a shape, and its name; the rest as
+    chat has it. Raises UserError."""
+    shape = _shape([*_shared(request), *_of_format(format, param)])
+    names = [name_of(tool, f"tools[{i}]") for i, tool in enumerate(tools or ())]
+    chosen = _chosen(choice, names)
+    enforced = bool(chosen) or parallel is False or any(_strict(tool) for tool in tools or ())
+    if not (tools and enforced) or choice == "none":
+        return Rules(shape)
+    found = [tool for tool, name in zip(tools, names, strict=True) if not chosen or name in chosen]
+    rules = tuple(_tool_rule(tool, forced=bool(chosen)) for tool in found)
+    if sum(len(rule.parameters) for rule in rules) > MAX_SOURCE:
+        raise UserError(f"The schemas of tools may take {MAX_SOURCE} bytes at most.", param="tools")
+    return Rules(shape, rules, bool(chosen), parallel is not False)
+
+
+def name_of(tool: Tool, where: str) -> str:
+    """The function's name; raises UserError for what is no function, or has no proper name."""
+    if tool.type != "function" or tool.function is None:
+        raise UserError(f"{where} must be a function.", param=f"{where}.type", code="unsupported")
+    if not _NAME.fullmatch(tool.function.name):
+        raise UserError(
+            f"{where}: a function's name has 1 to 128 letters, digits, '_', '-', '.' or ':'.",
+            param=f"{where}.function.name",
+        )
+    return tool.function.name
+
+
+def _shared(request: GenerationFields) -> Iterator[_Candidate]:
+    for name, syntax in _FIELDS.items():
+        value = getattr(request, name)
+        if value is not None:
+            yield name, syntax, value
+    options = request.structured_outputs
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise UserError("structured_outputs must be an object.", param="structured_outputs")
+    for name, value in options.items():
+        param = f"structured_outputs.{name[:50]}"
+        match name:
+            case _ if value is None or value is False:
+                pass
+            case "json_object":
+                yield param, Syntax.JSON, _ANY_OBJECT
+            case "json" | "regex" | "choice" | "grammar":
+                yield param, Syntax(name), value
+            case _:
+                raise UserError(f"{param} is not supported.", param=param, code="unsupported")
+
+
+def _of_format(format: Any, param: str) -> Iterator[_Candidate]:
+    """`response_format` of chat and completions, `text.format` of responses, whose schema lies one level
+    higher."""
+    match format:
+        case None | {"type": "text"}:
+            pass
+        case {"type": "json_object"}:
+            yield param, Syntax.JSON, _ANY_OBJECT
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            yield f"{param}.json_schema.schema", Syntax.JSON, schema
+        case {"type": "json_schema", "schema": schema}:
+            yield f"{param}.schema", Syntax.JSON, schema
+        case {"type": "json_schema"}:
+            raise UserError(f"{param} has no schema.", param=param, code="missing_required_parameter")
+        case _:
+            raise UserError(
+                f"{param} may be of type 'text', 'json_object' or 'json_schema'.",
+                param=param,
+                code="unsupported",
+            )
+
+
+def _shape(candidates: list[_Candidate]) -> Shape | None:
+    if len(candidates) > 1:
+        names = " and ".join(param for param, _, _ in candidates)
+        raise UserError(f"{names} exclude each other.", param=candidates[1][0])
+    return _checked(*candidates[0]) if candidates else None
+
+
+def _checked(param: str, syntax: Syntax, value: Any) -> Shape:
+    match syntax:
+        case Syntax.JSON:
+            source = _encoded(_schema(value, param))
+        case Syntax.CHOICE:
+            if not (
+                isinstance(value, list) and value and all(isinstance(text, str) and text for text in value)
+            ):
+                raise UserError(f"{param} must be a list of texts, none of them empty.", param=param)
+            source = _encoded(value)
+        case Syntax.REGEX | Syntax.GRAMMAR:
+            if not isinstance(value, str) or not value:
+                raise UserError(f"{param} must be a text.", param=param)
+            source = value
+    limit = MAX_SOURCE if syntax in (Syntax.JSON, Syntax.CHOICE) else MAX_PATTERN
+    if len(source.encode("utf-8", "replace")) > limit:
+        raise UserError(f"{param} may take {limit} bytes at most.", param=param)
+    return Shape(syntax, source, param)
+
+
+def _schema(value: Any, param: str) -> Any:
+    """A JSON schema, given as such or as its text."""
+    if isinstance(value, str):
+        try:
+            value = msgspec.json.decode(value)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{param} is not valid JSON.", param=param) from error
+    if not isinstance(value, dict | bool):
+        raise UserError(f"{param} must be a JSON schema: an object.", param=param)
+    check_depth(value, param)
+    return value
+
+
+def _encoded(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _chosen(choice: Any, names: list[str]) -> list[str]:
+    """The functions one of which must be called, [] where the model may do without."""
+    match choice:
+        case None | "auto" | "none":
+            return []
+        case "required":
+            named = names
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
+            named = [name] if name in names else []
+        case _:
+            raise UserError(
+                "tool_choice may be 'auto', 'none', 'required', or name a function.",
+                param="tool_choice",
+                code="unsupported",
+            )
+    if not named:
+        raise UserError("tool_choice asks for a function that is not in tools.", param="tool_choice")
+    return named
+
+
+def _strict(tool: Tool) -> bool:
+    return tool.function is not None and bool(tool.function.strict)
+
+
+def _tool_rule(tool: Tool, *, forced: bool) -> ToolRule:
+    """Arguments are held to the schema where the call is forced, or the function is strict."""
+    assert tool.function is not None
+    if tool.function.parameters is None or not (forced or tool.function.strict):
+        return ToolRule(tool.function.name)
+    return ToolRule(tool.function.name, _encoded(tool.function.parameters))

@@ -1,0 +1,273 @@
+"""From what a client asks of an answer to the one grammar that the sampler keeps to, or why there is none.
+
+    answer: [thought] (calls | shape | text)
+
+A thought is free; calls are as the model's format has them, their arguments by the schemas; text is free, but
+for what would begin a call. Everything is compiled here once before it goes down, within limits that count
+work, so that an executor never meets a grammar that is broken or has no end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
+
+from actors.answers.calls import HermesCalls, MistralCalls
+from actors.answers.formats import TOOL_FORMATS
+from actors.tokenizer.codec import Codec
+from protocols.config import Config
+from protocols.errors import UserError
+from protocols.grammar import CACHED_GRAMMARS, LIMITS, MAX_GRAMMAR, Rules, Shape, Syntax, ToolRule
+
+_WHITESPACE = {"whitespace_pattern": r" |\n[ \t]{0,24}"}
+"""Between the parts of JSON, where there is any: a space, or a new line with its indentation, not more."""
+
+_MAX_NESTING = 100
+"""Brackets within brackets of a grammar or regular expression at most; readers recurse over them."""
+
+_MAX_RULES = 200
+"""Rules of an EBNF grammar at most: their translation takes more than linear time."""
+
+_NOT_SUPPORTED = "structured output does not work with the tokenizer of this model."
+
+Grammar = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Calls:
+    """One call or several, in Lark: what opens the first, the rest of it, and what may follow."""
+
+    opening: str
+    first: str
+    more: str
+
+    def __str__(self) -> str:
+        return f"{self.opening} {self.first} {self.more}"
+
+
+class GrammarMaker:
+    """Makes grammars for one model. Safe to use from several threads; what was made is kept a while."""
+
+    def __init__(self, config: Config, codec: Codec) -> None:
+        self._config, self._codec = config, codec
+        self._tools = TOOL_FORMATS.get(config.tool_parser)
+        self._limits = LLParserLimits(**LIMITS, verbose_errors=False)
+        self._tokenizer: LLTokenizer | None = None
+        self._made: OrderedDict[tuple[Rules, tuple[str, ...], bool], str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, rules: Rules, thoughts: tuple[str, ...] = (), *, thinking: bool = False) -> str:
+        """The grammar. thoughts: the tags of those that may come first; thinking: the prompt ends in the
+        midst of one. Raises UserError (400)."""
+        key = rules, thoughts, thinking
+        with self._lock:
+            made = self._made.get(key)
+        if made is None:
+            made = self._make(rules, thoughts, thinking)
+            with self._lock:
+                self._made[key] = made
+                while len(self._made) > CACHED_GRAMMARS:
+                    self._made.popitem(last=False)
+        return made
+
+    def _make(self, rules: Rules, thoughts: tuple[str, ...], thinking: bool) -> str:
+        if rules.tools and self._tools is None:
+            raise UserError(
+                "the format in which this model calls functions is not known: start with --tool-parser.",
+                param="tool_choice",
+                code="unsupported",
+            )
+        parts: dict[str, Grammar] = {}
+        if rules.shape is not None:
+            parts["shape"] = _shape(rules.shape)
+            self._check({"grammars": [parts["shape"]]}, rules.shape.param)
+        for number, tool in enumerate(rules.tools):
+            parts[f"tool_{number}"] = _arguments(tool)
+            self._check({"grammars": [parts[f"tool_{number}"]]}, f"tools[{number}].parameters")
+        whole = {"grammars": [self._top(rules, thoughts, thinking), *_named(parts)]}
+        return self._check(whole, "tools" if rules.tools else rules.shape.param if rules.shape else "")
+
+    def _top(self, rules: Rules, thoughts: tuple[str, ...], thinking: bool) -> Grammar:
+        if not (rules.tools or thoughts):
+            return {"name": "top", "lark_grammar": "start: @shape"}
+        lark = ["%llguidance {}"]
+        body = self._body(rules, lark)
+        if thoughts:
+            body = f"{self._thought(thoughts, thinking, lark)} ({body})"
+        return {"name": "top", "lark_grammar": "\n".join([*lark, f"start: {body}"])}
+
+    def _thought(self, tags: tuple[str, ...], thinking: bool, lark: list[str]) -> str:
+        opening, closing = (self._literal(tag) for tag in tags)
+        lark += ["SPACE: /\\s{1,8}/", *_up_to("inside", closing)]
+        if thinking:
+            return "inside SPACE?"
+        lark.append(f"thought: {opening} inside SPACE?")
+        return "thought?"
+
+    def _body(self, rules: Rules, lark: list[str]) -> str:
+        if not rules.tools:
+            return "@shape"
+        lark.append("call: " + " | ".join(self._call(i, tool) for i, tool in enumerate(rules.tools)))
+        calls = self._calls(more=rules.parallel)
+        if rules.forced:
+            return str(calls)
+        if rules.shape is not None:
+            return f"{calls} | @shape"
+        return self._amid_text(calls, lark)
+
+    def _calls(self, *, more: bool) -> _Calls:
+        match self._config.tool_parser:
+            case "hermes":
+                opening, closing = self._literal(HermesCalls.OPEN), self._literal(HermesCalls.CLOSE)
+                one = f'"\\n" call "\\n" {closing}'
+                return _Calls(opening, one, f'("\\n" {opening} {one})*' if more else "")
+            case "llama3":
+                return _Calls("", "call", '("; " call)*' if more else "")
+            case _:
+                opening = self._literal(MistralCalls.OPEN)
+                if self._by_name:
+                    return _Calls(opening, "call", f"({opening} call)*" if more else "")
+                return _Calls(opening, '"[" call', '(", " call)* "]"' if more else '"]"')
+
+    def _amid_text(self, calls: _Calls, lark: list[str]) -> str:
+        """Text in which there may be calls."""
+        if not calls.opening:
+            lark.append(r"FREE: /(?s:[^\s{].*)?/")
+            return f"{calls} | FREE"
+        lark += [_without(calls.opening), r"TAIL: /\s{1,8}/", *_up_to("before", calls.opening)]
+        return f"FREE | before {calls.first} {calls.more} TAIL?"
+
+    def _call(self, number: int, tool: ToolRule) -> str:
+        if self._by_name:
+            return f"{_quoted(tool.name)} {self._literal(MistralCalls.ARGS)} @tool_{number}"
+        key = "parameters" if self._config.tool_parser == "llama3" else "arguments"
+        head = f'{{"name": {json.dumps(tool.name)}, "{key}": '
+        return f'{_quoted(head)} @tool_{number} "}}"'
+
+    @property
+    def _by_name(self) -> bool:
+        """Whether a Mistral model writes calls in the later format."""
+        return self._config.tool_parser == "mistral" and self._codec.special_id(MistralCalls.ARGS) is not None
+
+    def _literal(self, text: str) -> str:
+        """In Lark: the special token of that name where there is one, else the text."""
+        token = self._codec.special_id(text)
+        return _quoted(text) if token is None else f"<[{token}]>"
+
+    def _check(self, grammar: Grammar, param: str) -> str:
+        """The grammar as it travels. UserError when it is too large, broken, or allows nothing."""
+        source = json.dumps(grammar)
+        if len(source) > MAX_GRAMMAR:
+            raise UserError(f"{param} makes a grammar of more than {MAX_GRAMMAR} bytes.", param=param)
+        try:
+            matcher = LLMatcher(self._vocabulary(), source, log_level=0, limits=self._limits)
+            error = matcher.get_error() if matcher.is_error() else ""
+            if not error and (not any(matcher.compute_bitmask()) or matcher.is_error()):
+                error = matcher.get_error() or "it allows no text"
+        except BaseException as raised:
+            if isinstance(raised, Exception) or type(raised).__name__ == "PanicException":
+                raise UserError(f"{param} cannot be used: {type(raised).__name__}.", param=param) from raised
+            raise
+        if error:
+            raise UserError(f"{param} cannot be used: {_sentence(error)}", param=param)
+        return source
+
+    def _vocabulary(self) -> LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                model = self._config.model
+                text, eos = self._codec.serialised(), list(model.eos) or None
+                try:
+                    self._tokenizer = LLTokenizer(text, n_vocab=model.vocab_size, eos_token=eos)
+                except Exception as error:  # the library says "ValueError" for some, and panics for others
+                    raise UserError(_NOT_SUPPORTED, code="unsupported") from error
+            return self._tokenizer
+
+
+def _named(parts: dict[str, Grammar]) -> Iterable[Grammar]:
+    return ({"name": name, **grammar} for name, grammar in parts.items())
+
+
+def _shape(shape: Shape) -> Grammar:
+    match shape.syntax:
+        case Syntax.JSON:
+            return _json_grammar(msgspec.json.decode(shape.source))
+        case Syntax.CHOICE:
+            choices = msgspec.json.decode(shape.source, type=list[str])
+            return {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(_quoted, choices))}
+        case Syntax.REGEX:
+            _check_nesting(shape)
+            made = msgspec.json.decode(LLMatcher.grammar_from_regex(shape.source))
+            return {"lark_grammar": made["grammars"][0]["lark_grammar"]}
+        case Syntax.GRAMMAR:
+            _check_nesting(shape)
+            if shape.source.count("::=") > _MAX_RULES:
+                raise UserError(f"{shape.param} has more than {_MAX_RULES} rules.", param=shape.param)
+            try:
+                return {"lark_grammar": any_to_lark(shape.source)}
+            except Exception as error:  # the converter raises plain Exception
+                raise UserError(
+                    f"{shape.param} cannot be used: {_sentence(str(error))}", param=shape.param
+                ) from error
+
+
+def _arguments(tool: ToolRule) -> Grammar:
+    schema = msgspec.json.decode(tool.parameters)
+    if isinstance(schema, dict) and not {"type", "$ref", "anyOf", "oneOf", "allOf"} & set(schema):
+        schema = {"type": "object", **schema}
+    return _json_grammar(schema)
+
+
+def _json_grammar(schema: Any) -> Grammar:
+    if not isinstance(schema, dict):
+        return {"json_schema": schema}
+    return {"json_schema": {**schema, "x-guidance": _WHITESPACE}}
+
+
+def _without(opening: str) -> str:
+    """A terminal: text without what opens a call; a special token is no text anyway."""
+    if opening.startswith("<["):
+        return "FREE: /(?s:.*)/"
+    return f"FREE: /(?s:.*)/ & ~/(?s:.*){re.escape(json.loads(opening))}(?s:.*)/"
+
+
+def _up_to(name: str, closing: str) -> list[str]:
+    """A rule: any text, then the first `closing`."""
+    if closing.startswith("<["):
+        return [f"{name.upper()}: /(?s:.*)/", f"{name}: {name.upper()} {closing}"]
+    return [f"{name.upper()}: /(?s:.*)/", f"{name}[lazy]: {name.upper()} {closing}"]
+
+
+def _quoted(text: str) -> str:
+    """A text as a literal of Lark."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _check_nesting(shape: Shape) -> None:
+    depth = deepest = 0
+    for char in shape.source:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > _MAX_NESTING:
+        raise UserError(f"{shape.param} is nested more than {_MAX_NESTING} levels deep.", param=shape.param)
+
+
+def _sentence(error: str) -> str:
+    """The library's message in one line: what is wrong, without where in our own grammar it is."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    told = next(
+        (line for line in lines if line.startswith("error: ")), lines[0] if lines else "unknown error"
+    )
+    if "NoExtension" in told:
+        return "it allows no text."
+    told = re.sub(r"^at \d+\(\d+\): ", "", told.removeprefix("error: "))
+    return told[:300].rstrip(".:") + "."
