@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
+from gpu.attention.base import Batch, Spec
+from gpu.attention.cpu import CpuAttention
 from gpu.cpu import build
 from gpu.cpu.library import Kernels
+from gpu.kv_pool import KvPool, KvShape
+
+_PAGE = 64
+_ATTENTION_ERROR = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
 def start(threads: int, progress: Callable[[str], None]) -> Kernels | None:
@@ -29,8 +37,30 @@ def start(threads: int, progress: Callable[[str], None]) -> Kernels | None:
 
 
 def agrees(kernels: Kernels, dtype: torch.dtype) -> bool:
-    """Whether a product of odd sizes is what torch makes of it."""
-    generator = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(size, generator=generator).to(dtype) for size in ((200, 328), (37, 328)))
+    """Whether products and attention of odd sizes are what torch makes of them."""
+    return _multiplies(kernels, dtype) and _attends(kernels, dtype)
+
+
+def _multiplies(kernels: Kernels, dtype: torch.dtype) -> bool:
+    weight, x = _random(dtype, (200, 328), (37, 328))
     error = kernels.linear(kernels.pack(weight), x) - x.float() @ weight.float().T
     return bool(error.abs().max() < 1e-3)
+
+
+def _attends(kernels: Kernels, dtype: torch.dtype) -> bool:
+    """A prompt of two blocks of keys, in pages of a block."""
+    heads, shape, rows = 4, KvShape(kv_heads=2, key_dim=64, value_dim=64), _PAGE + 7
+    pool = KvPool([shape], 2, _PAGE, dtype, torch.device("cpu"))
+    lengths, positions = np.array([rows], np.int64), np.arange(rows)
+    batch = Batch(lengths, lengths, np.arange(2, dtype=np.int32)[None], positions, positions, 0)
+    sizes = ((rows, count, shape.key_dim) for count in (heads, shape.kv_heads, shape.kv_heads))
+    query, key, value = _random(dtype, *sizes)
+    got = CpuAttention(pool, kernels).prepare(batch).attend(0, query, key, value, Spec(scale=0.125))
+    q, k, v = (x.float().transpose(0, 1)[None] for x in (query, key, value))
+    expected = scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.125, enable_gqa=True)
+    return bool((got.float() - expected[0].transpose(0, 1)).abs().max() < _ATTENTION_ERROR[dtype])
+
+
+def _random(dtype: torch.dtype, *sizes: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, generator=generator).to(dtype) for size in sizes]
