@@ -1,4 +1,4 @@
-"""`python -m tools.bench [COMMAND]`: measure this machine; without a command, everything."""
+"""`python -m tools.bench [COMMAND]`: measure this machine; without a command, everything but the peers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tools.bench import offline, ring
 from tools.bench.accuracy import accuracy
 from tools.bench.frontend import frontend
 from tools.bench.ledger import ledger
+from tools.bench.peers.command import peers
 from tools.bench.serve import serve
 from tools.bench.speculate import speculate
 from tools.bench.statistics import spread
@@ -57,6 +58,7 @@ main.add_command(frontend)
 main.add_command(ledger)
 main.add_command(serve)
 main.add_command(speculate)
+main.add_command(peers)
 
 if __name__ == "__main__":
     main()
