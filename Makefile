@@ -15,7 +15,7 @@ help:
 	@echo "make test      run the whole test suite"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make chaos     two minutes of kills, stops and double kills under load, every answer checked"
-	@echo "make bench     measure this machine: rings, bare executor, serving"
+	@echo "make bench     measure this machine: rings, bare executor, serving   (ARGS=peers: beside other engines)"
 
 install: $(STAMP)
 

@@ -1,4 +1,4 @@
-"""`python -m tools.bench [COMMAND]`: measure this machine; without a command, everything but the peers."""
+"""`python -m tools.bench [COMMAND]`: measure this machine; without one, all but accuracy and peers."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ class Engine:
 def _troupe(setting: Setting) -> Iterator[Subject]:
     arguments = [str(setting.model), "--served-name", "bench", "--max-model-len", str(CONTEXT)]
     arguments += ["--kv-memory", str(KV_BYTES), *setting.options]
-    with company(arguments) as (host, port):
-        yield Server(host, port, importlib.metadata.version("troupe"))
+    with company(arguments) as address:
+        yield Server(address.host, address.port, importlib.metadata.version("troupe"))
 
 
 def runner(module: str, function: str = "load") -> Callable[..., contextlib.AbstractContextManager[Subject]]:

@@ -13,7 +13,7 @@ from tools.bench.peers.models import TITLES as MODEL_TITLES
 from tools.bench.peers.report import Part, decode_limit, rates
 from tools.bench.statistics import number, spread
 
-_LABELS = {**ENGINE_TITLES, WEBSOCKET: "Troupe, WebSocket"}
+_LABELS = {OURS: ENGINE_TITLES[OURS], WEBSOCKET: "Troupe, WebSocket", **ENGINE_TITLES}
 _OURS, _THEIRS = "#c2410c", "#94a3b8"
 
 

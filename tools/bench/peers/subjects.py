@@ -73,8 +73,8 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """SIGTERM, then SIGKILL, to all of the group."""
-        self.signal(signal.SIGTERM)
+        """SIGTERM to the first process, which tidies up, then SIGKILL to all of the group."""
+        self.process.terminate()
         self.signal(signal.SIGCONT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_GRACE_SECONDS)
@@ -163,10 +163,10 @@ class Server:
     def streams(self, case: Case, texts: Sequence[str], socket: bool) -> Figure:
         """See `Subject.streams`. socket: over WebSocket and not HTTP."""
         workload = load.Workload("bench", case.clients, texts, case.output)
-        client = load.socket_client if socket else load.http_client
+        dialogue: type[load.Dialogue] = load.SocketDialogue if socket else load.HttpDialogue
         with self._turn():
-            receipts, seconds = trio.run(load.run, *self._address, workload, client)
-        return {"seconds": seconds, **summary(receipts, seconds)}
+            run = load.run(*self._address, workload, dialogue)
+        return {"seconds": run.seconds, **summary(run)}
 
 
 def await_health(child: Child, url: str) -> None:
