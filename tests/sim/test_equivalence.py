@@ -49,7 +49,7 @@ def test_schedules_do_not_change_tokens(seed: int) -> None:
     alone: Outcome = {}
     for request in workload:
         alone |= outcome(World(depth=1, pages=24, radix=False), [request], seed)
-    preemptions = 0
+    preemptions = accepted = 0
     for depth in (1, 2, 4):
         for radix in (False, True):
             for pages, guesses in ((12, 0), (24, 0), (200, 0), (12, 4), (24, 6), (200, 3)):
@@ -58,6 +58,8 @@ def test_schedules_do_not_change_tokens(seed: int) -> None:
                 assert outcome(world, workload, seed) == alone
                 assert world.load is not None
                 preemptions += world.load.preemptions
+                accepted += world.load.accepted
+    assert accepted > 0
     assert preemptions > 0, "the small pools were meant to force retractions"
 
 
