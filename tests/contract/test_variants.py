@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serving import Company, serving
+from tests.serving import Company, actorctl, serving
 
 PROMPTS = [f"# part {index}\n" + "def add(a, b):\n    return a + b\n" * (index % 5) for index in range(12)]
 VARIANTS = {
@@ -31,9 +33,9 @@ VARIANTS = {
     "small chunks, small pages": ("--chunk-size", "24", "--page-size", "4", "--max-running", "16"),
     "pages run out": ("--pages", "24", "--max-running", "12"),
     "guesses": ("--speculate", "ngram", "--speculate-min", "1", "--speculate-rows", "72"),
-    "guesses while pages run out": (
+    "guesses in a tight pool": (
         *("--speculate", "ngram", "--speculate-min", "1", "--speculate-rows", "72"),
-        *("--pages", "96", "--page-size", "4", "--max-running", "12"),
+        *("--pages", "64", "--page-size", "4", "--max-running", "12"),
     ),
 }
 
@@ -75,11 +77,56 @@ def test_the_same_tokens(variant: str, expected: list[str]) -> None:
         if "guesses" in variant:
             scheduler = company.actor("scheduler.0")
             assert 0 < scheduler["accepted_total"] <= scheduler["drafted_total"]
-        if "pages run out" in variant:
+        if variant == "pages run out":
             assert company.actor("scheduler.0")["preemptions_total"] > 0
         if "--dp" in VARIANTS[variant]:
             served = [company.actor(f"scheduler.{replica}")["requests_total"] for replica in (0, 1)]
             assert min(served) > 0
+
+
+def test_guesses_survive_the_death_of_executor_and_scheduler(expected: list[str]) -> None:
+    """Whatever guesses were in the air and in the pages, every stream goes on with the same tokens."""
+    with (
+        serving("--dtype", "float32", "--speculate", "ngram", "--speculate-min", "1") as company,
+        openai.OpenAI(base_url=company.url, api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(len(PROMPTS)) as crowd,
+    ):
+        assert _crowd(company) == expected
+        pids = company.pids()
+        others = [crowd.submit(_ask, client, company.model, index) for index in range(1, len(PROMPTS))]
+        stream = client.completions.create(
+            model=company.model,
+            prompt=PROMPTS[0],
+            max_tokens=40,
+            temperature=0.8,
+            top_p=0.95,
+            seed=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        text = ""
+        for count, chunk in enumerate(stream):
+            text += chunk.choices[0].text if chunk.choices else ""
+            for victim in ("executor.0",) * (count == 1) + ("scheduler.0",) * (count == 3):
+                os.kill(pids[victim], signal.SIGKILL)
+        assert [text, *(other.result() for other in others)] == expected
+        assert [company.actor(name)["restarts"] for name in ("executor.0", "scheduler.0")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--speculate-min", "5", "--speculate-max", "4"),
+            "--speculate-min 5 must not exceed --speculate-max 4",
+        ),
+        (("--speculate-tokens", "17"), "17 is not in the range 1<=x<=16"),
+        (("--speculate", "medusa"), "'medusa' is not one of 'off', 'ngram'"),
+    ],
+)
+def test_guesses_that_cannot_be_are_refused_by_name(options: tuple[str, ...], sentence: str) -> None:
+    done = actorctl("serve", *options)
+    assert done.returncode == 2 and sentence in done.stderr
 
 
 @pytest.fixture(scope="module")
