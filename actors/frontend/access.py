@@ -83,6 +83,12 @@ class Access:
         if exposed and not self._is_ours(head.value("host")):
             raise UserError("This host name is not allowed here.", status=403, code="host_not_allowed")
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients must bring a key."""
+        self._look()
+        return self._needed
+
     def cors(self, head: Head) -> tuple[tuple[str, str], ...]:
         """Headers that let a page on the list read the answer."""
         origin = head.value("origin")
@@ -178,10 +184,12 @@ class Access:
 
 def _token(head: Head) -> bytes:
     """The key that a request brings; b"" for none. A web page's WebSocket can send no `authorization`: it
-    offers the key, percent-encoded, among its subprotocols."""
+    offers the key, percent-encoded, among its subprotocols. Anthropic's clients have their own header."""
     scheme, _, token = head.value("authorization").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip().encode("latin-1")
+    if head.value("x-api-key"):
+        return head.value("x-api-key").encode("latin-1")
     offered = ",".join(head.values("sec-websocket-protocol")).split(",")
     keys = [each.strip() for each in offered if each.strip().startswith(KEY_PROTOCOL)]
     return urllib.parse.unquote_to_bytes(keys[0].removeprefix(KEY_PROTOCOL)) if keys else b""

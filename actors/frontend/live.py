@@ -106,6 +106,11 @@ class LiveResponse:
         """Whether somebody reads."""
         return bool(self._readers)
 
+    @property
+    def asked(self) -> Conversation | None:
+        """The conversation that it answers; None where it was too long to survive its first process."""
+        return self._asked
+
     def conversation(self) -> Conversation | None:
         """What a later response continues: the input, and the answer where there is one; None where the
         input was too long to survive the process that took it."""

@@ -7,7 +7,7 @@ import urllib.parse
 
 import msgspec
 
-from actors.frontend import delivery, turns
+from actors.frontend import delivery, items, turns
 from actors.frontend.finder import Finder, Memo
 from actors.frontend.live import Conversation, LiveResponse, Reader
 from actors.frontend.response_stream import DELTA, Event
@@ -57,6 +57,14 @@ async def retrieve(finder: Finder, exchange: Exchange, id: str) -> None:
     if not after.removeprefix("-").isdecimal() or len(after) > 18:
         raise UserError("starting_after must be an integer.", param="starting_after")
     await _follow(exchange, live, max(int(after) + 1, 0))
+
+
+async def input_items(finder: Finder, exchange: Exchange, id: str) -> None:
+    """Answer `GET /v1/responses/{id}/input_items`."""
+    live = await finder.find(id)
+    query = urllib.parse.parse_qs(exchange.head.query)
+    page = items.page(live, {name: values[-1] for name, values in query.items()})
+    await exchange.respond(200, msgspec.json.encode(page))
 
 
 async def cancel(finder: Finder, exchange: Exchange, id: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import trio
 
-from actors.frontend import chat, completions, embeddings, responses, tokens
+from actors.frontend import anthropic, chat, completions, embeddings, native, openapi, responses, tokens
 from actors.frontend.access import Access, Scope
 from actors.frontend.accounts import Account
 from actors.frontend.delivery import collect
@@ -24,13 +24,14 @@ from actors.frontend.service import Service
 from actors.frontend.socket_mode import SocketMode
 from actors.frontend.text import Collector
 from protocols.errors import UserError
+from protocols.openai.server import Alive, ModelEntry, ModelList, Version
 from protocols.request import OutputOptions, TokenPrompt
 from protocols.sampling import SamplingParams
 from runtime.http import Exchange
 
 Route = Callable[..., Awaitable[None]]
 Table = list[tuple[re.Pattern[str], dict[str, Route]]]
-OPEN = ("/", "/health", "/version")
+OPEN = ("/", "/health", "/version", "/openapi.json")
 """Paths that need no key."""
 ADMIN = ("/admin/keys",)
 """Paths that need an administrator's key."""
@@ -70,6 +71,7 @@ class Routes:
             "/health": {"GET": self._show_health},
             "/health_generate": {"GET": self._generate_health},
             "/version": {"GET": self._version},
+            "/openapi.json": {"GET": self._openapi},
             "/v1/models": {"GET": self._models},
             r"/v1/models/(?P<id>.{1,200})": {"GET": self._model},
             "/v1/chat/completions": {"POST": bound(chat.create, service)},
@@ -77,6 +79,9 @@ class Routes:
             "/tokenize": {"POST": bound(tokens.tokenize, service)},
             "/detokenize": {"POST": bound(tokens.detokenize, service)},
             "/v1/embeddings": {"POST": bound(embeddings.create, service)},
+            "/generate": {"POST": bound(native.create, service)},
+            "/v1/messages": {"POST": bound(anthropic.refusing(anthropic.create), service)},
+            "/v1/messages/count_tokens": {"POST": bound(anthropic.refusing(anthropic.count_tokens), service)},
             "/v1/responses": {
                 "POST": bound(responses.create, service, finder),
                 "GET": bound(self._upgrade, service),
@@ -85,6 +90,7 @@ class Routes:
                 "GET": bound(responses.retrieve, finder),
                 "DELETE": bound(responses.delete, finder),
             },
+            f"/v1/responses/{_ID}/input_items": {"GET": bound(responses.input_items, finder)},
             f"/v1/responses/{_ID}/cancel": {"POST": bound(responses.cancel, finder)},
         }
         return [(re.compile(pattern), methods) for pattern, methods in table.items()]
@@ -152,7 +158,7 @@ class Routes:
                 code="unhealthy",
                 retry_after=1,
             )
-        await _json(exchange, {"status": "ok"})
+        await _json(exchange, Alive())
 
     async def _generate_health(self, exchange: Exchange) -> None:
         """Really generate one token."""
@@ -160,17 +166,22 @@ class Routes:
         job = Job((TokenPrompt(bytes(4)),), sampling, OutputOptions())
         with trio.move_on_after(GENERATE_SECONDS):
             await collect(self._service.engine, job, Collector(1, 1))
-            await _json(exchange, {"status": "ok"})
+            await _json(exchange, Alive())
             return
         raise UserError(
             f"No token came within {GENERATE_SECONDS:g} s.", status=503, type="server_error", code="unhealthy"
         )
 
     async def _version(self, exchange: Exchange) -> None:
-        await _json(exchange, {"version": version()})
+        await _json(exchange, Version(version()))
+
+    async def _openapi(self, exchange: Exchange) -> None:
+        needs_key = self._access.needs_key
+        document = openapi.document(self._service.model, version(), needs_key=needs_key)
+        await exchange.respond(200, document)
 
     async def _models(self, exchange: Exchange) -> None:
-        await _json(exchange, {"object": "list", "data": [self._card()]})
+        await _json(exchange, ModelList(data=[self._card()]))
 
     async def _model(self, exchange: Exchange, id: str) -> None:
         if id != self._service.model.name:
@@ -179,15 +190,9 @@ class Routes:
             )
         await _json(exchange, self._card())
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> ModelEntry:
         model = self._service.model
-        return {
-            "id": model.name,
-            "object": "model",
-            "created": self._service.started,
-            "owned_by": "troupe",
-            "max_model_len": model.context,
-        }
+        return ModelEntry(id=model.name, created=self._service.started, max_model_len=model.context)
 
 
 def _scope(path: str) -> Scope:
@@ -204,5 +209,5 @@ def version() -> str:
         return "unknown"
 
 
-async def _json(exchange: Exchange, document: dict[str, Any]) -> None:
+async def _json(exchange: Exchange, document: dict[str, Any] | msgspec.Struct) -> None:
     await exchange.respond(200, msgspec.json.encode(document))

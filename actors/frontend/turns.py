@@ -25,6 +25,19 @@ from protocols.sampling import SamplingParams
 
 MAX_METADATA = 16
 _LOGPROBS = "message.output_text.logprobs"
+_INCLUDES = frozenset(
+    {
+        _LOGPROBS,
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "reasoning.encrypted_content",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    }
+)
+"""What may be asked for; of tools that are not served there is never anything to include."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +61,7 @@ def prepare(
     format = _format(request.text)
     if request.metadata is not None and len(request.metadata) > MAX_METADATA:
         raise UserError(f"metadata may hold at most {MAX_METADATA} pairs.", param="metadata")
+    _check_include(request.include)
     silent = request.generate is False
     asked = input_messages(request.input)
     if not asked and previous is None and not request.instructions:
@@ -161,6 +175,12 @@ def _tools(request: ResponsesRequest) -> list[Tool]:
         )
         for tool in request.tools or ()
     ]
+
+
+def _check_include(include: list[str] | None) -> None:
+    for name in include or ():
+        if name not in _INCLUDES:
+            raise UserError(f"include does not know '{name[:100]}'.", param="include")
 
 
 def _shortens(truncation: str | None) -> bool:

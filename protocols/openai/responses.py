@@ -232,6 +232,16 @@ class Response(msgspec.Struct, kw_only=True):
     user: str | None = None
 
 
+class ItemList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the input of a response."""
+
+    object: str = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class ResponseDeleted(msgspec.Struct, frozen=True):
     """Answer to a deletion."""
 

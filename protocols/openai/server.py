@@ -1,0 +1,34 @@
+"""What the server says of itself: models, version, health."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is served. max_model_len: tokens of prompt and answer together."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "troupe"
+    max_model_len: int
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """All models."""
+
+    object: str = "list"
+    data: list[ModelEntry]
+
+
+class Version(msgspec.Struct, frozen=True):
+    """The version."""
+
+    version: str
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """All is well."""
+
+    status: str = "ok"
