@@ -9,6 +9,7 @@ import msgspec
 from actors.frontend import delivery, parameters, prompts
 from actors.frontend.choices import MAX_CHOICES
 from actors.frontend.engine import Job
+from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, new_id, read, trace_of
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import TextLogprob, TextRow
@@ -61,8 +62,9 @@ def native_job(request: NativeRequest, service: Service, trace: str) -> Job:
         raise UserError(f"n must be between 1 and {MAX_CHOICES}, not {n}.", param="n")
     top = (request.top_logprobs_num or 0) if request.return_logprob else None
     reads = top is not None and _start(request) >= 0
+    fields = _fields(request, sampling)
     return parameters.job(
-        _fields(request, sampling),
+        fields,
         _prompts(request, service.model.vocab_size),
         service.model.vocab_size,
         max_tokens=sampling.max_new_tokens,
@@ -73,6 +75,7 @@ def native_job(request: NativeRequest, service: Service, trace: str) -> Job:
         prompt_logprobs=top if reads else None,
         least=0,
         default_tokens=DEFAULT_MAX_TOKENS,
+        rules=rules_of(fields),
     )
 
 
@@ -109,6 +112,9 @@ def _fields(request: NativeRequest, sampling: NativeSampling) -> GenerationField
         cache_salt=request.cache_salt,
         priority=request.priority,
         return_token_ids=True,
+        json_schema=sampling.json_schema,
+        regex=sampling.regex,
+        ebnf=sampling.ebnf,
     )
 
 

@@ -37,8 +37,8 @@ class NativeSampling(msgspec.Struct, kw_only=True):
     n: Int | None = None
 
     json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
+    regex: str | None = None
+    ebnf: str | None = None
     structural_tag: Any = None
     stop_regex: Any = None
     custom_params: Any = None
@@ -81,9 +81,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "custom_logit_processor": (),
 }
 SAMPLING_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
     "structural_tag": (),
     "stop_regex": ([],),
     "custom_params": (),

@@ -106,6 +106,15 @@ def test_a_stream_tells_all_that_there_is_so_far(raw: httpx2.Client) -> None:
     assert last["meta_info"]["finish_reason"]["type"] == "length"
 
 
+def test_generate_obeys_a_grammar(raw: httpx2.Client) -> None:
+    for rule, allowed in (
+        ({"regex": "(yes|no)"}, {"yes", "no"}),
+        ({"json_schema": '{"enum": [7, 8]}'}, {"7", "8"}),
+    ):
+        answer = generate(raw, text="Answer:", sampling_params={"max_new_tokens": 16, **rule})
+        assert answer["text"].strip() in allowed
+
+
 def test_what_generate_refuses(raw: httpx2.Client) -> None:
     for fields, param in (
         ({}, "text"),
