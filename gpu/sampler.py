@@ -168,6 +168,8 @@ class Sampler:
         """
         asked = self._slots[slots]
         flags = asked["flags"]
+        if not flags.any():
+            return SampleResult(*self._choose(logits, slots, asked, positions), slots, None)
         young = positions - asked["prompt_len"] < asked["min_tokens"]
         edited = flags & (_PENALISED | _BIASED | _SHAPED) | (flags & _SUPPRESSED) * young
         asking = np.flatnonzero(flags & _LOGPROBS)
@@ -177,7 +179,6 @@ class Sampler:
         if edited.any():
             logits = self._edit(logits.float(), slots, edited, young)
         tokens, best = self._choose(logits, slots, asked, positions)
-        tokens = torch.where(torch.isfinite(best), tokens, -1)
         penalised = np.flatnonzero(flags & _PENALISED)
         if len(penalised):
             self._penalties.count(tokens, penalised, slots[penalised])
@@ -206,22 +207,22 @@ class Sampler:
     def _choose(
         self, logits: Tensor, slots: Slots, asked: np.ndarray, positions: Positions
     ) -> tuple[Tensor, Tensor]:
-        """Tokens, int64 [n], of no meaning where the greatest logit, float32 [n], is not finite."""
+        """Tokens, int64 [n], -1 where the greatest logit, float32 [n], is not finite."""
         drawn = np.flatnonzero(asked["kind"])
         uniform = np.zeros(len(slots))
         if len(drawn):
             seeds, choices = asked["seed"][drawn], asked["choice"][drawn]
             uniform[drawn] = self._uniforms.at(slots[drawn], seeds, choices, positions[drawn])
         if self._cpu is not None:
-            on_cpu = self._cpu.choose(logits, asked, uniform)
-            return torch.from_numpy(on_cpu[0]), torch.from_numpy(on_cpu[1])
+            found, highest = self._cpu.choose(logits, asked, uniform)
+            return torch.from_numpy(np.where(np.isfinite(highest), found, -1)), torch.from_numpy(highest)
         greatest = logits.max(1)
         tokens, best = greatest.indices, greatest.values.float()
         if len(drawn):
             at = self._to_device(drawn)
             chosen = draw.choose(logits[at], best[at][:, None], self._limits(asked[drawn], uniform[drawn]))
             tokens = tokens.index_copy(0, at, chosen)
-        return tokens, best
+        return torch.where(torch.isfinite(best), tokens, -1), best
 
     def _limits(self, asked: np.ndarray, uniform: np.ndarray) -> draw.Limits:
         by_rank, by_mass = (np.flatnonzero(asked["kind"] == kind) for kind in (Kind.RANK, Kind.MASS))

@@ -103,6 +103,8 @@ class Slots:
         chunks = plan.chunks
         if decodes is None:
             decodes = np.frombuffer(plan.decodes, "<i4").astype(np.int64)
+        if not chunks and not runs:
+            return self._decode(decodes)
         first = [chunk.slot for chunk in chunks] + [run.slot for run in runs]
         slots = np.array(first + decodes.tolist(), np.int64)
         tokens = [np.frombuffer(chunk.tokens, "<i4") for chunk in chunks]
@@ -130,10 +132,41 @@ class Slots:
             next_positions=batch.positions[rows] + 1,
         )
 
+    def _decode(self, slots: Ints) -> Step:
+        """A step of nothing but single rows, which most are."""
+        assert self._open[slots].all(), "a plan runs a slot that is not open"
+        positions = self.lengths[slots]
+        contexts = positions + 1
+        self.lengths[slots] = contexts
+        pages = self._table[slots, positions // self.page_size]
+        rows = np.arange(len(slots))
+        return Step(
+            batch=self._laid(np.ones_like(slots), contexts, positions, pages, slots, len(slots)),
+            known_tokens=np.zeros(0, np.int64),
+            runs=(),
+            first_run=0,
+            decodes=slots,
+            sampled=slots.astype(np.int32),
+            rows=rows,
+            next_positions=contexts,
+        )
+
     def _batch(self, slots: Ints, query_lens: Ints, starts: Ints, contexts: Ints, decodes: int) -> Batch:
         ends = np.cumsum(query_lens)
         positions = np.arange(ends[-1]) + np.repeat(starts - (ends - query_lens), query_lens)
         pages = self._table[np.repeat(slots, query_lens), positions // self.page_size]
+        return self._laid(query_lens, contexts, positions, pages, slots, decodes)
+
+    def _laid(
+        self,
+        query_lens: Ints,
+        contexts: Ints,
+        positions: Ints,
+        pages: npt.NDArray[np.int32],
+        slots: Ints,
+        decodes: int,
+    ) -> Batch:
+        """pages: of each row."""
         assert pages.min() >= 0, "a plan writes where no page was granted"
         used = -(-int(contexts.max()) // self.page_size)
         return Batch(
