@@ -25,7 +25,7 @@ def company() -> Iterator[Company]:
 
 @pytest.fixture(scope="module")
 def client(company: Company) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=company.url.removesuffix("/v1"), timeout=60) as made:
+    with httpx2.Client(base_url=company.url.removesuffix("/v1"), timeout=110) as made:
         yield made
 
 
@@ -85,7 +85,7 @@ def test_an_answer_comes_though_the_tokenizer_is_killed(client: httpx2.Client, c
     errors: list[str] = []
 
     def ask() -> None:
-        with httpx2.Client(base_url=client.base_url, timeout=60) as own:
+        with httpx2.Client(base_url=client.base_url, timeout=110) as own:
             while not stop.is_set():
                 answer = own.post("/tokenize", json={"prompt": TEXT})
                 if answer.json() != wanted:

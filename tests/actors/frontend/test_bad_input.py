@@ -276,6 +276,9 @@ async def test_keys() -> None:
             assert (await ask(w.port, CHAT, chat_body(), *headers)).status == 401
         for key in ("one", "two"):
             assert (await look(w.port, "/v1/models", f"authorization: Bearer {key}")).status == 200
+            assert (await look(w.port, "/v1/models", f"x-api-key: {key}")).status == 200
+        assert (await look(w.port, "/v1/models", "x-api-key: three")).status == 401
+        assert (await look(w.port, "/openapi.json")).json["paths"]["/v1/models"]["get"]["security"]
         assert (await look(w.port, "/version")).status == 200
 
 
