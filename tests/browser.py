@@ -21,7 +21,7 @@ import pytest
 import websockets.sync.client
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that anything may take in the browser."""
 _SWITCHES = (
     "--headless",
@@ -50,6 +50,7 @@ class Tab:
     def __init__(self, socket: websockets.sync.client.ClientConnection) -> None:
         self.problems: list[str] = []
         self._socket = socket
+        self._loads = 0
         self._numbers = itertools.count(1)
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
@@ -66,9 +67,11 @@ class Tab:
             self._note(message)
 
     def open(self, url: str) -> None:
-        """Go to a page."""
+        """Go to a page and wait until it is loaded."""
+        before = self._loads
         self.call("Page.navigate", url=url)
-        self.until(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
+        while self._loads == before:
+            self._note(json.loads(self._socket.recv(timeout=PATIENCE)))
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression gives, as JSON; promises are awaited."""
@@ -123,6 +126,8 @@ class Tab:
 
     def _note(self, message: dict[str, Any]) -> None:
         match message["method"]:
+            case "Page.loadEventFired":
+                self._loads += 1
             case "Runtime.exceptionThrown":
                 self.problems.append(json.dumps(message["params"]["exceptionDetails"]))
             case "Log.entryAdded" if message["params"]["entry"]["level"] == "error":

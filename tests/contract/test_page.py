@@ -16,7 +16,7 @@ from actors.frontend.page import headers
 from tests.browser import Tab, browser
 from tests.serving import Company, serving
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 
 KEY = "s3cret key/(100%)"
 READY = "document.body.dataset.state === 'ready'"
@@ -92,7 +92,7 @@ def test_a_key_is_asked_for_and_travels_on_the_websocket(tab: Tab, company: Comp
     assert "This server wants an API key." in tab.value("document.getElementById('dialog').innerText")
     tab.type("wrong")
     tab.press("Enter", 13, "\r")
-    tab.until("document.getElementById('dialog').open && document.getElementById('key').value === 'wrong'")
+    tab.until("settings.key === 'wrong' && document.getElementById('dialog').open")
     tab.value("document.getElementById('key').select()")
     tab.type(KEY)
     tab.press("Enter", 13, "\r")
@@ -173,7 +173,7 @@ def test_stop(tab: Tab, slow: Company, how: str) -> None:
 
 def test_a_killed_frontend_is_only_a_pause(tab: Tab, slow: Company) -> None:
     enter(tab, slow)
-    tab.value("settings.limit = '300'")
+    tab.value("settings.limit = '1500'")
     pid = slow.pids()["frontend.0"]
     say(tab, "Tell me a story")
     tab.until("turn.text.length > 100")
@@ -182,10 +182,12 @@ def test_a_killed_frontend_is_only_a_pause(tab: Tab, slow: Company) -> None:
         ".observe(document.body, {attributes: true})"
     )
     os.kill(pid, signal.SIGKILL)
+    tab.until("lived.includes('reconnecting') && lived.at(-1) === 'streaming'")
+    seen = tab.value("turn.text.length")
+    tab.until(f"turn.text.length > {seen + 100}")
+    tab.click("#stop")
     answer(tab, 1)
-    assert "reconnecting" in tab.value("lived")
     assert tab.value("turns[0].error") is None
-    assert tab.value("turns[0].usage.output_tokens") == 300
     stored = tab.value(
         "fetch(`v1/responses/${turns[0].id}`).then((answer) => answer.json())"
         ".then((response) => response.output[0].content[0].text)"

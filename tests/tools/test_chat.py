@@ -16,6 +16,8 @@ import pytest
 from tests.serving import ACTORCTL, ROOT, Company, actorctl, serving
 from tools.actorctl.answer import Answer, Refused
 
+pytestmark = pytest.mark.timeout(300)
+
 SLOW = ("--executor", "hash", "--step-ms", "15")
 LONG = ("--max-tokens", "1500")
 TLS = ROOT / "tests" / "runtime" / "tls"
@@ -73,7 +75,7 @@ class Terminal:
 
     def until(self, words: str | Callable[[], bool]) -> str:
         """Read until `words` are shown, or until they are true; everything since the last `send`."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while not (words in self.text if isinstance(words, str) else words()):
             assert time.monotonic() < deadline, self.text
             if select.select([self._mine], [], [], 0.1)[0]:
@@ -166,21 +168,24 @@ def _await_idle(company: Company) -> None:
 
 
 def test_a_killed_frontend_is_only_a_pause(slow: Company, tmp_path: pathlib.Path) -> None:
-    ask = ("Tell me a story", "--seed", "7", "--max-tokens", "250")
-    calm = chat(slow, *ask)
-    assert calm.returncode == 0 and len(calm.stdout) > 100
+    ask = (*ACTORCTL, "chat", "Tell me a story", "--name", slow.name, "--seed", "7", "--max-tokens")
+    calm = subprocess.run((*ask, "150"), cwd=ROOT, capture_output=True, timeout=100, check=True).stdout
     said, pid = tmp_path / "said", slow.pids()["frontend.0"]
-    with said.open("wb") as out:
-        command = (*ACTORCTL, "chat", "--name", slow.name, *ask)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
-        while len(said.read_bytes()) < 50:
+
+    def heard(length: int) -> None:
+        deadline = time.monotonic() + 100
+        while len(said.read_bytes()) < length:
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
-        os.kill(pid, signal.SIGKILL)
-        _, notes = process.communicate(timeout=100)
-    assert process.returncode == 0
-    assert said.read_text() == calm.stdout
+
+    with said.open("wb") as out:
+        process = subprocess.Popen((*ask, "1500"), cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True)
+    heard(50)
+    os.kill(pid, signal.SIGKILL)
+    heard(len(calm))
+    process.send_signal(signal.SIGINT)
+    _, notes = process.communicate(timeout=100)
+    assert said.read_bytes().startswith(calm[:-8]), "up to what the length cut"
     assert "the connection was lost; going on" in notes
 
 
