@@ -40,12 +40,12 @@ VARIANTS = {
 }
 
 
-def _ask(client: openai.OpenAI, model: str, index: int) -> str:
+def _ask(client: openai.OpenAI, model: str, index: int, **more: Any) -> str:
     shape: dict[str, Any] = (
         {"temperature": 0} if index % 2 else {"temperature": 0.8, "top_p": 0.95, "seed": index}
     )
     answer = client.completions.create(
-        model=model, prompt=PROMPTS[index], max_tokens=40, extra_body={"ignore_eos": True}, **shape
+        model=model, prompt=PROMPTS[index], max_tokens=40, extra_body={"ignore_eos": True}, **shape, **more
     )
     return answer.choices[0].text
 
@@ -92,6 +92,9 @@ def test_guesses_survive_the_death_of_executor_and_scheduler(expected: list[str]
         ThreadPoolExecutor(len(PROMPTS)) as crowd,
     ):
         assert _crowd(company) == expected
+        stop = expected[1][len(expected[1]) // 2 :][:3]
+        cut = _ask(client, company.model, 1, stop=stop)
+        assert cut == expected[1][: expected[1].index(stop)], "tokens behind a stop string are cut off"
         pids = company.pids()
         others = [crowd.submit(_ask, client, company.model, index) for index in range(1, len(PROMPTS))]
         stream = client.completions.create(
