@@ -150,8 +150,9 @@ class GrammarMaker:
         if self._by_name:
             return f"{_quoted(tool.name)} {self._literal(MistralCalls.ARGS)} @tool_{number}"
         key = "parameters" if self._config.tool_parser == "llama3" else "arguments"
-        head = f'{{"name": {json.dumps(tool.name)}, "{key}": '
-        return f'{_quoted(head)} @tool_{number} "}}"'
+        # Piece by piece, as JSON is read: a lexer that has taken a longer piece for one does not turn back.
+        head = ("{", '"name"', ":", " ", json.dumps(tool.name), ",", " ", f'"{key}"', ":", " ")
+        return f'{" ".join(map(_quoted, head))} @tool_{number} "}}"'
 
     @property
     def _by_name(self) -> bool:

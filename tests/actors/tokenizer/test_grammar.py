@@ -1,0 +1,162 @@
+"""The one grammar that a request's rules mean: what it takes, what it refuses, and why there is none."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher
+
+from actors.tokenizer.codec import Codec, load_codec
+from actors.tokenizer.grammar import GrammarMaker
+from protocols.config import Config, read_model_card
+from protocols.errors import UserError
+from protocols.grammar import Rules, Shape, Syntax, ToolRule
+from tools.actorctl.serve import DEMO_MODEL
+
+THOUGHTS = ("<think>", "</think>")
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"x": {"type": "integer"}},
+        "required": ["x"],
+        "additionalProperties": False,
+    }
+)
+TOOLS = (ToolRule("f", SCHEMA), ToolRule("g"))
+JSON = Shape(Syntax.JSON, SCHEMA, "response_format")
+
+
+@functools.cache
+def _codec() -> Codec:
+    return load_codec(DEMO_MODEL)
+
+
+@functools.cache
+def _maker(parser: str = "none") -> GrammarMaker:
+    return GrammarMaker(Config(read_model_card(DEMO_MODEL), tool_parser=parser), _codec())
+
+
+def takes(maker: GrammarMaker, rules: Rules, text: str, thoughts: tuple[str, ...] = (), **how: Any) -> bool:
+    """Whether a text is a whole answer."""
+    matcher = LLMatcher(maker._vocabulary(), maker(rules, thoughts, **how), log_level=0)
+    ids = _codec().encode(text, add_special=False).tolist()
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+def _hermes(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+def _llama(name: str, arguments: str) -> str:
+    return f'{{"name": "{name}", "parameters": {arguments}}}'
+
+
+def _mistral(*calls: tuple[str, str]) -> str:
+    listed = ", ".join(f'{{"name": "{name}", "arguments": {arguments}}}' for name, arguments in calls)
+    return f"[TOOL_CALLS][{listed}]"
+
+
+ONE = {
+    "hermes": _hermes("f", '{"x": 1}'),
+    "llama3": _llama("f", '{"x": 1}'),
+    "mistral": _mistral(("f", '{"x": 1}')),
+}
+TWO = {
+    "hermes": _hermes("f", '{"x": 1}') + "\n" + _hermes("g", '{"any": [null]}'),
+    "llama3": _llama("f", '{"x": 1}') + "; " + _llama("g", "{}"),
+    "mistral": _mistral(("f", '{"x": 1}'), ("g", "{}")),
+}
+WRONG = {
+    "hermes": _hermes("f", '{"y": 1}'),
+    "llama3": _llama("f", '{"y": 1}'),
+    "mistral": _mistral(("f", '{"y": 1}')),
+}
+
+
+@pytest.mark.parametrize("parser", ["hermes", "llama3", "mistral"])
+def test_calls(parser: str) -> None:
+    maker = _maker(parser)
+    free, forced = Rules(tools=TOOLS), Rules(tools=TOOLS, forced=True)
+    single, either = Rules(tools=TOOLS, parallel=False), Rules(JSON, TOOLS)
+    for rules, text, called, twice, shaped in (
+        (free, True, True, True, parser != "llama3"),
+        (forced, False, True, True, False),
+        (single, True, True, False, parser != "llama3"),
+        (either, False, True, True, True),
+    ):
+        found = [takes(maker, rules, each) for each in ("hi there", ONE[parser], TWO[parser], '{"x": 1}')]
+        assert found == [text, called, twice, shaped], rules
+        assert not takes(maker, rules, WRONG[parser])
+
+
+def test_thoughts_come_first_and_are_free() -> None:
+    maker = _maker("hermes")
+    for text in ("<think>{}</think>\n\n", "<think></think>", ""):
+        assert takes(maker, Rules(JSON), text + '{"x": 1}', THOUGHTS)
+    assert takes(maker, Rules(JSON), 'hm</think>{"x": 1}', THOUGHTS, thinking=True)
+    assert not takes(maker, Rules(JSON), '{"x": 1}', THOUGHTS, thinking=True)
+    assert not takes(maker, Rules(JSON), '<think>a</think>{"x": 1}'), "where nobody looks for thoughts"
+    assert takes(maker, Rules(tools=TOOLS, forced=True), "<think>a</think>\n" + ONE["hermes"], THOUGHTS)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "source", "good", "bad"),
+    [
+        (Syntax.REGEX, r"a/b\/c\\/[^\"]+", "a/b/c\\/zz", "a"),
+        (Syntax.REGEX, "^ab$", "ab", "^ab$"),
+        (Syntax.CHOICE, '["a b", "é\\n", "x/\\"y"]', 'x/"y', "a"),
+        (Syntax.GRAMMAR, 'root ::= "a" [0-9]+', "a12", "a"),
+        (Syntax.GRAMMAR, 'start: "a" B\nB: /[0-9]+/', "a12", "a"),
+        (Syntax.JSON, "true", "[1, {}]", "x"),
+        (Syntax.JSON, SCHEMA, '{\n  "x": 1\n}', '{"x":    1}'),
+    ],
+)
+def test_shapes(syntax: Syntax, source: str, good: str, bad: str) -> None:
+    rules = Rules(Shape(syntax, source, "p"))
+    assert takes(_maker(), rules, good) and not takes(_maker(), rules, bad)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "source", "sentence"),
+    [
+        (Syntax.REGEX, "a(b", "unclosed group"),
+        (Syntax.REGEX, "(?=a)", "look-around"),
+        (Syntax.REGEX, "(" * 5000 + ")" * 5000, "nested more than 100"),
+        (Syntax.GRAMMAR, "start: foo", 'unknown name: "foo"'),
+        (Syntax.GRAMMAR, "start: @top", "unknown grammar"),
+        (Syntax.GRAMMAR, "nonsense", "Expected ::="),
+        (Syntax.GRAMMAR, 'start: a\na: a "x"', "it allows no text"),
+        (Syntax.GRAMMAR, "\n".join(f"r{i} ::= r{i + 1}" for i in range(300)), "more than 200 rules"),
+        (Syntax.GRAMMAR, "start: " + '"a"? ' * 8000, "Too many items"),
+        (Syntax.JSON, '{"type": "objekt"}', "Invalid type"),
+        (Syntax.JSON, '{"not": {}}', "Unimplemented keys"),
+        (Syntax.JSON, '{"$ref": "http://a/b"}', "not present in a registry"),
+        (Syntax.JSON, '{"$ref": "#"}', "it allows no text"),
+        (Syntax.JSON, "false", "Unsatisfiable"),
+        (Syntax.JSON, "[]", "must be an object or boolean"),
+    ],
+)
+def test_refusals(syntax: Syntax, source: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _maker()(Rules(Shape(syntax, source, "p")))
+    assert caught.value.body.status == 400 and caught.value.body.param == "p"
+    assert sentence in caught.value.body.message and "\n" not in caught.value.body.message
+
+
+def test_tools_need_a_format_and_good_schemas() -> None:
+    with pytest.raises(UserError, match="--tool-parser"):
+        _maker()(Rules(tools=TOOLS, forced=True))
+    with pytest.raises(UserError) as caught:
+        _maker("hermes")(Rules(tools=(TOOLS[0], ToolRule("h", '{"not": {}}')), forced=True))
+    assert caught.value.body.param == "tools[1].parameters"
+
+
+def test_what_was_made_is_kept_a_while() -> None:
+    maker = GrammarMaker(Config(read_model_card(DEMO_MODEL)), _codec())
+    for index in range(80):
+        maker(Rules(Shape(Syntax.REGEX, f"a{{{index + 1}}}", "p")))
+    assert len(maker._made) == 64
+    assert maker(Rules(JSON)) is maker(Rules(JSON))
