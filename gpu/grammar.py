@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from protocols.config import ModelCard
 from protocols.grammar import CACHED_BYTES, CACHED_GRAMMARS, LIMITS
@@ -87,20 +88,27 @@ class Follower:
         if self._matcher.is_error():
             mask[:] = 0
             return
-        whole = mask.copy()
-        for word, bit in self._never:
-            mask[word] &= ~bit
-        may_end = self._matcher.is_accepting()
-        if may_end and (not young or not mask.any()):
+        cleared = [(word, bit) for word, bit in self._never if mask[word] & bit]
+        for word, bit in cleared:
+            mask[word] ^= bit
+        if self._matcher.is_accepting() and not (young and mask.any()):
             for word, bit in self._ends:
                 mask[word] |= bit
-        if not mask.any():
-            mask[:] = whole
+        elif cleared and not mask.any():
+            for word, bit in cleared:
+                mask[word] |= bit
 
 
 def _bit(token: int) -> tuple[int, np.uint32]:
     """The word of a mask, and the bit in it, that stand for a token."""
     return token // 32, np.uint32(1 << token % 32)
+
+
+def _penalties() -> Tensor:
+    """What is added to eight logits for a byte of a mask, float32 [256, 8]: zero where the bit is set, else
+    minus infinity."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return torch.from_numpy(np.where(bits, np.float32(0), np.float32(-np.inf)))
 
 
 class Grammars:
@@ -109,12 +117,12 @@ class Grammars:
     def __init__(self, card: ModelCard, device: torch.device) -> None:
         self._card, self._device = card, device
         self._words = -(-card.vocab_size // 32)
-        self._shifts = torch.arange(32, dtype=torch.int32, device=device)
+        self._penalty = _penalties().to(device)
         self._worker = ThreadPoolExecutor(1, "grammar")
         self._limits = LLParserLimits(**LIMITS)
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._followers: dict[int, Future[Follower]] = {}
+        self._followers: dict[int, Future[Follower] | Follower] = {}
         self._sampled: tuple[Tokens, list[tuple[int, Follower]]] | None = None
 
     def preload(self) -> None:
@@ -136,16 +144,25 @@ class Grammars:
         self._catch_up()
         masks = np.empty((len(where), self._words), np.uint32)
         for mask, slot, early in zip(masks, slots.tolist(), young.tolist(), strict=True):
-            self._followers[slot].result().fill(mask, young=early)
-        packed = torch.from_numpy(masks.view(np.int32)).to(self._device, non_blocking=True)
-        allowed = (packed[:, :, None] >> self._shifts & 1).flatten(1)[:, : logits.shape[1]]
-        rows = torch.from_numpy(where).to(self._device, non_blocking=True)
-        logits[rows] = logits[rows].masked_fill_(allowed == 0, -torch.inf)
+            self._follower(slot).fill(mask, young=early)
+        packed = torch.from_numpy(masks.view(np.uint8)).to(self._device, non_blocking=True)
+        penalty = embedding(packed.int(), self._penalty).flatten(1)[:, : logits.shape[1]]
+        if len(where) == len(logits):
+            logits.add_(penalty)
+        else:
+            logits.index_add_(0, torch.from_numpy(where).to(self._device, non_blocking=True), penalty)
 
     def sampled(self, tokens: Tokens, where: Rows, slots: npt.NDArray[np.int32]) -> None:
         """What was sampled for the rows of the last `apply`; it is read when the next one needs it."""
-        followers = [self._followers[slot].result() for slot in slots.tolist()]
+        followers = [self._follower(slot) for slot in slots.tolist()]
         self._sampled = tokens, list(zip(where.tolist(), followers, strict=True))
+
+    def _follower(self, slot: int) -> Follower:
+        """Of an open slot; waits for the thread that builds it."""
+        found = self._followers[slot]
+        if isinstance(found, Future):
+            found = self._followers[slot] = found.result()
+        return found
 
     def _catch_up(self) -> None:
         if self._sampled is not None:
