@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 from torch.nn.functional import embedding
 
@@ -62,7 +62,7 @@ class Follower:
     def __init__(
         self, matcher: LLMatcher, sampling: SamplingParams, eos: Sequence[int], known: Sequence[int]
     ) -> None:
-        self._matcher = matcher
+        self.matcher = matcher
         self._stops = frozenset(sampling.stop_token_ids)
         self._ends = [_bit(token) for token in self._stops]
         self._never = [_bit(token) for token in self._stops.union(eos)]
@@ -75,23 +75,22 @@ class Follower:
         if token in self._stops or token < 0:
             self._ended = True
         if not self._ended:
-            self._matcher.consume_token(token)
+            self.matcher.consume_token(token)
 
-    def fill(self, mask: Words, *, young: bool) -> None:
-        """Write which tokens may come next, a bit for each. The tokens that stop are allowed just where the
+    def mend(self, mask: Words, *, young: bool) -> None:
+        """Make of what the grammar allows next, a bit for each token, what is allowed. The tokens that stop are allowed just where the
         grammar may end, and there not while the sequence is `young`; but something always is allowed, unless
         the grammar became too complex. A row that is waste anyway is free."""
         if self._ended:
             mask[:] = 0xFFFFFFFF
             return
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        if self._matcher.is_error():
+        if self.matcher.is_error():
             mask[:] = 0
             return
         cleared = [(word, bit) for word, bit in self._never if mask[word] & bit]
         for word, bit in cleared:
             mask[word] ^= bit
-        if self._matcher.is_accepting() and not (young and mask.any()):
+        if self.matcher.is_accepting() and not (young and mask.any()):
             for word, bit in self._ends:
                 mask[word] |= bit
         elif cleared and not mask.any():
@@ -119,6 +118,7 @@ class Grammars:
         self._words = -(-card.vocab_size // 32)
         self._penalty = _penalties().to(device)
         self._worker = ThreadPoolExecutor(1, "grammar")
+        self._filler = LLExecutor(max(1, torch.get_num_threads()))
         self._limits = LLParserLimits(**LIMITS)
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
@@ -143,8 +143,11 @@ class Grammars:
         and young[i] (stop tokens are not wanted yet) belong to where[i]."""
         self._catch_up()
         masks = np.empty((len(where), self._words), np.uint32)
-        for mask, slot, early in zip(masks, slots.tolist(), young.tolist(), strict=True):
-            self._follower(slot).fill(mask, young=early)
+        followers = [self._follower(slot) for slot in slots.tolist()]
+        asked = [(follower.matcher, row) for row, follower in enumerate(followers)]
+        self._filler.unsafe_compute_mask_ptr(asked, masks.ctypes.data, masks[0].nbytes, len(masks))
+        for mask, follower, early in zip(masks, followers, young.tolist(), strict=True):
+            follower.mend(mask, young=early)
         packed = torch.from_numpy(masks.view(np.uint8)).to(self._device, non_blocking=True)
         penalty = embedding(packed.int(), self._penalty).flatten(1)[:, : logits.shape[1]]
         if len(where) == len(logits):
