@@ -78,9 +78,9 @@ class Follower:
             self.matcher.consume_token(token)
 
     def mend(self, mask: Words, *, young: bool) -> None:
-        """Make of what the grammar allows next, a bit for each token, what is allowed. The tokens that stop are allowed just where the
-        grammar may end, and there not while the sequence is `young`; but something always is allowed, unless
-        the grammar became too complex. A row that is waste anyway is free."""
+        """Make of what the grammar allows next, a bit for each token, what is allowed. The tokens that stop
+        are allowed just where the grammar may end, and there not while the sequence is `young`; but something
+        always is allowed, unless the grammar became too complex. A row that is waste anyway is free."""
         if self._ended:
             mask[:] = 0xFFFFFFFF
             return
