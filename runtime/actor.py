@@ -21,6 +21,8 @@ from runtime.vault import Vault
 
 T = TypeVar("T")
 
+_WORK_TICK, _BUSY_SINCE_NS = Column.WORK_TICK, Column.BUSY_SINCE_NS
+
 HEARTBEAT = 0.4
 """Seconds between two ticks of an idle actor."""
 
@@ -71,7 +73,7 @@ class Context(Generic[T]):
     def worked(self) -> None:
         """Count a piece of work: an incarnation that got work done may die without counting against
         its group's budget."""
-        self.vitals.add(Column.WORK_TICK)
+        self.vitals.add(_WORK_TICK)
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
@@ -80,12 +82,12 @@ class Context(Generic[T]):
         nested or overlap: the row tells the beginning of the oldest."""
         since = time.monotonic_ns()
         self._works.append(since)
-        self.vitals[Column.BUSY_SINCE_NS] = self._works[0]
+        self.vitals[_BUSY_SINCE_NS] = self._works[0]
         try:
             yield
         finally:
             self._works.remove(since)
-            self.vitals[Column.BUSY_SINCE_NS] = self._works[0] if self._works else 0
+            self.vitals[_BUSY_SINCE_NS] = self._works[0] if self._works else 0
 
     def drain(self) -> None:
         """Ask the actor to finish and return."""

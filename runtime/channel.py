@@ -51,6 +51,8 @@ HOLDOFF_LAST = 1024
 """Short waits to let pass, at most, before a receiver whose looking was in vain tries it again."""
 
 _CONTROL = frozenset(CONTROL)
+_MESSAGES_IN, _MESSAGES_OUT = Column.MESSAGES_IN, Column.MESSAGES_OUT
+_INBOX_BYTES = Column.INBOX_BYTES
 _log = structlog.get_logger(__name__)
 
 
@@ -206,8 +208,8 @@ class Inbox(Generic[T]):
         if mails:
             self._lanes.append(self._lanes.pop(self._first_data))
             if self._vitals is not None:
-                self._vitals.add(Column.MESSAGES_IN, len(mails))
-                self._vitals[Column.INBOX_BYTES] = self.depth()
+                self._vitals.add(_MESSAGES_IN, len(mails))
+                self._vitals[_INBOX_BYTES] = self.depth()
         return mails
 
     def _take(self, name: str, lane: Lane, limit: int, mails: list[Mail[T]]) -> int:
@@ -307,7 +309,7 @@ class Outbox:
     def _announce(self, bell: Bell, sent: int) -> None:
         bell.ring()
         if self._vitals is not None:
-            self._vitals.add(Column.MESSAGES_OUT, sent)
+            self._vitals.add(_MESSAGES_OUT, sent)
 
     async def send(self, to: str, message: Message) -> None:
         """Publish one message, waiting for room. A checkpoint; cancelled, it has sent nothing.

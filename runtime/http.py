@@ -80,7 +80,7 @@ Headers = tuple[tuple[str, str], ...]
 
 class Exchange:
     """One request and its answer, on a connection that may carry more of them. extra: headers that its answer
-    has whatever it is."""
+    has whatever it is. transport: the connection below."""
 
     def __init__(self, head: Head, connection: Connection) -> None:
         self.head = head
@@ -88,13 +88,9 @@ class Exchange:
         self.started = False
         self.upgraded = False
         self.extra: Callable[[], Headers] = tuple
+        self.transport = connection.transport
         self._connection = connection
         self._chunked = True
-
-    @property
-    def transport(self) -> Transport:
-        """The connection below."""
-        return self._connection.transport
 
     @property
     def ready(self) -> bool:

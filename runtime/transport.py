@@ -66,7 +66,7 @@ class Transport:
     @property
     def ready(self) -> bool:
         """Whether a write goes straight to the kernel: nothing is queued, the peer is there."""
-        return not self._backlog and not self.over
+        return not self._backlog and self.loss is None and not self._closed
 
     @property
     def over(self) -> bool:
@@ -125,7 +125,7 @@ class Transport:
 
     def write_nowait(self, data: bytes) -> None:
         """Send `data` after everything written before; whatever the kernel does not take now is queued."""
-        if self.over:
+        if self.loss is not None or self._closed:
             return
         if self._tls is not None:
             try:

@@ -19,6 +19,7 @@ from protocols.request import Finish
 
 DONE = b"data: [DONE]\n\n"
 _NO_DETAILS = b'null,"finish_reason":null'
+_NONE = Finish.NONE
 _encode = msgspec.json.Encoder().encode
 
 
@@ -123,7 +124,7 @@ class ChunkStream:
                 out.append(self._detailed(index, pending))
             else:
                 out.append(b"%b%b%b" % (self._before[index], _encode(pending.take()), self._after))
-        if pending.finish is not Finish.NONE:
+        if pending.finish is not _NONE:
             self._open -= 1
             reason = _encode(finish_reason(pending.finish, called=writer is not None and writer.called))
             last = b'%b%b,"stop_reason":%b}' % (self._dialect.last(index), reason, _encode(pending.stop))

@@ -38,20 +38,13 @@ class Source(Protocol):
 
 
 class Delivery:
-    """The sink of a streamed answer."""
+    """The sink of a streamed answer: `feed` and `fail` are its source's own."""
 
     def __init__(self, exchange: Exchange, source: Source) -> None:
         self._exchange = exchange
         self._source = source
+        self.feed, self.fail = source.feed, source.fail
         self.ended = trio.Event()
-
-    def feed(self, index: int, row: TextRow) -> None:
-        """New text."""
-        self._source.feed(index, row)
-
-    def fail(self, error: ErrorBody) -> None:
-        """The end, by an error."""
-        self._source.fail(error)
 
     def pump(self) -> None:
         """Send what there is, if the client takes it."""

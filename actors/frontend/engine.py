@@ -111,6 +111,9 @@ class Choice:
     def cut(self, row: TextRow) -> TextRow:
         """The part of `row` that is new. A stop token that the client did not name is the model's own end,
         and not shown. Raises UserError when text before it never came."""
+        if row.offset == self.characters and row.stop is None and not (row.logprobs or row.token_ids):
+            self.characters += len(row.text)
+            return row
         if type(row.stop) is int and row.stop not in self.generation.mails[0].sampling.stop_token_ids:
             row = msgspec.structs.replace(row, stop=None)
         seen, known = self.characters - row.offset, self._listed(row) - row.first_token
@@ -378,7 +381,7 @@ class Engine:
                 return
             choice.catching_up = False
         woken[generation] = None
-        if row.finish is Finish.ERROR:
+        if row.finish is _ERROR:
             self._fail(generation, row.error or _FAILED)
             return
         try:
@@ -389,7 +392,7 @@ class Engine:
         except Exception:
             self._broken(generation)
             return
-        if row.finish is not Finish.NONE:
+        if row.finish is not _NONE:
             self._end(choice)
         generation.begun.set()
 
@@ -448,6 +451,7 @@ _QUEUED = ErrorBody(
     "server_overloaded",
     retry_after=1,
 )
+_NONE, _ERROR = Finish.NONE, Finish.ERROR
 _FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "internal_error")
 
 

@@ -18,6 +18,8 @@ from actors.frontend.response_stream import Event, Phase, ResponseStream
 from protocols.errors import ErrorBody
 from protocols.messages import TextRow
 
+_NEW = Phase.NEW
+
 BATCH = 256
 """Events of one write at most."""
 
@@ -81,7 +83,7 @@ class LiveResponse:
 
     def pump(self) -> None:
         """Let every reader take what it can."""
-        if self.stream.over and self.stream.phase is not Phase.NEW:
+        if self.stream.over and self.stream.phase is not _NEW:
             self._settle()
         for reader in self._readers:
             reader.pump()

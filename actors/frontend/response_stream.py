@@ -106,6 +106,8 @@ _MOVES = {
     Finish.ABORT: Move.CANCEL,
     Finish.ERROR: Move.FAIL,
 }
+_NONE = Finish.NONE
+_OPEN, _WRITING = Phase.OPEN, Phase.WRITING
 DELTA = "response.output_text.delta"
 
 
@@ -190,7 +192,7 @@ class ResponseStream:
                 self._parser.begin(thinking=row.usage.thinking)
             self._pending += _deltas(row)
         self._meter.add(0, row)
-        if row.finish is not Finish.NONE:
+        if row.finish is not _NONE:
             self._end = Move.STOP if self._silent else _MOVES[row.finish]
 
     def fail(self, error: ErrorBody) -> None:
@@ -213,7 +215,7 @@ class ResponseStream:
 
     def finished_at(self, cursor: int) -> bool:
         """Whether a reader that has taken the events before `cursor` has taken the last one."""
-        return self.phase in _LAST_EVENT and cursor >= len(self._log)
+        return cursor >= len(self._log) and self.phase in _LAST_EVENT
 
     def document(self) -> Response:
         """The response as it is now."""
@@ -226,7 +228,7 @@ class ResponseStream:
 
     def _advance(self) -> None:
         """Number what has come in."""
-        if self.phase not in (Phase.OPEN, Phase.WRITING):
+        if self.phase is not _WRITING and self.phase is not _OPEN:
             return
         if self._pending:
             self._write(self._pending)
@@ -240,7 +242,7 @@ class ResponseStream:
             for delta in deltas:
                 self._write_apart(self._parser, delta)
             return
-        if self.phase is Phase.OPEN:
+        if self.phase is _OPEN:
             self._open_item()
         self._log += deltas
         for delta in deltas:
@@ -357,6 +359,12 @@ class ResponseStream:
 
 def _deltas(row: TextRow) -> Iterator[_Scored | str]:
     """A row token by token: of those with text, or of all where they have logprobs."""
+    if not (row.pieces or row.logprobs):  # nearly all rows
+        return iter((row.text,) if row.text else ())
+    return _one_by_one(row)
+
+
+def _one_by_one(row: TextRow) -> Iterator[_Scored | str]:
     start = 0
     for length, entry in itertools.zip_longest(row.pieces, row.logprobs[: len(row.pieces)]):
         yield from _delta(row.text[start : start + length], (entry,) if entry else ())

@@ -9,6 +9,9 @@ from protocols.messages import TextLogprob, TextRow
 from protocols.openai.chat import CompletionDetails, CompletionUsage, PromptDetails
 from protocols.request import Finish, Usage
 
+_NONE = Finish.NONE
+"""Looking a member up in its enumeration takes Python 3.11 as long as all else that is done with a row."""
+
 FINISH_REASONS = {
     Finish.STOP: "stop",
     Finish.LENGTH: "length",
@@ -44,7 +47,7 @@ class Pending:
         self.parts: list[str] = []
         self.logprobs: list[TextLogprob] = []
         self.token_ids: list[int] = []
-        self.finish = Finish.NONE
+        self.finish = _NONE
         self.stop: str | int | None = None
         self.characters = 0
         self.listed = 0
@@ -60,7 +63,7 @@ class Pending:
             (self.logprobs if row.tokens else self.prompt_logprobs).extend(row.logprobs)
         if row.token_ids:
             (self.token_ids if row.tokens else self.prompt_ids).extend(row.token_ids)
-        if row.finish is not Finish.NONE:
+        if row.finish is not _NONE:
             self.finish, self.stop = row.finish, row.stop
         if row.usage is not None:
             self.thinking = row.usage.thinking

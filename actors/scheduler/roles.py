@@ -10,6 +10,8 @@ from actors.scheduler.batcher import Batcher, Draft
 from actors.scheduler.sequence import Sequence
 from protocols.request import Finish
 
+_NONE, _STOP, _LENGTH = Finish.NONE, Finish.STOP, Finish.LENGTH
+
 
 class Role(Protocol):
     """Three decisions of the loop, each over the same batcher."""
@@ -43,5 +45,5 @@ class Unified:
         output.append(token)
         sequence.deaths = 0
         if token in sequence.stops:
-            return Finish.STOP
-        return Finish.LENGTH if len(output) >= sequence.allowance else Finish.NONE
+            return _STOP
+        return _LENGTH if len(output) >= sequence.allowance else _NONE
