@@ -267,6 +267,7 @@ class Ledger:
         """Append one output token to each of many requests that have some already: `commit` in a tight loop.
         Returns the indices of those that it leaves to `commit`, which says why where it cannot either."""
         left: list[int] = []
+        full: set[int] = set()
         words, tails, end = self._words, self._tails, self.layout.slots * HEAD_WORDS
         for index, (rid, token) in enumerate(zip(rids, tokens, strict=True)):
             head, generation = (rid & _SLOT_MASK) * HEAD_WORDS, rid >> SLOT_BITS
@@ -280,6 +281,7 @@ class Ledger:
                 or value & _FINISHED
                 or not (0 < count < self.layout.tokens)
                 or (at and not value & _TAIL)
+                or rid in full
             ):
                 left.append(index)
                 continue
@@ -288,7 +290,8 @@ class Ledger:
                 words[head + _COMMITTED] = (value | _TAIL) + 1
             elif self._spill(head, count - _IN_TAIL):
                 words[head + _COMMITTED] = value - _TAIL + 1
-            else:
+            else:  # what follows must not take its place
+                full.add(rid)
                 left.append(index)
         return left
 

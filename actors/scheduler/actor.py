@@ -37,6 +37,28 @@ Incoming = SchedulerMail | Resume
 TELL_EVERY = 10_000
 """Guessed tokens from one log line about them to the next."""
 
+_NONE = Finish.NONE
+_LAST_DISPATCH = Column.LAST_DISPATCH
+_SHOWN = (
+    Column.TOKENS_HELD,
+    Column.RUNNING,
+    Column.WAITING,
+    Column.PAGES_TOTAL,
+    Column.PAGES_FREE,
+    Column.PAGES_CACHED,
+    Column.PAGES_OWNED,
+    Column.REQUESTS_TOTAL,
+    Column.PROMPT_TOKENS_TOTAL,
+    Column.CACHE_QUERY_TOKENS_TOTAL,
+    Column.CACHED_TOKENS_TOTAL,
+    Column.GENERATED_TOKENS_TOTAL,
+    Column.PREEMPTIONS_TOTAL,
+    Column.STEPS_TOTAL,
+    Column.STEP_US_TOTAL,
+    Column.DRAFTED_TOTAL,
+    Column.ACCEPTED_TOTAL,
+)
+"""Where the fields of a Load go, in their order, but for the last one."""
 _LEDGER_FULL = ErrorBody(
     503,
     "The server has no memory left for this answer.",
@@ -154,7 +176,7 @@ class Scheduler:
         if not isinstance(message, Submit):
             return True
         try:
-            return self._context.ledger.finish(message.rid) is Finish.NONE
+            return self._context.ledger.finish(message.rid) is _NONE
         except StaleRequest:
             return False
 
@@ -176,26 +198,34 @@ class Scheduler:
                     self._show(command)
         return gone
 
-    def _commit(self, rows: Sequence[TokenRow], gone: list[int]) -> list[TokenRow]:
-        """Write rows to the ledger; returns those that may be sent."""
-        kept: list[TokenRow] = []
-        commit = self._context.ledger.commit
-        for row in rows:
-            extras = pack_row(row) if row.logprobs or row.reading else b""
-            try:
-                commit(row.rid, row.tokens, extras, row.finish, row.cached)
-            except StaleRequest:
-                gone.append(row.rid)
-            except (OSError, ValueError) as error:
-                if row.rid not in gone:
-                    trace = self._trace(row.rid)
-                    self._context.log.error("commit_failed", rid=row.rid, error=str(error), **trace)
-                    gone.append(row.rid)
-                    self._settle(row.rid, Finish.ERROR)
-                    kept.append(TokenRow(row.rid, row.start, (), Finish.ERROR, error=_LEDGER_FULL))
-            else:
-                kept.append(row)
-        return kept
+    def _commit(self, rows: Sequence[TokenRow], gone: list[int]) -> Sequence[TokenRow]:
+        """Write rows to the ledger; returns those that may be sent. The rows of nearly all choices bring one
+        token and nothing else: these go together, the others one by one."""
+        special = {row.rid for row in rows if not _is_plain(row)}
+        plain = [row for row in rows if row.rid not in special] if special else rows
+        left = self._context.ledger.commit_each([row.rid for row in plain], [row.tokens[0] for row in plain])
+        if not left and not special:
+            return rows
+        done = {id(row) for row in plain}.difference([id(plain[index]) for index in left])
+        return [kept for row in rows if (kept := row if id(row) in done else self._commit_one(row, gone))]
+
+    def _commit_one(self, row: TokenRow, gone: list[int]) -> TokenRow | None:
+        """What may be sent of a row, None where its request is gone."""
+        extras = pack_row(row) if row.logprobs or row.reading else b""
+        try:
+            self._context.ledger.commit(row.rid, row.tokens, extras, row.finish, row.cached)
+        except StaleRequest:
+            gone.append(row.rid)
+            return None
+        except (OSError, ValueError) as error:
+            if row.rid in gone:
+                return None
+            trace = self._trace(row.rid)
+            self._context.log.error("commit_failed", rid=row.rid, error=str(error), **trace)
+            gone.append(row.rid)
+            self._settle(row.rid, Finish.ERROR)
+            return TokenRow(row.rid, row.start, (), Finish.ERROR, error=_LEDGER_FULL)
+        return row
 
     def _trace(self, rid: int) -> dict[str, str]:
         """What a log line says of the trace of an open choice."""
@@ -221,25 +251,15 @@ class Scheduler:
         """TOKENS_HELD goes before LAST_DISPATCH: a balancer that reads in between counts a request twice
         for a moment, and never not at all."""
         vitals = self._context.vitals
-        vitals[Column.TOKENS_HELD] = load.tokens_held
-        vitals[Column.LAST_DISPATCH] = max(load.last_dispatch, vitals[Column.LAST_DISPATCH])
-        vitals[Column.RUNNING] = load.running
-        vitals[Column.WAITING] = load.waiting
-        vitals[Column.PAGES_TOTAL] = load.pages_total
-        vitals[Column.PAGES_FREE] = load.pages_free
-        vitals[Column.PAGES_CACHED] = load.pages_cached
-        vitals[Column.PAGES_OWNED] = load.pages_owned
-        vitals[Column.REQUESTS_TOTAL] = load.requests
-        vitals[Column.PROMPT_TOKENS_TOTAL] = load.prompt_tokens
-        vitals[Column.CACHE_QUERY_TOKENS_TOTAL] = load.query_tokens
-        vitals[Column.CACHED_TOKENS_TOTAL] = load.cached_tokens
-        vitals[Column.GENERATED_TOKENS_TOTAL] = load.generated_tokens
-        vitals[Column.PREEMPTIONS_TOTAL] = load.preemptions
-        vitals[Column.STEPS_TOTAL] = load.steps
-        vitals[Column.STEP_US_TOTAL] = load.step_us
-        vitals[Column.DRAFTED_TOTAL] = load.drafted
-        vitals[Column.ACCEPTED_TOTAL] = load.accepted
+        for column, value in zip(_SHOWN, load, strict=False):
+            vitals[column] = value
+        vitals[_LAST_DISPATCH] = max(load.last_dispatch, vitals[_LAST_DISPATCH])
         if load.drafted - self._told >= TELL_EVERY:
             self._told = load.drafted
             rate = round(load.accepted / load.drafted, 3)
             self._context.log.info("speculation", drafted=load.drafted, accepted=load.accepted, rate=rate)
+
+
+def _is_plain(row: TokenRow) -> bool:
+    """Whether it is one token and nothing else."""
+    return row.finish is _NONE and len(row.tokens) == 1 and not row.logprobs and row.reading is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from protocols.messages import Submit, TokenRow
 from protocols.plan import Plan
@@ -42,14 +43,12 @@ class Settle:
     finish: Finish
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """Figures for the board, as `protocols.board.Column` describes them."""
 
+    tokens_held: int
     running: int
     waiting: int
-    tokens_held: int
-    last_dispatch: int
     pages_total: int
     pages_free: int
     pages_cached: int
@@ -64,6 +63,7 @@ class Load:
     step_us: int
     drafted: int
     accepted: int
+    last_dispatch: int
 
 
 Command = Launch | Emit | Settle | Load
