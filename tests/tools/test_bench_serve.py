@@ -6,8 +6,8 @@ import os
 import pathlib
 
 from tools.actorctl.serve import DEMO_MODEL
-from tools.bench import serve
-from tools.bench.load import HttpDialogue, Receipt, SocketDialogue
+from tools.bench import overlap, serve
+from tools.bench.load import HttpDialogue, Receipt, SocketDialogue, Workload
 from tools.bench.processor import Meter
 
 
@@ -30,6 +30,11 @@ def test_a_round_of_serving() -> None:
         assert set(round_[name]["processor"]) == actors
         assert round_[name]["processor"]["frontend.0"]["us"] > 0
     assert any(line.startswith("| websocket |") for line in serve.table(figures))
+
+
+def test_what_planning_ahead_hides() -> None:
+    workload = Workload("bench", 2, ["a b", "c"], 3)
+    assert overlap.rate(pathlib.Path(DEMO_MODEL), workload, 2, 1.0) > 0
 
 
 def test_an_http_answer_in_any_pieces() -> None:

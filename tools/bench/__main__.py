@@ -13,6 +13,7 @@ from tools.bench import offline, ring
 from tools.bench.accuracy import accuracy
 from tools.bench.frontend import frontend
 from tools.bench.ledger import ledger
+from tools.bench.overlap import overlap
 from tools.bench.peers.command import peers
 from tools.bench.serve import serve
 from tools.bench.speculate import speculate
@@ -24,7 +25,7 @@ from tools.bench.statistics import spread
 def main(context: click.Context) -> None:
     """Benchmarks of rings, frontend, ledger, bare executor and serving."""
     if context.invoked_subcommand is None:
-        for command in (ring_command, frontend, ledger, offline_command, serve, speculate):
+        for command in (ring_command, frontend, ledger, offline_command, serve, overlap, speculate):
             click.echo(f"\n## {command.name}\n")
             context.invoke(command)
 
@@ -57,6 +58,7 @@ main.add_command(accuracy)
 main.add_command(frontend)
 main.add_command(ledger)
 main.add_command(serve)
+main.add_command(overlap)
 main.add_command(speculate)
 main.add_command(peers)
 

@@ -70,7 +70,7 @@ def measure(
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Figures of all rounds: in each those of "http" and "websocket", and the rate "bare" unless `alone`."""
-    prompts = _prompts(requests, words)
+    prompts = random_prompts(requests, words)
     figures: dict[str, Any] = {"clients": clients, "requests": requests, "output": output, "rounds": []}
     arguments = [
         str(model),
@@ -97,7 +97,7 @@ def measure(
     return figures
 
 
-def _prompts(count: int, words: int) -> list[str]:
+def random_prompts(count: int, words: int) -> list[str]:
     rng = random.Random(0)
     return [f"# {i}\n" + " ".join(rng.choices(_WORDS, k=words)) for i in range(count)]
 
