@@ -95,10 +95,20 @@ def test_a_runner_that_dies_leaves_its_last_words(child: Child) -> None:
         runner.batch([[1]], 13)
 
 
-def test_a_stopped_runner_ends_with_its_block(tmp_path: pathlib.Path) -> None:
-    with Child([sys.executable, "-c", "input()"], {}, tmp_path / "log") as child:
+def test_a_stopped_group_ends_with_its_block_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    code = (
+        "import os, subprocess, sys\n"
+        "helper = subprocess.Popen(['sleep', '1000'])\n"
+        "open(f'/dev/shm/__KMP_REGISTERED_LIB_{helper.pid}_0', 'w').close()\n"
+        "print(helper.pid, flush=True)\n"
+        "input()\n"
+    )
+    with Child([sys.executable, "-c", code], {}, tmp_path / "log") as child:
+        assert child.process.stdout is not None
+        helper = int(child.process.stdout.readline())
         child.signal(signal.SIGSTOP)
     assert child.process.returncode == -signal.SIGTERM
+    assert not list(pathlib.Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{helper}_*"))
 
 
 @pytest.mark.parametrize("size", [tokenizer.FIRST_WORD, 1000, 32000])

@@ -73,7 +73,11 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """SIGTERM to the first process, which tidies up, then SIGKILL to all of the group."""
+        """SIGTERM to the first process, which tidies up, then SIGKILL to all of the group.
+
+        What Intel's OpenMP leaves in /dev/shm when it is killed goes too.
+        """
+        members = _members(self.process.pid)
         self.process.terminate()
         self.signal(signal.SIGCONT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -84,6 +88,9 @@ class Child:
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
+        for pid in members:
+            for left in pathlib.Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"):
+                left.unlink(missing_ok=True)
 
     def signal(self, number: int) -> None:
         """To the whole group."""
@@ -102,6 +109,16 @@ class Child:
     def failure(self, what: str) -> Failed:
         """What happened, with the end of the log."""
         return Failed(f"{what}; its last words:\n{self.log.read_text(errors='replace')[-_TAIL:]}")
+
+
+def _members(group: int) -> list[int]:
+    """The process ids of a group."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(") ")[2].split()[2]) == group:
+                found.append(int(stat.parent.name))
+    return found
 
 
 class Runner:
