@@ -219,8 +219,11 @@ class Connection:
             )
 
     async def _cycle(self, handler: Handler) -> bool:
-        """One request and its answer; whether another may follow."""
+        """One request and its answer; whether another may follow. What a lost peer had sent is not
+        answered."""
         await trio.lowlevel.checkpoint()
+        if self.transport.over:
+            return False
         try:
             head = await self._read_head()
         except h11.RemoteProtocolError as error:
@@ -284,13 +287,14 @@ class Connection:
             raise too_large(self.limits.body_bytes)
 
     async def _read_head(self) -> Head | None:
-        """The next request; None when the connection is over."""
+        """The next request; None when the connection is over, or has to give its place to another at once."""
         if not await self._await_request():
             return None
         with trio.move_on_after(self.limits.head_seconds) as scope, self._server.idle(scope, parts=False):
             event = await self._next_event()
             return _head(event) if isinstance(event, h11.Request) else None
-        await self._refuse(ErrorBody(408, "The request head did not arrive in time."))
+        if trio.current_time() >= scope.deadline:
+            await self._refuse(ErrorBody(408, "The request head did not arrive in time."))
         return None
 
     async def _await_request(self) -> bool:
