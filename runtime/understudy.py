@@ -44,7 +44,11 @@ class _Spare:
         """Send it its part; False where that cannot be done, or would be of no use as it is stopped."""
         data = msgspec.msgpack.encode(spec)
         try:
-            return not self._is_stopped() and os.write(self.cue, data) == len(data)
+            return (
+                not self.process.is_dead()
+                and not self._is_stopped()
+                and os.write(self.cue, data) == len(data)
+            )
         except OSError:
             return False
 

@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 
+from gpu.cpu.library import Unavailable
+
 _SOURCES = pathlib.Path(__file__).parent / "kernels"
 _MAIN = "library.cpp"
 _FLAGS = (
@@ -31,10 +33,7 @@ _FLAGS = (
     "-w",
 )
 _COMPILE_SECONDS = 300.0
-
-
-class Unavailable(Exception):
-    """The kernels cannot be had on this machine; says why."""
+_SCRATCH = "compiling-"
 
 
 def cache_directory() -> pathlib.Path:
@@ -66,12 +65,14 @@ def _compiled(compiler: str, flags: tuple[str, ...], progress: Callable[[str], N
     with _locked(directory / "lock"):
         if not target.exists():
             progress("compiling the CPU kernels (once on this machine)")
+            for left in directory.glob(f"{_SCRATCH}*"):  # by one who was killed
+                shutil.rmtree(left, ignore_errors=True)
             _compile(compiler, flags, target)
     return target
 
 
 def _compile(compiler: str, flags: tuple[str, ...], target: pathlib.Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_SCRATCH) as scratch:
         made = pathlib.Path(scratch) / target.name
         command = [compiler, *flags, str(_SOURCES / _MAIN), "-o", str(made)]
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import enum
+import weakref
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 
 import torch
@@ -28,7 +29,7 @@ COLUMNS = 64
 HALF_PANEL = COLUMNS // 2
 """Gate rows, then as many up rows, make a panel."""
 _UNITS = 16
-_SPARE_ROWS = 48
+_SPARE_ROWS = 32
 
 
 class LinearStruct(Structure):
@@ -117,6 +118,31 @@ class StepStruct(Structure):
     )
 
 
+_LAYOUT = (
+    *map(
+        ctypes.sizeof,
+        (
+            LinearStruct,
+            PagesStruct,
+            HeadsStruct,
+            MannerStruct,
+            BatchStruct,
+            LayerStruct,
+            ModelStruct,
+            StepStruct,
+        ),
+    ),
+    COLUMNS,
+    _SPARE_ROWS,
+    _UNITS,
+)
+"""As `layout` in `kernels/library.cpp` gives it: sizes of the structures, then constants."""
+
+
+class Unavailable(Exception):
+    """The kernels cannot be had on this machine; says why."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packed:
     """A weight matrix [n, k] in the kernels' layout. scale, bias: float32, of whole panels, or None."""
@@ -144,11 +170,19 @@ class Kernels:
     """The compiled kernels with their team of threads."""
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        """Raises Unavailable when the library was made for other structures, or threads cannot be had."""
         self._library = library
         self.threads = threads
         library.machine_new.restype = c_void_p
         library.packed_bytes.restype = c_int64
+        found = (c_int64 * len(_LAYOUT))()
+        library.layout(found)
+        if tuple(found) != _LAYOUT:
+            raise Unavailable("they were compiled for other structures")
         self._machine = c_void_p(library.machine_new(c_int(threads)))
+        if not self._machine:
+            raise Unavailable(f"{threads} threads could not be started")
+        weakref.finalize(self, library.machine_free, self._machine).atexit = False
         self._forward = library.model_forward
         self._forward.restype = None
 

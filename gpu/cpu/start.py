@@ -11,10 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from gpu.attention.base import Batch, Spec
 from gpu.attention.cpu import CpuAttention
 from gpu.cpu import build
-from gpu.cpu.library import Kernels
+from gpu.cpu.library import Kernels, Unavailable
 from gpu.kv_pool import KvPool, KvShape
 
-_PAGE = 64
+_PAGES = (16, 24, 64)
+"""Sizes of pages in which attention takes different ways."""
 _ATTENTION_ERROR = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
@@ -25,7 +26,7 @@ def start(threads: int, progress: Callable[[str], None]) -> Kernels | None:
     """
     try:
         kernels = Kernels(build.load(progress), threads)
-    except build.Unavailable as reason:
+    except Unavailable as reason:
         progress(f"no CPU kernels, torch computes instead: {reason}")
         return None
     tiles = kernels.use_tiles(True) and agrees(kernels, torch.bfloat16)
@@ -38,7 +39,7 @@ def start(threads: int, progress: Callable[[str], None]) -> Kernels | None:
 
 def agrees(kernels: Kernels, dtype: torch.dtype) -> bool:
     """Whether products and attention of odd sizes are what torch makes of them."""
-    return _multiplies(kernels, dtype) and _attends(kernels, dtype)
+    return _multiplies(kernels, dtype) and all(_attends(kernels, dtype, page) for page in _PAGES)
 
 
 def _multiplies(kernels: Kernels, dtype: torch.dtype) -> bool:
@@ -47,12 +48,13 @@ def _multiplies(kernels: Kernels, dtype: torch.dtype) -> bool:
     return bool(error.abs().max() < 1e-3)
 
 
-def _attends(kernels: Kernels, dtype: torch.dtype) -> bool:
-    """A prompt of two blocks of keys, in pages of a block."""
-    heads, shape, rows = 4, KvShape(kv_heads=2, key_dim=64, value_dim=64), _PAGE + 7
-    pool = KvPool([shape], 2, _PAGE, dtype, torch.device("cpu"))
+def _attends(kernels: Kernels, dtype: torch.dtype, page: int) -> bool:
+    """A prompt of two blocks of keys."""
+    heads, shape, rows = 4, KvShape(kv_heads=2, key_dim=64, value_dim=64), 71
+    pages = -(-rows // page)
+    pool = KvPool([shape], pages, page, dtype, torch.device("cpu"))
     lengths, positions = np.array([rows], np.int64), np.arange(rows)
-    batch = Batch(lengths, lengths, np.arange(2, dtype=np.int32)[None], positions, positions, 0)
+    batch = Batch(lengths, lengths, np.arange(pages, dtype=np.int32)[None], positions, positions, 0)
     sizes = ((rows, count, shape.key_dim) for count in (heads, shape.kv_heads, shape.kv_heads))
     query, key, value = _random(dtype, *sizes)
     got = CpuAttention(pool, kernels).prepare(batch).attend(0, query, key, value, Spec(scale=0.125))

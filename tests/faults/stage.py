@@ -31,13 +31,18 @@ def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE) ->
     raise AssertionError(f"{what}: not within {seconds:g} s")
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+def state_of(pid: int) -> str:
+    """What a process does, by the kernel's letter (proc(5)); "" where there is none."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+        return ""
+    return stat.rpartition(")")[2].split()[0]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    return state_of(pid) not in ("", "Z")
 
 
 def children_of(pid: int) -> dict[int, str]:

@@ -8,7 +8,7 @@ import pathlib
 import signal
 
 from tests.faults.players import BURST
-from tests.faults.stage import Stage, children_of, descriptors_of, is_alive, playing, until
+from tests.faults.stage import Stage, children_of, descriptors_of, is_alive, playing, state_of, until
 
 
 def _understudy(stage: Stage) -> int:
@@ -51,11 +51,14 @@ def test_two_deaths_at_once(tmp_path: pathlib.Path) -> None:
 
 def test_a_dead_or_stopped_understudy_is_passed_over(tmp_path: pathlib.Path) -> None:
     with playing("spared", tmp_path) as stage:
-        os.kill(_understudy(stage), signal.SIGKILL)
+        spare = _understudy(stage)
+        os.kill(spare, signal.SIGKILL)
+        until(lambda: not is_alive(spare), "understudy gone")
         stage.kill("echo.0")
         stage.wait_actor("echo.0", incarnation=2, state="ready")
         stopped = _understudy(stage)
         os.kill(stopped, signal.SIGSTOP)
+        until(lambda: state_of(stopped) == "T", "understudy stopped")
         stage.kill("echo.0")
         stage.wait_actor("echo.0", incarnation=3, state="ready")
         assert not is_alive(stopped)

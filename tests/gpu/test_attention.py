@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpu.attention import Backend, Batch, CpuAttention, Spec, TorchAttention, torch_sdpa
 from gpu.cpu import build
-from gpu.cpu.library import Kernels
+from gpu.cpu.library import Kernels, Unavailable
 from gpu.kv_pool import KvPool, KvShape
 
 PAGE = 4
@@ -28,7 +28,7 @@ def kernels(threads: int = 2) -> Kernels:
     """The CPU's kernels, or a skipped test where there is no compiler."""
     try:
         return Kernels(build.load(print), threads)
-    except build.Unavailable as reason:
+    except Unavailable as reason:
         pytest.skip(str(reason))
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gpu.cpu import build, start
-from gpu.cpu.library import Kernels
+from gpu.cpu.library import Kernels, Unavailable
 from gpu.executor import Executor
 from gpu.models.fused import FusedDecoder, quantize
 from gpu.models.llama import Decoder
@@ -30,7 +30,7 @@ def compiled(threads: int = 2, *flags: str) -> Kernels:
     """The kernels, or a skipped test where there is no compiler."""
     try:
         return Kernels(build.load(print, flags), threads)
-    except build.Unavailable as reason:
+    except Unavailable as reason:
         pytest.skip(str(reason))
 
 
@@ -153,7 +153,7 @@ def test_kernels_that_give_other_numbers_are_not_used(monkeypatch: pytest.Monkey
 
 def compiled_with(told: list[str]) -> None:
     """Ask for a quick build."""
-    with contextlib.suppress(build.Unavailable):
+    with contextlib.suppress(Unavailable):
         build.load(told.append, ("-O0",))
 
 
@@ -195,7 +195,7 @@ class TestBuild:
         broken.write_text("#!/bin/sh\necho no such instruction >&2\nexit 1\n")
         broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("CXX", str(broken))
-        with pytest.raises(build.Unavailable, match="failed: no such instruction"):
+        with pytest.raises(Unavailable, match="failed: no such instruction"):
             build.load(print)
 
 

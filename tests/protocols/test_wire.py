@@ -16,7 +16,17 @@ def test_a_message_is_an_array_that_begins_with_its_tag() -> None:
     row = TokenRow(1 << 40, 3, (7, 8), Finish.STOP, stop_token=8)
     expected = [5, [[1 << 40, 3, [7, 8], 1, 0, [], 8, None, None]]]
     assert msgpack.unpackb(encode(Tokens((row,)))) == expected
-    assert msgpack.unpackb(encode(Plan(1, 2, decodes=b"\1\0\0\0"))) == [16, 1, 2, [], [], [], [], b"\1\0\0\0"]
+    assert msgpack.unpackb(encode(Plan(1, 2, decodes=b"\1\0\0\0"))) == [
+        16,
+        1,
+        2,
+        [],
+        [],
+        [],
+        [],
+        b"\1\0\0\0",
+        b"",
+    ]
 
 
 def test_a_batch_written_by_another_library_is_read() -> None:

@@ -23,6 +23,7 @@ struct Pages {
     void* values;
 };
 
+// Columns of a unit of values are read by 16 or 32, also beyond value_dim: the pool has a page behind its last one.
 struct Heads {
     i64 heads, kv_heads, key_dim, value_dim, page_size;
     i64 shared() const { return heads / kv_heads; }
@@ -81,17 +82,18 @@ struct Keys {
     using Number = X;
     const X* column[4];
     i64 step;
-    static constexpr i64 even = 1 << 30;
+    static constexpr bool tiles = true;
     const X* at(i64 u, i64 j) const { return column[j] + u * step; }
 };
 
-// Values of 64 keys, in runs of 1 << shift units.
+// Values of 64 keys, in runs of 1 << shift = `even` units.
 template <class X>
 struct Values {
     using Number = X;
     const X* run[4];
     i64 step, even;
     int shift;
+    static constexpr bool tiles = false;  // so many units as there are keys
     const X* at(i64 u, i64 j) const { return run[u >> shift] + (u & (even - 1)) * step + j * 16 * Weight<X>::per_unit; }
 };
 

@@ -49,7 +49,7 @@ inline f32x16 activate(i64 kind, f32x16 x) {
     }
 }
 
-// x / sqrt(mean(x^2) + eps) * weight; size is a multiple of 16, or what is left is done one by one.
+// 1 / sqrt(mean(x^2) + eps)
 inline float inverse_norm(const float* x, i64 size, float eps) {
     f32x16 squares = splat(0);
     i64 i = 0;

@@ -62,13 +62,15 @@ constexpr int MAX_R = 6;  // 24 accumulators of 32 registers
 constexpr int MAX_R = 1;
 #endif
 
-// Where the 16 columns from 16 * j on of unit u of a panel lie: source.at(u, j). step: numbers between units, which
-// lie evenly within runs of `even` units.
+// Where the 16 columns from 16 * j on of unit u of a panel lie: source.at(u, j). step: numbers between units. tiles:
+// whether units lie evenly and their number depends on nothing but the model: tiles round in another order than
+// vectors, so which of the two multiplies must not depend on the rows.
 template <class W>
 struct PackedPanel {
     using Number = W;
     const W* first;
-    static constexpr i64 step = COLUMNS * Weight<W>::per_unit, even = 1 << 30;
+    static constexpr i64 step = COLUMNS * Weight<W>::per_unit;
+    static constexpr bool tiles = true;
     const W* at(i64 u, i64 j) const { return first + u * step + j * 16 * Weight<W>::per_unit; }
 };
 
@@ -167,7 +169,7 @@ inline void multiply_tiles(const u32* x, i64 ldx, i64 rows, const Source& w, i64
 inline bool ask_for_tiles() { return false; }
 #endif
 
-inline bool tiles_in_use = false;
+inline bool tiles_in_use = false;  // by everything in this process
 
 // Around everything that a thread multiplies: the tiles' shape is a state of the processor.
 struct Tiles {
@@ -191,8 +193,8 @@ struct Tiles {
 template <class Source>
 inline void multiply(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, i64 width = COLUMNS) {
 #if defined(__AMX_BF16__)
-    if constexpr (sizeof(typename Source::Number) == 2)
-        if (tiles_in_use && units_k % 16 == 0 && w.even % 16 == 0) return multiply_tiles(x, ldx, rows, w, units_k, c, add);
+    if constexpr (sizeof(typename Source::Number) == 2 && Source::tiles)
+        if (tiles_in_use && units_k % 16 == 0) return multiply_tiles(x, ldx, rows, w, units_k, c, add);
 #endif
     if (width > 32)
         multiply_vectors<4>(x, ldx, rows, w, units_k, c, add);

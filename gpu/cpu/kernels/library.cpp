@@ -65,8 +65,22 @@ void pack_rows(const void* rows, i64 n, i64 k, void* out) {
 
 extern "C" {
 
-Machine* machine_new(int threads) { return new Machine(threads); }
+// Null when there is no room for it.
+Machine* machine_new(int threads) {
+    try {
+        return new Machine(threads);
+    } catch (...) {
+        return nullptr;
+    }
+}
 void machine_free(Machine* machine) { delete machine; }
+
+// What gpu/cpu/library.py has to agree with.
+void layout(i64* out) {
+    const i64 sizes[] = {sizeof(Linear), sizeof(Pages), sizeof(Heads), sizeof(Manner), sizeof(Batch),
+                         sizeof(Layer),  sizeof(Model), sizeof(Step),  COLUMNS,        SPARE_ROWS, ALIGNED_UNITS};
+    std::copy(std::begin(sizes), std::end(sizes), out);
+}
 
 // Whether the processor's tiles may be used by this process; they are when `wanted`.
 int machine_tiles(int wanted) {
@@ -112,7 +126,7 @@ void attention(Machine* machine, int kind, const Heads* heads, const Manner* man
         &call);
 }
 
-// y [m, n] = x [m, k] W^T in floats, for checks and measurements. x: units_of(k) units a row, ROWS rows to spare.
+// y [m, n] = x [m, k] W^T in floats, for checks and measurements. x: units_of(k) units a row, SPARE_ROWS rows to spare.
 void linear_forward(Machine* machine, const Linear* linear, const void* x, i64 m, float* y) {
     struct Call {
         Machine& machine;

@@ -143,7 +143,7 @@ inline f32x16 silu(f32x16 x) {
     return select(x == x, value, x);
 }
 
-// out[j] of `rows` x 16 units, from 16 rows of units `from[i]`: columns become rows. stride: units of a row of out.
+// 16 units from each of 16 rows: columns become rows of `out`, which begin `stride` units apart.
 inline void transpose16(const u32* const* from, u32* out, i64 stride) {
 #if defined(__AVX512F__)
     __m512i r[16], t[16];
