@@ -9,12 +9,13 @@ work, so that an executor never meets a grammar that is broken or has no end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -169,15 +170,12 @@ class GrammarMaker:
         source = json.dumps(grammar)
         if len(source) > MAX_GRAMMAR:
             raise UserError(f"{param} makes a grammar of more than {MAX_GRAMMAR} bytes.", param=param)
-        try:
-            matcher = LLMatcher(self._vocabulary(), source, log_level=0, limits=self._limits)
+        vocabulary = self._vocabulary()
+        with _user_error(param):
+            matcher = LLMatcher(vocabulary, source, log_level=0, limits=self._limits)
             error = matcher.get_error() if matcher.is_error() else ""
             if not error and (not any(matcher.compute_bitmask()) or matcher.is_error()):
                 error = matcher.get_error() or "it allows no text"
-        except BaseException as raised:
-            if isinstance(raised, Exception) or type(raised).__name__ == "PanicException":
-                raise UserError(f"{param} cannot be used: {type(raised).__name__}.", param=param) from raised
-            raise
         if error:
             raise UserError(f"{param} cannot be used: {_sentence(error)}", param=param)
         return source
@@ -187,11 +185,25 @@ class GrammarMaker:
             if self._tokenizer is None:
                 model = self._config.model
                 text, eos = self._codec.serialised(), list(model.eos) or None
-                try:
+                with _user_error(None, _NOT_SUPPORTED, code="unsupported"):
                     self._tokenizer = LLTokenizer(text, n_vocab=model.vocab_size, eos_token=eos)
-                except Exception as error:  # the library says "ValueError" for some, and panics for others
-                    raise UserError(_NOT_SUPPORTED, code="unsupported") from error
             return self._tokenizer
+
+
+@contextlib.contextmanager
+def _user_error(param: str | None, message: str = "", *, code: str | None = None) -> Iterator[None]:
+    """Around a call of the library: what it raises becomes a UserError. It may be any Exception, and a panic,
+    which is none."""
+    try:
+        yield
+    except BaseException as raised:
+        if isinstance(raised, Exception):
+            reason = _sentence(str(raised))
+        elif type(raised).__name__ == "PanicException":
+            reason = "it is more than the library can read."
+        else:
+            raise
+        raise UserError(message or f"{param} cannot be used: {reason}", param=param, code=code) from raised
 
 
 def _named(parts: dict[str, Grammar]) -> Iterable[Grammar]:
@@ -207,18 +219,15 @@ def _shape(shape: Shape) -> Grammar:
             return {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(_quoted, choices))}
         case Syntax.REGEX:
             _check_nesting(shape)
-            made = msgspec.json.decode(LLMatcher.grammar_from_regex(shape.source))
+            with _user_error(shape.param):
+                made = msgspec.json.decode(LLMatcher.grammar_from_regex(shape.source))
             return {"lark_grammar": made["grammars"][0]["lark_grammar"]}
         case Syntax.GRAMMAR:
             _check_nesting(shape)
             if shape.source.count("::=") > _MAX_RULES:
                 raise UserError(f"{shape.param} has more than {_MAX_RULES} rules.", param=shape.param)
-            try:
+            with _user_error(shape.param):
                 return {"lark_grammar": any_to_lark(shape.source)}
-            except Exception as error:  # the converter raises plain Exception
-                raise UserError(
-                    f"{shape.param} cannot be used: {_sentence(str(error))}", param=shape.param
-                ) from error
 
 
 def _arguments(tool: ToolRule) -> Grammar:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
+from actors.tokenizer import grammar
 from actors.tokenizer.codec import Codec, load_codec
 from actors.tokenizer.grammar import GrammarMaker
 from protocols.config import Config, read_model_card
@@ -144,6 +145,40 @@ def test_refusals(syntax: Syntax, source: str, sentence: str) -> None:
         _maker()(Rules(Shape(syntax, source, "p")))
     assert caught.value.body.status == 400 and caught.value.body.param == "p"
     assert sentence in caught.value.body.message and "\n" not in caught.value.body.message
+
+
+class PanicException(BaseException):
+    """As the library's panics come out of pyo3: the name is all that tells them."""
+
+
+@pytest.mark.parametrize("raised", [ValueError("no"), PanicException("unwrap on a None value")])
+def test_what_the_library_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise raised
+
+    maker = GrammarMaker(Config(read_model_card(DEMO_MODEL)), _codec())
+    monkeypatch.setattr(grammar, "LLTokenizer", fails)
+    with pytest.raises(UserError, match="with the tokenizer of this model") as caught:
+        maker(Rules(JSON))
+    assert caught.value.body.code == "unsupported"
+    monkeypatch.setattr(grammar, "any_to_lark", fails)
+    with pytest.raises(UserError, match="p cannot be used"):
+        maker(Rules(Shape(Syntax.GRAMMAR, "start: A", "p")))
+
+
+def test_a_regular_expression_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match="p cannot be used") as caught:
+        _maker()(Rules(Shape(Syntax.REGEX, "\ud800", "p")))
+    assert caught.value.body.param == "p"
+
+
+def test_a_cancellation_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grammar, "any_to_lark", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _maker()(Rules(Shape(Syntax.GRAMMAR, "start: B", "p")))
 
 
 def test_tools_need_a_format_and_good_schemas() -> None:
