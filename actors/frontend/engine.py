@@ -307,7 +307,7 @@ class Engine:
             for generation in {choice.generation for choice in self._choices.values()}:
                 if generation.waits and generation.mails[0].arrived_ns < before:
                     self._fail(generation, _QUEUED)
-                    generation.sink.pump()
+                    self._pump(generation)
 
     def deliver(self, mails: Iterable[Mail[FrontendMail]]) -> None:
         """Take in mail of the tokenizers."""
@@ -324,10 +324,7 @@ class Engine:
                 case message:
                     assert_never(message)
         for generation in woken:
-            try:
-                generation.sink.pump()
-            except Exception:
-                self._broken(generation)
+            self._pump(generation)
 
     async def resend(self, tokenizer: int) -> None:
         """Send again what a dead incarnation of a tokenizer may have read and never written to the ledger,
@@ -425,13 +422,26 @@ class Engine:
     def _fail(self, generation: Generation, error: ErrorBody) -> None:
         generation.error = error
         self.abort(generation)
-        generation.sink.fail(error)
+        try:
+            generation.sink.fail(error)
+        except Exception:
+            self._report(generation)
+
+    def _pump(self, generation: Generation) -> None:
+        try:
+            generation.sink.pump()
+        except Exception:
+            self._broken(generation)
 
     def _broken(self, generation: Generation) -> None:
         """A sink of ours has a bug: its own request dies of it, the others go on."""
+        self._report(generation)
+        self._fail(generation, _FAILED)
+
+    def _report(self, generation: Generation) -> None:
+        """Log the exception that a sink has raised."""
         trace = trace_fields(generation.mails[0].trace)
         self._log.exception("sink_failed", rid=generation.choices[0].rid, **trace)
-        self._fail(generation, _FAILED)
 
     def _abort_nowait(self, rid: int) -> bool:
         try:

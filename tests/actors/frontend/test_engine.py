@@ -59,6 +59,20 @@ class Notes:
         self.pumps += 1
 
 
+class Broken(Notes):
+    """A sink with bugs wherever it is called."""
+
+    def feed(self, index: int, row: TextRow) -> None:
+        raise ZeroDivisionError
+
+    def fail(self, error: ErrorBody) -> None:
+        self.error = error
+        raise ZeroDivisionError
+
+    def pump(self) -> None:
+        raise ZeroDivisionError
+
+
 class Bench:
     """An engine, the ledger, and the tokenizers' inboxes."""
 
@@ -335,3 +349,29 @@ async def test_only_what_has_no_token_waits_too_long(autojump_clock: trio.testin
         assert not begun.done.is_set()
         assert waiting.error is not None and waiting.error.status == 503
         assert b.notes.error == waiting.error
+
+
+async def test_a_broken_sink_that_waits_too_long_ends_alone(autojump_clock: trio.testing.MockClock) -> None:
+    with bench() as b:
+        good, b.notes = b.notes, Broken()
+        broken = await b.start()
+        b.notes = good
+        waiting = await b.start()
+        with trio.move_on_after(1) as scope:
+            await b.engine.expire()
+        assert scope.cancelled_caught
+        assert broken.error is not None and broken.done.is_set()
+        assert waiting.error is not None and good.error == waiting.error and good.pumps == 1
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_sink_that_cannot_even_fail_disturbs_nobody(refused: bool) -> None:
+    with bench() as b:
+        good, b.notes = b.notes, Broken()
+        broken = await b.start()
+        b.notes = good
+        other = await b.start()
+        rid = broken.choices[0].rid
+        message = Refused(rid, ErrorBody(503, "No.")) if refused else Deltas((row(rid, 0, "a"),))
+        b.deliver(message, Deltas((row(other.choices[0].rid, 0, "b"),)))
+        assert broken.done.is_set() and good.text == {0: "b"} and good.pumps == 1
