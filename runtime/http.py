@@ -80,7 +80,7 @@ Headers = tuple[tuple[str, str], ...]
 
 class Exchange:
     """One request and its answer, on a connection that may carry more of them. extra: headers that its answer
-    has whatever it is. transport: the connection below."""
+    has whatever it is. document: how a refusal is written. transport: the connection below."""
 
     def __init__(self, head: Head, connection: Connection) -> None:
         self.head = head
@@ -88,6 +88,7 @@ class Exchange:
         self.started = False
         self.upgraded = False
         self.extra: Callable[[], Headers] = tuple
+        self.document: Callable[[ErrorBody], bytes] = error_document
         self.transport = connection.transport
         self._connection = connection
         self._chunked = True
@@ -99,7 +100,10 @@ class Exchange:
 
     async def body(self) -> bytes:
         """The whole body. Raises UserError 413 beyond the limit, 408 past its deadline."""
-        with trio.move_on_after(self._connection.limits.body_seconds):
+        lengths, limits = self.head.values("content-length"), self._connection.limits
+        if lengths and int(lengths[0]) > limits.body_bytes:
+            raise too_large(limits.body_bytes)
+        with trio.move_on_after(limits.body_seconds):
             return await self._connection.read_body()
         raise UserError("The request body did not arrive in time.", status=408)
 
@@ -115,7 +119,7 @@ class Exchange:
         """Answer with an error document."""
         retry = (("retry-after", str(body.retry_after)),) if body.retry_after is not None else ()
         scheme = (("www-authenticate", "Bearer"),) if body.status == 401 else ()
-        await self.respond(body.status, error_document(body), headers=(*retry, *scheme, *headers))
+        await self.respond(body.status, self.document(body), headers=(*retry, *scheme, *headers))
 
     def start_nowait(self, status: int, *, kind: str, headers: Headers = ()) -> None:
         """Begin an answer of unknown length; pieces follow by `write_nowait`."""
@@ -274,17 +278,13 @@ class Connection:
                 await exchange.refuse(ErrorBody(500, message, "server_error", "internal_error"))
 
     def _check_framing(self, head: Head) -> None:
-        """Refuse other versions, what a proxy could read differently (two framings), and a body announced as
-        too large."""
-        lengths = head.values("content-length")
+        """Refuse other versions, and what a proxy could read differently (two framings)."""
         if head.version not in ("1.0", "1.1"):
             self._suspect = True
             raise UserError("Only HTTP/1.0 and HTTP/1.1 are served.", status=505)
-        if lengths and head.values("transfer-encoding"):
+        if head.values("content-length") and head.values("transfer-encoding"):
             self._suspect = True
             raise UserError("A request may carry content-length or transfer-encoding, not both.")
-        if lengths and int(lengths[0]) > self.limits.body_bytes:
-            raise too_large(self.limits.body_bytes)
 
     async def _read_head(self) -> Head | None:
         """The next request; None when the connection is over, or has to give its place to another at once."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import msgspec
 
 from actors.frontend import delivery, parameters, prompts
@@ -43,20 +41,10 @@ _KINDS = {
 }
 
 
-def refusing(handler: Callable[[Service, Exchange], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """`handler`, with its refusals in Anthropic's words."""
-
-    async def answer(service: Service, exchange: Exchange) -> None:
-        try:
-            await handler(service, exchange)
-        except UserError as error:
-            if exchange.started:
-                raise
-            retry = error.body.retry_after
-            headers = (("retry-after", str(retry)),) if retry is not None else ()
-            await exchange.respond(error.body.status, _refusal(error.body, exchange.id), headers=headers)
-
-    return answer
+def error_document(body: ErrorBody, request_id: str) -> bytes:
+    """A refusal in Anthropic's words."""
+    kind = _KINDS.get(body.status, "invalid_request_error" if body.status < 500 else "api_error")
+    return _encode(MessageError(MessageErrorDetail(kind, body.message), request_id))
 
 
 async def create(service: Service, exchange: Exchange) -> None:
@@ -147,11 +135,6 @@ def _usage(usage: Usage) -> MessageUsage:
     return MessageUsage(fresh, usage.completion_tokens, usage.cached_tokens)
 
 
-def _refusal(body: ErrorBody, request_id: str) -> bytes:
-    kind = _KINDS.get(body.status, "invalid_request_error" if body.status < 500 else "api_error")
-    return _encode(MessageError(MessageErrorDetail(kind, body.message), request_id))
-
-
 class MessageStream:
     """The events of one streamed message; nothing is said before the first row, which brings the counts."""
 
@@ -182,7 +165,7 @@ class MessageStream:
             delta = {"type": "text_delta", "text": self._pending.take()}
             out.append(_event("content_block_delta", index=0, delta=delta))
         if self._error is not None:
-            out.append(b"event: error\ndata: %b\n\n" % _refusal(self._error, self._request_id))
+            out.append(b"event: error\ndata: %b\n\n" % error_document(self._error, self._request_id))
             self.ended = True
         elif self._pending.finish is not Finish.NONE:
             self._close(out)

@@ -37,6 +37,8 @@ ADMIN = ("/admin/keys",)
 """Paths that need an administrator's key."""
 GENERATE_SECONDS = 15.0
 _ID = r"(?P<id>[^/]{1,200})"
+_ANTHROPIC = re.compile(r"/v1/messages(/.*)?")
+"""Paths whose refusals have Anthropic's shape."""
 
 
 class Routes:
@@ -80,8 +82,8 @@ class Routes:
             "/detokenize": {"POST": bound(tokens.detokenize, service)},
             "/v1/embeddings": {"POST": bound(embeddings.create, service)},
             "/generate": {"POST": bound(native.create, service)},
-            "/v1/messages": {"POST": bound(anthropic.refusing(anthropic.create), service)},
-            "/v1/messages/count_tokens": {"POST": bound(anthropic.refusing(anthropic.count_tokens), service)},
+            "/v1/messages": {"POST": bound(anthropic.create, service)},
+            "/v1/messages/count_tokens": {"POST": bound(anthropic.count_tokens, service)},
             "/v1/responses": {
                 "POST": bound(responses.create, service, finder),
                 "GET": bound(self._upgrade, service),
@@ -99,6 +101,8 @@ class Routes:
         """Answer one request; raises UserError for what is refused."""
         head, access = exchange.head, self._access
         exchange.extra = functools.partial(access.cors, head)
+        if _ANTHROPIC.fullmatch(head.path):
+            exchange.document = functools.partial(anthropic.error_document, request_id=exchange.id)
         scope = _scope(head.path)
         if head.method == "OPTIONS" and access.asks_first(head):
             access.check_place(head, scope)

@@ -263,6 +263,34 @@ async def test_unknown_routes_and_wrong_methods() -> None:
         assert (answer.status, answer.error["code"]) == (426, "upgrade_required")
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_every_refusal_of_anthropics_api_has_its_shape(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(answer: Answer, status: int, kind: str) -> None:
+        assert (answer.status, answer.json["type"], answer.error["type"]) == (status, "error", kind)
+        assert answer.json["request_id"] == answer.headers["x-request-id"]
+
+    key = "authorization: Bearer one"
+    async with world(api_keys=("one",), max_body=1000) as w:
+        refused(await ask(w.port, path, {}), 401, "authentication_error")
+        refused(await ask(w.port, path, {}, "origin: http://bad"), 403, "permission_error")
+        answer = await look(w.port, path, key)
+        refused(answer, 405, "invalid_request_error")
+        assert answer.headers["allow"] == "POST, OPTIONS"
+        refused(await look(w.port, f"{path}/x", key), 404, "not_found_error")
+        refused(await ask(w.port, path, {}, key), 400, "invalid_request_error")
+        refused(await ask(w.port, path, b" " * 1001, key), 413, "request_too_large")
+
+        def fails(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("actors.frontend.parameters.check_model", fails)
+        body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+        refused(await ask(w.port, path, body, key), 500, "api_error")
+        assert (await ask(w.port, CHAT, {})).error["code"] == "invalid_api_key"
+
+
 async def test_keys() -> None:
     async with world(api_keys=("one", "two")) as w:
         paths = ["/v1/models", "/v1/responses/x", "/health_generate", "/nowhere"]
