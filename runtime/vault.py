@@ -155,7 +155,7 @@ def load_keys(config: Config) -> Keyring:
 def _read(path: pathlib.Path) -> str:
     """A plain file's text; what could block or never end is refused."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise StartError(f"the key file {path} is not a file.")
             data = file.read(MAX_FILE + 1)

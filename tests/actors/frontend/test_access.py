@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
 from typing import Any
 
 import pytest
 import trio
 
+from protocols.config import Config
 from protocols.errors import StartError
 from protocols.keys import digest_of
 from protocols.request import Finish
 from runtime.vault import load_keys
 from tests.actors.frontend.harness import (
+    CARD,
     Raw,
     Socket,
     World,
@@ -112,6 +116,15 @@ async def test_a_wrong_key_file_is_a_sentence(file: pathlib.Path, text: str, sen
             reload(w)
         with pytest.raises(StartError, match="not a file"):
             load_keys(w.context.config.__class__(w.context.config.model, keys_file="/dev/zero"))
+
+
+def test_a_directory_for_a_key_file_costs_no_descriptor(tmp_path: pathlib.Path) -> None:
+    config = Config(CARD, keys_file=str(tmp_path))
+    with pytest.raises(StartError, match="directory"):
+        load_keys(config)
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            assert os.readlink(f"/proc/self/fd/{descriptor}") != str(tmp_path)
 
 
 async def test_concurrency_is_of_the_key_and_choices_count(file: pathlib.Path) -> None:
