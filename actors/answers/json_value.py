@@ -72,7 +72,7 @@ class CallObject:
         self.raw = ""
         self.done = self.failed = self.argued = False
         self._expect = _Expect.OPEN
-        self._key = ""
+        self._key: str | None = None
         self._part = ""
         self._value = RawValue()
         self._streams = False
@@ -101,7 +101,7 @@ class CallObject:
             case _Expect.OPEN, "{":
                 self._expect = _Expect.KEY
             case _Expect.KEY, '"':
-                self._begin("")
+                self._begin(None)
                 return False
             case ((_Expect.KEY | _Expect.COMMA), "}"):
                 self._finish()
@@ -117,7 +117,8 @@ class CallObject:
                 self.failed = True
         return True
 
-    def _begin(self, key: str) -> None:
+    def _begin(self, key: str | None) -> None:
+        """A value begins: that of `key`, or with None a key itself."""
         self._key, self._part, self._value, self._streams = key, "", RawValue(), False
         self._expect = _Expect.WITHIN
 
@@ -134,7 +135,7 @@ class CallObject:
 
     def _settle(self) -> None:
         """A key or a value is complete."""
-        if self._key == "":
+        if self._key is None:
             self._key = str(self._decoded())
             self._expect = _Expect.COLON
             return

@@ -76,6 +76,11 @@ CASES = {
         '<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>',
         call(0, "f", '{"x": 1}'),
     ),
+    "an empty key": (
+        "hermes",
+        '<tool_call>{"": 1, "name": "f", "arguments": {"": 2}}</tool_call>',
+        call(0, "f", '{"": 2}'),
+    ),
     "no JSON": ("hermes", "<tool_call>\nhello</tool_call>", [Text("<tool_call>\nhello</tool_call>")]),
     "no name": (
         "hermes",
