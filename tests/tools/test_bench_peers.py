@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
+import runpy
 import signal
 import sys
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,6 +111,26 @@ def test_a_stopped_group_ends_with_its_block_and_leaves_nothing(tmp_path: pathli
         child.signal(signal.SIGSTOP)
     assert child.process.returncode == -signal.SIGTERM
     assert not list(pathlib.Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{helper}_*"))
+
+
+def test_a_server_may_say_much_and_hears_nothing(tmp_path: pathlib.Path) -> None:
+    code = "import sys; print('x' * 300_000); sys.exit(len(sys.stdin.read()))"
+    with Child([sys.executable, "-c", code], {}, tmp_path / "log", piped=False) as child:
+        assert child.process.wait(60) == 0
+    assert len(child.log.read_text()) == 300_001
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2]], 1), ([[1], [1, 2]], 0), ([[1, 2], [3, 2]], 0)],
+)
+def test_what_llama_cpp_prefills_once(
+    monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]], shared: int
+) -> None:
+    for absent in ("llama_cpp", "gguf_file"):
+        monkeypatch.setitem(sys.modules, absent, types.ModuleType(absent))
+    loaded = runpy.run_path(str(engines.RUNNERS / "llama_cpp_engine.py"))
+    assert loaded["_common"](prompts) == shared
 
 
 @pytest.mark.parametrize("size", [tokenizer.FIRST_WORD, 1000, 32000])

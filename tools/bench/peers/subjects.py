@@ -55,15 +55,18 @@ class Subject(Protocol):
 
 
 class Child:
-    """A peer's process group, killed at the end, with its stderr in a file."""
+    """A peer's process group, killed at the end, with its stderr in a file. piped: it is spoken to over its
+    stdin and stdout; otherwise the first is empty and the second goes to that file too."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path, *, piped: bool = True
+    ) -> None:
         self.log = log
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else sink,
                 stderr=sink,
                 env={**os.environ, **environment},
                 process_group=0,
@@ -85,9 +88,9 @@ class Child:
         self.signal(signal.SIGKILL)
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+                if pipe is not None:
+                    pipe.close()
         for pid in members:
             for left in pathlib.Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"):
                 left.unlink(missing_ok=True)

@@ -26,9 +26,9 @@ def load(model: str, threads: int, context: int) -> tuple[str, Generate]:
 
 
 def _common(prompts: list[list[int]]) -> int:
-    """How many tokens all prompts begin with."""
+    """How many tokens all prompts begin with; the last one of each, whose logits are wanted, never counts."""
     columns = enumerate(zip(*prompts, strict=False))
-    return next((index for index, column in columns if len(set(column)) > 1), min(map(len, prompts)))
+    return next((index for index, column in columns if len(set(column)) > 1), min(map(len, prompts)) - 1)
 
 
 class _Engine:
