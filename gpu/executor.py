@@ -20,7 +20,7 @@ from torch import Tensor
 from gpu.attention import choose
 from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
-from gpu.device import choose_device, use_threads
+from gpu.device import choose_device, team_size, use_threads
 from gpu.grammar import Grammars
 from gpu.kv_pool import KvPool, choose_pages
 from gpu.models.base import Model
@@ -75,9 +75,9 @@ class Executor:
         device = choose_device(config.device, replica)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # events are recorded on the current device
-        threads = use_threads(config)
+        use_threads(config)
         wanted = device.type == "cpu" and config.kernels is KernelChoice.AUTO
-        kernels = start(threads, progress) if wanted else None
+        kernels = start(team_size(config), progress) if wanted else None
         with torch.inference_mode():
             try:
                 model, dtype = load_model(config, device, progress, kernels)

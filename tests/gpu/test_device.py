@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gpu.device import choose_device, use_threads
+from gpu.device import choose_device, team_size, use_threads
 from protocols.config import Config, ModelCard
 
 CARD = ModelCard("m", "/m", "LlamaForCausalLM", context=10, vocab_size=10, eos=())
@@ -22,17 +22,24 @@ def restored() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def torch_threads(config: Config) -> int:
+    use_threads(config)
+    return torch.get_num_threads()
+
+
 @pytest.mark.parametrize(("cores", "threads"), [({0}, 1), ({0, 3}, 1), ({*range(8)}, 7)])
-def test_a_core_is_left_to_the_other_actors(
+def test_torch_leaves_a_core_to_the_other_actors_and_the_kernels_none(
     cores: set[int], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
-    assert use_threads(Config(model=CARD)) == threads == torch.get_num_threads()
+    assert torch_threads(Config(model=CARD)) == threads
+    assert team_size(Config(model=CARD)) == len(cores)
 
 
 def test_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(8)})
-    assert [use_threads(Config(model=CARD, dp=dp)) for dp in (2, 3, 64)] == [3, 2, 1]
+    assert [torch_threads(Config(model=CARD, dp=dp)) for dp in (2, 3, 64)] == [3, 2, 1]
+    assert [team_size(Config(model=CARD, dp=dp)) for dp in (2, 3, 64)] == [4, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -53,4 +60,5 @@ def test_replicas_take_one_gpu_after_the_other(
 
 
 def test_the_option_wins() -> None:
-    assert use_threads(Config(model=CARD, threads=3)) == 3 == torch.get_num_threads()
+    config = Config(model=CARD, threads=3)
+    assert torch_threads(config) == team_size(config) == 3
