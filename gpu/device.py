@@ -56,8 +56,8 @@ def _multiplies_bfloat16() -> bool:
 def team_size(config: Config) -> int:
     """Threads of the CPU's kernels: `config.threads`, or this replica's share of all cores.
 
-    They take their work in small pieces and sleep between steps, so sharing a core with another actor costs them
-    little: on 2 cores two threads measure 1.3 times the tokens that one thread serves.
+    They take their work in small pieces and sleep between steps, so that sharing a core with another actor
+    costs them little: on 2 cores two threads measure 1.3 times the tokens served by one.
     """
     return config.threads or max(1, _cores() // config.dp)
 
