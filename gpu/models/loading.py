@@ -46,7 +46,7 @@ def load_model(
             decoder = Decoder(read_spec(card.architecture, settings), dtype, device)
             load_into(checkpoint, decoder.targets(), ignored=decoder.ignores, progress=progress)
             if kernels is not None and fused.fits(decoder, dtype, device, quantized=quantized):
-                progress("packing weights")
+                progress("packing weights" + (" as 8-bit integers" if quantized else ""))
                 return fused.FusedDecoder(decoder, kernels, card.context, quantized=quantized), dtype
             if quantized:
                 raise StartError(_NOT_QUANTIZED)
