@@ -6,7 +6,7 @@ three areas that only grow while the slot is open: the request (msgpack), the co
 written, and closing the slot gives it back. Every word of a head has exactly one writer, and words of
 different writers lie 64 bytes apart:
 
-    frontend   STATE, ORIGIN, LINGERS           claims and frees slots of its own range
+    frontend   STATE, ORIGIN, LINGERS, BILLED   claims and frees slots of its own range
     tokenizer  REQUEST_BYTES, DELIVERED         the normalised request; how far the client was served
     scheduler  COMMITTED, EXTRA_A, EXTRA_B,     what came out
                CACHED, TAIL                     prompt tokens that the prefix cache served at first; see below
@@ -15,7 +15,7 @@ different writers lie 64 bytes apart:
 
 FOLLOWED is the one word that several may write: a clock reading, true whoever's comes last. LINGERS
 marks a finished choice whose frontend has heard of its end: when, and that it is kept only for clients
-that come back.
+that come back. BILLED: tokens for which its key was charged.
 
 STATE is generation * 2 + open; it survives the closing, so generations, and with them request ids,
 never repeat. The words of tokenizer, scheduler and balancer carry the generation they speak of in their
@@ -60,6 +60,7 @@ class Word(enum.IntEnum):
     STATE = 0
     ORIGIN = 1
     LINGERS = 2
+    BILLED = 3
     REQUEST_BYTES = 8
     DELIVERED = 9
     COMMITTED = 16

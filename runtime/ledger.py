@@ -43,6 +43,7 @@ _COMMITTED, _EXTRA_A, _EXTRA_B = int(Word.COMMITTED), int(Word.EXTRA_A), int(Wor
 _TAIL_HALF = 2 * Word.TAIL
 _REPLICA, _DISPATCH = int(Word.REPLICA), int(Word.DISPATCH)
 _LINGERS, _CACHED, _FOLLOWED = int(Word.LINGERS), int(Word.CACHED), int(Word.FOLLOWED)
+_BILLED = int(Word.BILLED)
 _POINTS = {
     _STATE: "ledger.state",
     _REQUEST_BYTES: "ledger.request",
@@ -171,6 +172,14 @@ class Ledger:
     def followed(self, rid: int) -> int:
         """What `follow` noted last, 0 before. Raises StaleRequest."""
         return self._value(rid, _FOLLOWED)
+
+    def set_billed(self, rid: int, tokens: int) -> None:
+        """Note for how many tokens its key was charged. Raises StaleRequest."""
+        self._words[self._head(rid) + _BILLED] = (rid >> SLOT_BITS & _LOW) << 32 | tokens
+
+    def billed(self, rid: int) -> int:
+        """What `set_billed` noted last, 0 before. Raises StaleRequest."""
+        return self._value(rid, _BILLED)
 
     # The tokenizer's side.
 

@@ -163,6 +163,11 @@ class Access:
         self._look()
         return account is None or account.valid
 
+    def account(self, name: str) -> Account | None:
+        """The account of the key that is called so, None where there is none now."""
+        self._look()
+        return self._accounts.get(name)
+
     def look_around(self) -> None:
         """Keep the accounts' views of what other frontends do fresh."""
         for account in self._accounts.values():

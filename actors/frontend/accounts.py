@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from actors.frontend.bucket import MINUTE, Bucket, wait_for_room
 from protocols.errors import UserError
 from protocols.keys import Key
+from protocols.stored import decode_stored
+from runtime.ledger import Ledger
 from runtime.vault import Use, Vault
 
 Headers = tuple[tuple[str, str], ...]
@@ -46,6 +48,19 @@ class Account:
         if wait:
             raise _limited(f"This key may use {limits.tokens_per_minute} tokens a minute.", wait)
         return self._hold(Use.RUNNING, choices)
+
+    def inherit(self, ledger: Ledger, rid: int) -> Callable[[], None]:
+        """A choice of this key whose frontend died goes on, and keeps its place. Returns what is to be called
+        once, at its end: it charges what the dead one did not."""
+        leave = self._hold(Use.RUNNING, 1)
+
+        def settle() -> None:
+            leave()
+            tokens = _tokens(ledger, rid)
+            self.charge(max(0, tokens - ledger.billed(rid)))
+            ledger.set_billed(rid, tokens)
+
+        return settle
 
     def charge(self, tokens: int) -> None:
         """Tokens of prompt or output."""
@@ -115,6 +130,13 @@ class Account:
             self._row[use] -= count
 
         return give_back
+
+
+def _tokens(ledger: Ledger, rid: int) -> int:
+    """Tokens of prompt and output of a choice that the ledger knows."""
+    submit = decode_stored(ledger.request(rid)).submit
+    prompt = len(submit.tokens) // 4 if submit.choice == 0 else 0
+    return prompt + len(ledger.committed(rid))
 
 
 def _limited(message: str, wait: int) -> UserError:

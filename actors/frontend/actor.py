@@ -28,8 +28,10 @@ async def run(context: Context[FrontendMail]) -> None:
     assert context.listener is not None and context.vault is not None, "a frontend is given both"
     engine = Engine(context.index, context.config, context.ledger, context.outbox, context.log)
     service = Service(context.config, engine, context.log, now())
-    finder = Finder(engine, Store(), context.ledger, context.log, context.config.orphan_seconds)
     access = Access(context.config, context.vault, context.index)
+    finder = Finder(
+        engine, Store(), context.ledger, access.account, context.log, context.config.orphan_seconds
+    )
     sockets = SocketMode(finder, access)
     health = Health(context.board, context.rows)
     routes = Routes(service, finder, access, sockets, health)

@@ -371,6 +371,7 @@ class Engine:
         generation = choice.generation
         if generation.account is not None:
             generation.account.charge(choice.bill(row))
+            self._ledger.set_billed(row.rid, choice.billed)
         if generation.waits and row.tokens:
             generation.waits = False
         if choice.catching_up:

@@ -6,6 +6,8 @@
 The id of a response names its ledger slot, and the request's record there holds the frontend's memo: the
 document, the id of the item. With it and the tokens, replayed by the tokenizer, any frontend makes the same
 numbered events. The random part of the id must be the memo's, so ids cannot be guessed.
+
+A response belongs to the key that made it: for every other key there is none of that id, wherever it is.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from __future__ import annotations
 import hmac
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import trio
 
+from actors.frontend.accounts import Account
 from actors.frontend.engine import Engine
 from actors.frontend.live import Conversation, LiveResponse, Store
 from actors.frontend.prompts import Message
@@ -39,11 +43,13 @@ _messages = msgspec.json.Decoder(list[Message])
 
 
 class Memo(msgspec.Struct, frozen=True, array_like=True):
-    """What makes a response's events, besides its tokens. response: the document before all events."""
+    """What makes a response's events, besides its tokens. response: the document before all events.
+    owner: see LiveResponse."""
 
     response: Response
     item_id: str
     silent: bool
+    owner: str = ""
 
     def encode(self) -> bytes:
         """For `Generate.client`."""
@@ -54,19 +60,31 @@ _memo: Decoder[Memo] = Decoder(Memo)
 
 
 class Finder:
-    """All responses that this frontend can answer for. orphan_seconds: see Config."""
+    """All responses that this frontend can answer for. accounts: finds a key's by its name.
+    orphan_seconds: see Config."""
 
-    def __init__(self, engine: Engine, store: Store, ledger: Ledger, log: Any, orphan_seconds: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        ledger: Ledger,
+        accounts: Callable[[str], Account | None],
+        log: Any,
+        orphan_seconds: float,
+    ) -> None:
         self.store = store
         self._engine = engine
         self._ledger = ledger
+        self._accounts = accounts
         self._log = log
         self._note_every = min(NOTE_EVERY, orphan_seconds / 4)
         self._adopted: dict[LiveResponse, int] = {}
 
-    async def find(self, id: str) -> LiveResponse:
-        """The response, with all that it has said so far; raises UserError 404."""
-        live = self.store.get(id) or await self._adopt(id)
+    async def find(self, id: str, owner: str) -> LiveResponse:
+        """The owner's response, with all that it has said so far; raises UserError 404."""
+        live = self.store.get(id) or await self._adopt(id, owner)
+        if live.owner != owner:
+            raise not_found(id)
         rid = self._adopted.get(live)
         if rid is not None:
             self._followed(rid)
@@ -76,13 +94,12 @@ class Finder:
                     await live.generation.done.wait()
         return live
 
-    async def conversation(self, id: str) -> Conversation | None:
-        """The conversation that a stored response ends; None when it cannot be continued."""
-        if self.store.get(id) is None:
-            try:
-                await self.find(id)
-            except UserError:
-                return None
+    async def conversation(self, id: str, owner: str) -> Conversation | None:
+        """The conversation that a stored response of the owner ends; None when it cannot be continued."""
+        try:
+            await self.find(id, owner)
+        except UserError:
+            return None
         return self.store.conversation(id)
 
     def delete(self, live: LiveResponse) -> None:
@@ -105,9 +122,11 @@ class Finder:
                 aborted += 1
                 self._engine.slots.leave(rid, aborted=True)
                 continue
-            self._engine.slots.adopt(rid, forever=memo.response.background)
+            account = None if self._ledger.lingers(rid) else self._accounts(memo.owner)
+            settle = account.inherit(self._ledger, rid) if account is not None else None
+            self._engine.slots.adopt(rid, forever=memo.response.background, settle=settle)
             if memo.response.background:
-                await self._adopt(memo.response.id)
+                await self._adopt(memo.response.id, memo.owner)
         return aborted
 
     async def note(self) -> None:
@@ -120,16 +139,18 @@ class Finder:
                     del self._adopted[live]
             await trio.sleep(self._note_every)
 
-    async def _adopt(self, id: str) -> LiveResponse:
+    async def _adopt(self, id: str, owner: str) -> LiveResponse:
         """Follow a response that another process began. Raises UserError 404."""
         rid = _rid(id)
         generate = self._generate(rid)
         memo = self._memo(generate)
         if generate is None or memo is None or not hmac.compare_digest(memo.response.id, id):
             raise not_found(id)
+        if memo.owner != owner:
+            raise not_found(id)
         stream = stream_of(self._engine.config, memo.response, memo.item_id, silent=memo.silent)
         on_over = self.store.keep if memo.response.store else self.store.forget
-        live = LiveResponse(stream, _conversation(generate, memo), on_over)
+        live = LiveResponse(stream, _conversation(generate, memo), on_over, memo.owner)
         generation = self._engine.adopt(generate, live)
         live.bind(self._engine, generation)
         live.start()

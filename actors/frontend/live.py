@@ -37,14 +37,17 @@ class Conversation:
 
 
 class LiveResponse:
-    """One response, from its start until it is over."""
+    """One response, from its start until it is over. owner: name of the key that it belongs to, "" where
+    nobody needs one."""
 
     def __init__(
         self,
         stream: ResponseStream,
         conversation: Conversation | None,
         on_over: Callable[[LiveResponse], None],
+        owner: str = "",
     ) -> None:
+        self.owner = owner
         self.stream = stream
         self._asked = conversation
         self._on_over = on_over

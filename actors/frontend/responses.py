@@ -24,7 +24,7 @@ async def create(service: Service, finder: Finder, exchange: Exchange) -> None:
     """Answer `POST /v1/responses`."""
     body = await exchange.body()
     request = await read(turns.decoder, body)
-    previous = await previous_conversation(finder, request.previous_response_id)
+    previous = await previous_conversation(finder, request.previous_response_id, service.owner)
     turn = turns.prepare(request, service, previous, trace_of(exchange), len(body))
     live = await launch(service, finder, turn)
     if request.background:
@@ -46,9 +46,9 @@ async def create(service: Service, finder: Finder, exchange: Exchange) -> None:
         live.cancel()
 
 
-async def retrieve(finder: Finder, exchange: Exchange, id: str) -> None:
+async def retrieve(service: Service, finder: Finder, exchange: Exchange, id: str) -> None:
     """Answer `GET /v1/responses/{id}`, as a document or as the events after `starting_after`."""
-    live = await finder.find(id)
+    live = await finder.find(id, service.owner)
     query = urllib.parse.parse_qs(exchange.head.query)
     if query.get("stream", ["false"])[-1].lower() not in ("true", "1"):
         await _show(exchange, live)
@@ -59,34 +59,34 @@ async def retrieve(finder: Finder, exchange: Exchange, id: str) -> None:
     await _follow(exchange, live, max(int(after) + 1, 0))
 
 
-async def input_items(finder: Finder, exchange: Exchange, id: str) -> None:
+async def input_items(service: Service, finder: Finder, exchange: Exchange, id: str) -> None:
     """Answer `GET /v1/responses/{id}/input_items`."""
-    live = await finder.find(id)
+    live = await finder.find(id, service.owner)
     query = urllib.parse.parse_qs(exchange.head.query)
     page = items.page(live, {name: values[-1] for name, values in query.items()})
     await exchange.respond(200, msgspec.json.encode(page))
 
 
-async def cancel(finder: Finder, exchange: Exchange, id: str) -> None:
+async def cancel(service: Service, finder: Finder, exchange: Exchange, id: str) -> None:
     """Answer `POST /v1/responses/{id}/cancel`."""
-    live = await finder.find(id)
+    live = await finder.find(id, service.owner)
     live.cancel()
     await _show(exchange, live)
 
 
-async def delete(finder: Finder, exchange: Exchange, id: str) -> None:
+async def delete(service: Service, finder: Finder, exchange: Exchange, id: str) -> None:
     """Answer `DELETE /v1/responses/{id}`; a running response ends."""
-    live = await finder.find(id)
+    live = await finder.find(id, service.owner)
     live.cancel()
     finder.delete(live)
     await exchange.respond(200, msgspec.json.encode(ResponseDeleted(id)))
 
 
-async def previous_conversation(finder: Finder, id: str | None) -> Conversation | None:
-    """What a request continues; raises UserError when it cannot be found."""
+async def previous_conversation(finder: Finder, id: str | None, owner: str) -> Conversation | None:
+    """What a request of the owner continues; raises UserError when it cannot be found."""
     if id is None:
         return None
-    conversation = await finder.conversation(id)
+    conversation = await finder.conversation(id, owner)
     if conversation is None:
         raise UserError(
             f"Previous response with id '{id[:100]}' not found.",
@@ -101,9 +101,10 @@ async def launch(service: Service, finder: Finder, turn: Turn) -> LiveResponse:
     engine, store = service.engine, finder.store
     (rid,) = engine.slots.claim(1)
     turn.response.id = new_id(f"resp_{rid:x}_")
-    memo = Memo(turn.response, new_id("msg_"), turn.silent)
+    memo = Memo(turn.response, new_id("msg_"), turn.silent, service.owner)
     stream = turns.stream_of(service.config, turn.response, memo.item_id, silent=turn.silent)
-    live = LiveResponse(stream, turn.conversation, store.keep if turn.response.store else store.forget)
+    on_over = store.keep if turn.response.store else store.forget
+    live = LiveResponse(stream, turn.conversation, on_over, service.owner)
     store.run(live)
     try:
         job = dataclasses.replace(turn.job, client=memo.encode())

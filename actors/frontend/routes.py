@@ -89,11 +89,11 @@ class Routes:
                 "GET": bound(self._upgrade, service),
             },
             f"/v1/responses/{_ID}": {
-                "GET": bound(responses.retrieve, finder),
-                "DELETE": bound(responses.delete, finder),
+                "GET": bound(responses.retrieve, service, finder),
+                "DELETE": bound(responses.delete, service, finder),
             },
-            f"/v1/responses/{_ID}/input_items": {"GET": bound(responses.input_items, finder)},
-            f"/v1/responses/{_ID}/cancel": {"POST": bound(responses.cancel, finder)},
+            f"/v1/responses/{_ID}/input_items": {"GET": bound(responses.input_items, service, finder)},
+            f"/v1/responses/{_ID}/cancel": {"POST": bound(responses.cancel, service, finder)},
         }
         return [(re.compile(pattern), methods) for pattern, methods in table.items()]
 

@@ -39,6 +39,11 @@ class Service:
         return dataclasses.replace(self, engine=self.engine.charged_to(account), account=account)
 
     @property
+    def owner(self) -> str:
+        """Whose the responses are that it makes, and which alone it finds: the key's name."""
+        return self.account.key.name if self.account is not None else ""
+
+    @property
     def model(self) -> ModelCard:
         """The model that is served."""
         return self.config.model

@@ -57,6 +57,7 @@ class Slots:
         self._orphans: dict[int, float] = {}
         self._leaving: dict[int, _Leaving] = {}
         self._lingering: dict[int, float] = {}
+        self._unsettled: dict[int, Callable[[], None]] = {}
         self._news = trio.Event()
 
     @property
@@ -89,10 +90,14 @@ class Slots:
         mine = [rid for rid in rids if self._ledger.origin(rid) == self._index]
         return sorted(mine, key=lambda rid: self._ledger.lingers(rid) or math.inf)
 
-    def adopt(self, rid: int, *, forever: bool = False) -> None:
+    def adopt(self, rid: int, *, forever: bool = False, settle: Callable[[], None] | None = None) -> None:
         """Keep what was left behind until a client comes back, or `forever` wait for its end. What had
-        ended before lingers from then on, however many incarnations that were: slots must not pile up."""
+        ended before lingers from then on, however many incarnations that were: slots must not pile up.
+        settle: to be called at the end, when nothing more can come."""
+        if settle is not None:
+            self._unsettled[rid] = settle
         if self._finished(rid):
+            self._settle(rid)
             ended = self._ledger.lingers(rid) / 10 or time.monotonic()
             self._linger(rid, ended + self._orphan_seconds - time.monotonic(), ended)
         else:
@@ -120,6 +125,7 @@ class Slots:
         """Give a slot back, if it is ours and open."""
         for held in (self._orphans, self._leaving, self._lingering):
             held.pop(rid, None)
+        self._settle(rid)
         if self._mine(rid):
             self._ledger.free(rid)
 
@@ -139,12 +145,13 @@ class Slots:
             await self._news.wait()
             self._news = trio.Event()
             while self._leaving or self._lingering or self._orphans:
-                self._look(trio.current_time())
+                self.look(trio.current_time())
                 with trio.move_on_after(REAP_EVERY if self._leaving else LOOK_EVERY):
                     await self._news.wait()
                     self._news = trio.Event()
 
-    def _look(self, now: float) -> None:
+    def look(self, now: float) -> None:
+        """Take in what has ended or waited long enough by `now` (Trio's clock)."""
         for rid, leaving in list(self._leaving.items()):
             if self._finished(rid):
                 self._end(rid, leaving.linger)
@@ -168,11 +175,17 @@ class Slots:
     def _end(self, rid: int, linger: float) -> None:
         self._leaving.pop(rid, None)
         self._orphans.pop(rid, None)
+        self._settle(rid)
         if linger > 0:
             self._linger(rid, linger, time.monotonic())
             self._wake()
         else:
             self.free(rid)
+
+    def _settle(self, rid: int) -> None:
+        settle = self._unsettled.pop(rid, None)
+        if settle is not None:
+            settle()
 
     def _linger(self, rid: int, seconds: float, ended: float) -> None:
         """Keep a slot for `seconds` from now; `ended` is a time of the monotonic clock. `_lingering` is in

@@ -161,7 +161,7 @@ class Session:
                 case ResponsesRequest() as request:
                     await self._run_new(create, request)
                 case ResumeEvent() as resume:
-                    live = await self._finder.find(resume.response_id)
+                    live = await self._finder.find(resume.response_id, self._service.owner)
                     await self._follow(create.lane, live, max(resume.starting_after + 1, 0))
                 case other:
                     assert_never(other)
@@ -205,7 +205,9 @@ class Session:
 
     async def _previous(self, id: str | None) -> Conversation | None:
         recalled = self._lanes.recall(id) if id is not None else None
-        return recalled if recalled is not None else await responses.previous_conversation(self._finder, id)
+        if recalled is not None:
+            return recalled
+        return await responses.previous_conversation(self._finder, id, self._service.owner)
 
     def _writer(self, lane: str | None) -> Any:
         """Writes a response's events, each with the lane's name."""

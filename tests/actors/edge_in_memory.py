@@ -11,12 +11,14 @@ import trio
 import trio.testing
 
 from actors.frontend import responses, turns
+from actors.frontend.access import Access
 from actors.frontend.engine import Engine
 from actors.frontend.finder import Finder
 from actors.frontend.live import LiveResponse, Store
 from actors.frontend.service import Service
 from actors.tokenizer.core import Core
 from protocols.errors import UserError
+from protocols.keys import Key, Keyring, digest_of
 from protocols.ledger import Layout
 from protocols.messages import Abort, FrontendMail, Generate, Replay, Submit, TokenizerMail, TokenRow
 from protocols.openai.responses import ResponsesRequest
@@ -26,6 +28,7 @@ from protocols.stored import pack_logprobs
 from runtime.channel import Mail
 from runtime.ledger import Ledger
 from runtime.memory import Exchange
+from runtime.vault import Vault
 from tests.actors.tokenizer.parts import codec_of, config_of, rendered
 
 TOKENS = 200
@@ -35,22 +38,36 @@ class Frontend:
     """One incarnation of a frontend, without its sockets."""
 
     def __init__(self, edge: Edge, index: int) -> None:
-        self.engine = Engine(
-            index, edge.config, edge.ledger, edge.exchange.outbox(f"frontend.{index}"), structlog.get_logger()
-        )
-        self.service = Service(edge.config, self.engine, structlog.get_logger(), 0)
+        log = structlog.get_logger()
+        self.engine = Engine(index, edge.config, edge.ledger, edge.exchange.outbox(f"frontend.{index}"), log)
+        self.access = Access(edge.config, edge.vault, index)
+        self._service = Service(edge.config, self.engine, log, 0)
         self.finder = Finder(
-            self.engine, Store(), edge.ledger, structlog.get_logger(), edge.config.orphan_seconds
+            self.engine,
+            Store(),
+            edge.ledger,
+            self.access.account,
+            log,
+            edge.config.orphan_seconds,
         )
+
+    def service(self, key: str) -> Service:
+        """What handles the requests of a key, of nobody's with ""."""
+        account = self.access.account(key)
+        return self._service.charged_to(account) if account is not None else self._service
 
 
 class Edge:
-    """`frontends` frontends and tokenizer.0. submits: what went down, by request id."""
+    """`frontends` frontends and tokenizer.0. submits: what went down, by request id. keys: names."""
 
-    def __init__(self, *, frontends: int = 1, kind: str = "byte_level", **options: Any) -> None:
+    def __init__(
+        self, *, frontends: int = 1, kind: str = "byte_level", keys: tuple[str, ...] = (), **options: Any
+    ) -> None:
         self.kind = kind
         self.config = config_of(codec_of(kind), frontends=frontends, **options)
         self.ledger = Ledger.create(Layout(8, TOKENS, 1 << 16, 1 << 18), frontends)
+        self.vault = Vault.create(frontends)
+        self.vault.publish(Keyring(bool(keys), tuple(Key(name, digest_of(name)) for name in keys)))
         names = [f"frontend.{i}" for i in range(frontends)]
         edges = [edge for name in names for edge in ((name, "tokenizer.0"), ("tokenizer.0", name))]
         self.exchange = Exchange(*edges, capacity=1 << 22)
@@ -63,6 +80,7 @@ class Edge:
 
     def close(self) -> None:
         self.ledger.close()
+        self.vault.close()
 
     def _new_core(self) -> Core:
         return Core(self.config, 0, codec_of(self.kind), self.ledger, structlog.get_logger())
@@ -79,26 +97,27 @@ class Edge:
         for frontend in self.frontends:
             await frontend.engine.resend(0)
 
-    async def create(self, index: int, text: str = "Hello", **fields: Any) -> LiveResponse:
+    async def create(self, index: int, text: str = "Hello", *, key: str = "", **fields: Any) -> LiveResponse:
         """A response that has begun."""
         request = ResponsesRequest(model="m", input=text, **fields)
         frontend = self.frontends[index]
-        previous = await responses.previous_conversation(frontend.finder, request.previous_response_id)
-        turn = turns.prepare(request, frontend.service, previous, "", len(text))
-        live = await responses.launch(frontend.service, frontend.finder, turn)
+        service = frontend.service(key)
+        previous = await responses.previous_conversation(frontend.finder, request.previous_response_id, key)
+        turn = turns.prepare(request, service, previous, "", len(text))
+        live = await responses.launch(service, frontend.finder, turn)
         self.turn()
         self.read(index)
         assert live.generation.begun.is_set()
         live.start()
         return live
 
-    async def find(self, index: int, id: str) -> LiveResponse:
+    async def find(self, index: int, id: str, key: str = "") -> LiveResponse:
         """What a client's GET does at a frontend. Raises UserError."""
         found: list[LiveResponse | UserError] = []
 
         async def look() -> None:
             try:
-                found.append(await self.frontends[index].finder.find(id))
+                found.append(await self.frontends[index].finder.find(id, key))
             except UserError as error:
                 found.append(error)
 

@@ -302,7 +302,7 @@ async def test_an_adopted_response_can_be_continued() -> None:
         edge.take(edge.commit(rid_of(live), ids_of("two"), Finish.LENGTH))
         await edge.kill(0)
         await edge.find(0, live.id)
-        conversation = await edge.frontends[0].finder.conversation(live.id)
+        conversation = await edge.frontends[0].finder.conversation(live.id, "")
         assert conversation is not None
         assert [m["content"] for m in conversation.messages] == ["one", "two"]
 
@@ -413,3 +413,50 @@ async def test_slots_do_not_pile_up_however_often_a_frontend_dies() -> None:
         await edge.kill(0)
         slots = edge.frontends[0].engine.slots
         assert slots.left_behind() == [rid_of(first), rid_of(second)]
+
+
+async def test_a_response_is_found_by_its_key_alone_whoever_adopted_it() -> None:
+    with edge_of(frontends=2, keys=("alice", "bob")) as edge:
+        live = await edge.create(0, "one", key="alice")
+        edge.take(edge.commit(rid_of(live), ids_of("two"), Finish.LENGTH))
+        edge.read(0)
+
+        async def strangers_find_nothing(index: int) -> None:
+            for key in ("bob", ""):
+                with pytest.raises(UserError) as caught:
+                    await edge.find(index, live.id, key)
+                assert (caught.value.body.status, caught.value.body.code) == (404, "response_not_found")
+                with pytest.raises(UserError) as caught:
+                    await edge.create(index, "more", key=key, previous_response_id=live.id)
+                assert caught.value.body.code == "previous_response_not_found"
+
+        await strangers_find_nothing(0)
+        await edge.kill(0)
+        await strangers_find_nothing(1)  # before anybody has adopted it
+        assert (await edge.find(1, live.id, "alice")).stream.document().status == "incomplete"
+        await strangers_find_nothing(1)
+        assert (await edge.create(1, "more", key="alice", previous_response_id=live.id)).id != live.id
+
+
+@pytest.mark.parametrize("told", [0, 2, 4])
+async def test_what_a_dead_frontend_left_open_is_charged_to_its_key_once(told: int) -> None:
+    """It keeps its place too, whoever follows it and however many frontends die. told: tokens that the
+    dead one has heard of."""
+    with edge_of(frontends=2, keys=("alice",)) as edge:
+        live = await edge.create(0, "one", key="alice")
+        rid = rid_of(live)
+        prompt, tokens = len(edge.submits[rid].tokens) // 4, ids_of("abcdefgh")[:4]
+        for token in tokens[:told]:
+            edge.take(edge.commit(rid, [token]))
+        edge.read(0)
+        for _ in range(2):
+            await edge.kill(0)
+            assert edge.vault.used("alice")["running"] == 1
+        await edge.find(1, live.id, "alice")
+        for token in tokens[told:]:
+            edge.take(edge.commit(rid, [token]))
+        edge.ledger.commit(rid, [], finish=Finish.ABORT)
+        edge.frontends[0].engine.slots.look(0.0)
+        assert edge.vault.used("alice") == {"running": 0, "connected": 0, "spent": prompt + 4}
+        await edge.kill(0)
+        assert edge.vault.used("alice") == {"running": 0, "connected": 0, "spent": prompt + 4}

@@ -91,9 +91,9 @@ async def _world(streams: int) -> AsyncIterator[tuple[Engine, Inbox[TokenizerMai
     log = configure("error", "json", actor="bench")
     engine = Engine(0, config, ledger, exchange.outbox("frontend.0"), log)
     service, board = Service(config, engine, log, 0), Board.create(1)
-    finder = Finder(engine, Store(), ledger, log, config.orphan_seconds)
     vault = Vault.create(config.frontends)
     access = Access(config, vault, 0)
+    finder = Finder(engine, Store(), ledger, access.account, log, config.orphan_seconds)
     routes = Routes(service, finder, access, SocketMode(finder, access), Health(board, {}))
     with (
         contextlib.closing(ledger),

@@ -301,3 +301,36 @@ async def test_a_request_that_waits_too_long_is_refused() -> None:
         answer = await ask(w.port, RESPONSES, {"model": "tiny", "input": "one"})
         assert answer.status == 503
         await w.all_free()
+
+
+async def test_a_response_is_there_only_for_the_key_that_made_it(file: pathlib.Path) -> None:
+    async with world(keys_file=write(file, "a", "b")) as w:
+        id = (await ask(w.port, RESPONSES, {"model": "tiny", "input": "one two"}, bearer("a"))).json["id"]
+        unknown = f"resp_0_{'0' * 32}"
+        paths = (("GET", ""), ("GET", "?stream=true"), ("GET", "/input_items"), ("POST", "/cancel"))
+        for method, tail in (*paths, ("DELETE", "")):
+            found = await look(w.port, f"{RESPONSES}/{id}{tail}", bearer("b"), method=method)
+            nothing = await look(w.port, f"{RESPONSES}/{unknown}{tail}", bearer("b"), method=method)
+            assert found.status == nothing.status == 404, (method, tail)
+            assert found.body.replace(id.encode(), b"ID") == nothing.body.replace(unknown.encode(), b"ID")
+        more = {"model": "tiny", "input": "three", "previous_response_id": id}
+        answer = await ask(w.port, RESPONSES, more, bearer("b"))
+        assert (answer.status, answer.error["code"]) == (400, "previous_response_not_found")
+        stranger = await Socket.connect(w.port, bearer("b"))
+        await stranger.send({"type": "response.resume", "response_id": id})
+        assert (await stranger.event())["error"]["code"] == "response_not_found"
+        await stranger.send({"type": "response.cancel", "response_id": id})
+        assert (await stranger.event())["error"]["code"] == "response_not_found"
+        await stranger.create("three", previous_response_id=id)
+        assert (await stranger.event())["error"]["code"] == "previous_response_not_found"
+        await stranger.aclose()
+        assert (await ask(w.port, RESPONSES, more, bearer("a"))).status == 200
+        owner = await Socket.connect(w.port, bearer("a"))
+        await owner.send({"type": "response.resume", "response_id": id})
+        assert (await owner.events())[-1]["type"] == "response.completed"
+        await owner.aclose()
+        for method, tail in (*paths, ("DELETE", "")):
+            answer = await look(
+                w.port, f"{RESPONSES}/{id}{tail.partition('?')[0]}", bearer("a"), method=method
+            )
+            assert answer.status == 200, (method, tail)
