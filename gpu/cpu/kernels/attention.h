@@ -342,10 +342,11 @@ inline void attend_block(const Heads& h, const Manner& manner, const Pages& page
     }
 }
 
+// A phase of the team's. blocks: how many the layout has; who lags behind must not look.
 template <class X>
-inline void attend(Team& team, const Heads& h, const Manner& manner, const Pages& pages, const Batch& batch,
-                   const Layout& layout, const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s) {
-    const i64 tasks = (i64)layout.blocks.size() * h.kv_heads;
-    for (i64 task = team.take(tasks, 1); task < tasks; task = team.take(tasks, 1))
+inline void attend(Team::Member& team, const Heads& h, const Manner& manner, const Pages& pages, const Batch& batch,
+                   const Layout& layout, i64 blocks, const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s) {
+    team.share(blocks * h.kv_heads, 1, [&](i64 task) {
         attend_block<X>(h, manner, pages, batch, layout.blocks[task / h.kv_heads], task % h.kv_heads, query, ldq, out, ldo, s);
+    });
 }

@@ -1,6 +1,6 @@
 // The Llama family's forward in one call; see gpu/models/llama.py for its composition.
 //
-// The residual stream is float32; what is multiplied has the model's type X. Threads meet after each of the phases.
+// The residual stream is float32; what is multiplied has the model's type X.
 #pragma once
 
 #include "attention.h"
@@ -117,64 +117,60 @@ struct Workspace {
     }
 };
 
+// One thread's forward. Outside of tasks a thread that lags behind reads what is here, and nothing that it points to but
+// the layers.
 template <class X>
 struct Forward {
-    Team& team;
     const Model& model;
     const Step& step;
+    const i64 blocks;
     Workspace<X>& w;
-    std::vector<ThreadScratch>& scratches;
+    Team::Member& team;
+    ThreadScratch& s;
 
     template <class Row>
     void rows(i64 count, Row row) {
-        const i64 grain = std::max<i64>(1, count / (4 * team.size()));
-        for (i64 first = team.take(count, grain); first < count; first = team.take(count, grain))
-            for (i64 i = first; i < std::min(first + grain, count); ++i) row(i);
-        team.barrier();
+        team.share(count, std::max<i64>(1, count / (4 * team.size())), row);
     }
 
     template <class Put>
-    void linear(const Linear& by, const std::vector<X>& from, i64 ld, i64 m, ThreadScratch& s, Put put) {
+    void linear(const Linear& by, const std::vector<X>& from, i64 ld, i64 m, Put put) {
         apply(team, by, reinterpret_cast<const u32*>(from.data()), ld / Weight<X>::per_unit, m, s.gemm, put);
-        team.barrier();
     }
 
-    void run(int thread) {
+    void run() {
         Tiles tiles;
-        ThreadScratch& s = scratches[thread];
         const i64 m = step.batch.rows;
         rows(m, [&](i64 row) { embed(row); });
-        for (i64 i = 0; i < model.layers; ++i) layer(model.layer[i], s, m);
-        if (step.tapped_count)
-            rows(step.tapped_count, [&](i64 i) {
-                const float* x = w.x.data() + step.tapped[i] * w.ldx;
-                rms_norm(x, model.norm, model.hidden, model.eps, step.states + i * model.hidden);
-            });
-        if (step.wanted_count == 0) return;
+        for (i64 i = 0; i < model.layers; ++i) layer(model.layer[i], m);
+        rows(step.tapped_count, [&](i64 i) {
+            const float* x = w.x.data() + step.tapped[i] * w.ldx;
+            rms_norm(x, model.norm, model.hidden, model.eps, step.states + i * model.hidden);
+        });
         rows(step.wanted_count, [&](i64 i) { norm_row(i, step.wanted ? step.wanted[i] : i, model.norm); });
-        linear(model.head, w.a, w.lda, step.wanted_count, s, [&](i64 panel, i64 row, const float* c) {
+        if (step.wanted_count == 0) return;
+        linear(model.head, w.a, w.lda, step.wanted_count, [&](i64 panel, i64 row, const float* c) {
             const i64 column = panel * COLUMNS, width = std::min(COLUMNS, model.vocab - column);
             std::memcpy(step.logits + row * model.vocab + column, c, width * 4);
         });
     }
 
-    void layer(const Layer& l, ThreadScratch& s, i64 m) {
+    void layer(const Layer& l, i64 m) {
         rows(m, [&](i64 row) { norm_row(row, row, l.before_attention); });
-        linear(l.qkv, w.a, w.lda, m, s, [&](i64 panel, i64 row, const float* c) {
+        linear(l.qkv, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
             std::memcpy(&w.qkv[row * w.ldqkv + panel * COLUMNS], c, COLUMNS * 4);
         });
-        rows(m, [&](i64 row) { turn(l, row, s); });
+        rows(m, [&](i64 row) { turn(l, row); });
         const Manner manner{model.scale, 0, l.window, nullptr};
-        attend<X>(team, model.heads, manner, l.pages, step.batch, w.layout, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
-        team.barrier();
-        linear(l.output, w.attended, w.ldo, m, s, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+        attend<X>(team, model.heads, manner, l.pages, step.batch, w.layout, blocks, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
+        linear(l.output, w.attended, w.ldo, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
         rows(m, [&](i64 row) { norm_row(row, row, l.before_mlp); });
-        linear(l.gate_up, w.a, w.lda, m, s, [&](i64 panel, i64 row, const float* c) {
+        linear(l.gate_up, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
             X* to = &w.inner[row * w.ldi + panel * 32];
             for (i64 i = 0; i < 32; i += 16)
                 narrow(to + i, activate(model.activation, load<f32x16>(c + i)) * load<f32x16>(c + 32 + i));
         });
-        linear(l.down, w.inner, w.ldi, m, s, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+        linear(l.down, w.inner, w.ldi, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
     }
 
     void embed(i64 row) {
@@ -192,7 +188,7 @@ struct Forward {
     }
 
     // Norm and rotate the row's query and key heads; queries to w.q, keys and values to the pages.
-    void turn(const Layer& l, i64 row, ThreadScratch& s) {
+    void turn(const Layer& l, i64 row) {
         const Heads& h = model.heads;
         const i64 dim = h.key_dim, position = step.batch.positions[row], values = h.kv_heads * h.value_dim;
         float* from = &w.qkv[row * w.ldqkv];

@@ -250,26 +250,24 @@ inline void one_panel(const Linear& linear, i64 panel, const u32* x, i64 ldx, i6
     }
 }
 
-// All panels against m rows, shared among the team; the caller then meets the others at a barrier.
-// put(panel, row, c): 64 numbers from column panel * 64 on.
+// All panels against m rows, a phase of the team's. put(panel, row, c): 64 numbers from column panel * 64 on.
 template <class Put>
-inline void apply(Team& team, const Linear& linear, const u32* x, i64 ldx, i64 m, Scratch& scratch, Put put) {
+inline void apply(Team::Member& team, const Linear& linear, const u32* x, i64 ldx, i64 m, Scratch& scratch, Put put) {
     const i64 panels = linear.panels(), wanted = 4 * team.size();
     const i64 most = (m + ROWS - 1) / ROWS;
     const i64 cuts = panels >= wanted ? 1 : std::min(most, (wanted + panels - 1) / panels);
     const i64 height = round_up((m + cuts - 1) / cuts, ROWS), tasks = panels * cuts;
     const i64 bytes = units_of<bf16>(linear.k) * COLUMNS * 4;
     const i64 grain = m > 4 ? 1 : std::max<i64>(1, std::min<i64>(panels / wanted, (128 << 10) / bytes));
-    for (i64 task = team.take(tasks, grain); task < tasks; task = team.take(tasks, grain))
-        for (i64 i = task; i < std::min(task + grain, tasks); ++i) {
-            const i64 panel = i / cuts, from = i % cuts * height, to = std::min(m, from + height);
-            auto into = [&](i64 row, const float* c) { put(panel, row, c); };
-            switch (linear.kind) {
-                case FLOAT: one_panel<float>(linear, panel, x, ldx, from, to, scratch, into); break;
-                case BFLOAT16: one_panel<bf16>(linear, panel, x, ldx, from, to, scratch, into); break;
-                case INT8: one_panel<std::int8_t>(linear, panel, x, ldx, from, to, scratch, into); break;
-            }
+    team.share(tasks, grain, [&](i64 task) {
+        const i64 panel = task / cuts, from = task % cuts * height, to = std::min(m, from + height);
+        auto into = [&](i64 row, const float* c) { put(panel, row, c); };
+        switch (linear.kind) {
+            case FLOAT: one_panel<float>(linear, panel, x, ldx, from, to, scratch, into); break;
+            case BFLOAT16: one_panel<bf16>(linear, panel, x, ldx, from, to, scratch, into); break;
+            case INT8: one_panel<std::int8_t>(linear, panel, x, ldx, from, to, scratch, into); break;
         }
+    });
 }
 
 // W [n, k] row-major -> panels; `out` holds round_up(n, 64) * units_of(k) units and is zero beforehand.

@@ -12,6 +12,7 @@ struct Machine {
     std::vector<ThreadScratch> scratches;
     Workspace<float> floats;
     Workspace<bf16> halves;
+    std::vector<Layer> layers;  // of the last step
     Layout layout;
 };
 
@@ -23,38 +24,36 @@ template <>
 Workspace<bf16>& workspace(Machine& machine) { return machine.halves; }
 
 template <class X>
-void forward(Machine& machine, const Model& model, const Step& step) {
+void forward(Machine& machine, Model model, const Step& step) {
+    machine.team.settle();
+    machine.layers.assign(model.layer, model.layer + model.layers);
+    model.layer = machine.layers.data();
     Workspace<X>& space = workspace<X>(machine);
     space.fit(model, step.batch);
-    Forward<X> run{machine.team, model, step, space, machine.scratches};
-    machine.team.run([](int thread, void* it) { static_cast<Forward<X>*>(it)->run(thread); }, &run);
+    const i64 blocks = space.layout.blocks.size();
+    machine.team.run([=, &machine, &space](Team::Member& team) {
+        Forward<X>{model, step, blocks, space, team, machine.scratches[team.thread]}.run();
+    });
 }
 
 // One layer's attention for models whose other parts run elsewhere.
-struct Attend {
-    Machine& machine;
-    const Heads& heads;
-    const Manner& manner;
-    const Pages& pages;
-    const Batch& batch;
-    const void *query, *key, *value;
-    void* out;
-
-    template <class X>
-    void run(int thread) {
+template <class X>
+void attend_layer(Machine& machine, const Heads& heads, const Manner& manner, const Pages& pages, const Batch& batch,
+                  const void* query, const void* key, const void* value, void* out) {
+    machine.team.settle();
+    machine.layout.cut(batch, heads.shared());
+    const i64 blocks = machine.layout.blocks.size();
+    machine.team.run([=, &machine](Team::Member& team) {
         Tiles tiles;
-        Team& team = machine.team;
         const i64 keys = heads.kv_heads * heads.key_dim, values = heads.kv_heads * heads.value_dim;
-        const i64 grain = std::max<i64>(1, batch.rows / (4 * team.size()));
-        for (i64 row = team.take(batch.rows, grain); row < batch.rows; row = team.take(batch.rows, grain))
-            for (i64 i = row; i < std::min(row + grain, batch.rows); ++i)
-                keep(heads, pages, batch.places[i], machine.layout.last[i] != 0, static_cast<const X*>(key) + i * keys,
-                     static_cast<const X*>(value) + i * values);
-        team.barrier();
-        attend<X>(team, heads, manner, pages, batch, machine.layout, static_cast<const X*>(query), heads.heads * heads.key_dim,
-                  static_cast<X*>(out), heads.heads * heads.value_dim, machine.scratches[thread].attention);
-    }
-};
+        team.share(batch.rows, std::max<i64>(1, batch.rows / (4 * team.size())), [&](i64 i) {
+            keep(heads, pages, batch.places[i], machine.layout.last[i] != 0, static_cast<const X*>(key) + i * keys,
+                 static_cast<const X*>(value) + i * values);
+        });
+        attend<X>(team, heads, manner, pages, batch, machine.layout, blocks, static_cast<const X*>(query), heads.heads * heads.key_dim,
+                  static_cast<X*>(out), heads.heads * heads.value_dim, machine.scratches[team.thread].attention);
+    });
+}
 
 template <class X>
 void pack_rows(const void* rows, i64 n, i64 k, void* out) {
@@ -118,33 +117,21 @@ void model_forward(Machine* machine, const Model* model, const Step* step) {
 
 void attention(Machine* machine, int kind, const Heads* heads, const Manner* manner, const Pages* pages, const Batch* batch,
                const void* query, const void* key, const void* value, void* out) {
-    machine->layout.cut(*batch, heads->shared());
-    Attend call{*machine, *heads, *manner, *pages, *batch, query, key, value, out};
-    machine->team.run(
-        kind == FLOAT ? [](int thread, void* it) { static_cast<Attend*>(it)->run<float>(thread); }
-                      : [](int thread, void* it) { static_cast<Attend*>(it)->run<bf16>(thread); },
-        &call);
+    const auto run = kind == FLOAT ? attend_layer<float> : attend_layer<bf16>;
+    run(*machine, *heads, *manner, *pages, *batch, query, key, value, out);
 }
 
 // y [m, n] = x [m, k] W^T in floats, for checks and measurements. x: units_of(k) units a row, SPARE_ROWS rows to spare.
 void linear_forward(Machine* machine, const Linear* linear, const void* x, i64 m, float* y) {
-    struct Call {
-        Machine& machine;
-        const Linear& linear;
-        const u32* x;
-        i64 m;
-        float* y;
-    } call{*machine, *linear, static_cast<const u32*>(x), m, y};
-    machine->team.run(
-        [](int thread, void* it) {
-            Call& c = *static_cast<Call*>(it);
-            Tiles tiles;
-            const i64 ldx = c.linear.kind == FLOAT ? units_of<float>(c.linear.k) : units_of<bf16>(c.linear.k);
-            apply(c.machine.team, c.linear, c.x, ldx, c.m, c.machine.scratches[thread].gemm, [&](i64 panel, i64 row, const float* from) {
-                const i64 column = panel * COLUMNS;
-                std::memcpy(c.y + row * c.linear.n + column, from, std::min(COLUMNS, c.linear.n - column) * 4);
-            });
-        },
-        &call);
+    machine->team.settle();
+    const Linear by = *linear;
+    machine->team.run([=](Team::Member& team) {
+        Tiles tiles;
+        const i64 ldx = by.kind == FLOAT ? units_of<float>(by.k) : units_of<bf16>(by.k);
+        apply(team, by, static_cast<const u32*>(x), ldx, m, machine->scratches[team.thread].gemm, [&](i64 panel, i64 row, const float* from) {
+            const i64 column = panel * COLUMNS;
+            std::memcpy(y + row * by.n + column, from, std::min(COLUMNS, by.n - column) * 4);
+        });
+    });
 }
 }

@@ -14,6 +14,7 @@
 
 using i64 = std::int64_t;
 using u32 = std::uint32_t;
+using u64 = std::uint64_t;
 
 typedef float f32x16 __attribute__((vector_size(64), may_alias));
 typedef u32 u32x16 __attribute__((vector_size(64), may_alias));
