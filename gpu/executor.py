@@ -9,6 +9,7 @@ speculates guesses from the tokens, so its `launch` waits for those of the step 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
 from collections.abc import Callable
 
@@ -29,10 +30,12 @@ from gpu.readings import Readings, Round, Told
 from gpu.sampler import Sampler, SampleResult
 from gpu.slots import Slots, Step
 from gpu.speculation import Speculator
+from gpu.versions import Versions
 from protocols.config import Config, KernelChoice
 from protocols.errors import StartError
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
+from protocols.weights import ORIGINAL, Weights
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,11 +54,19 @@ class Flight:
 class Executor:
     """One model with its pages and slots on one device. asynchronous: whether steps run after `launch`."""
 
-    def __init__(self, config: Config, model: Model, pool: KvPool, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        pool: KvPool,
+        kernels: Kernels | None = None,
+        weights: Weights = ORIGINAL,
+    ) -> None:
         card, self.slots, self.vocab_size = config.model, config.max_running, config.model.vocab_size
         self.pages, self.page_size = pool.pages, pool.page_size
         self.asynchronous = pool.device.type == "cuda"
         self._model, self._device, self._context = model, pool.device, card.context
+        self.versions = Versions(pathlib.Path(card.path), pool.device, model, weights)
         self._attention = choose(pool, kernels)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
         self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
@@ -69,9 +80,15 @@ class Executor:
         self._idle_since = 0.0
 
     @classmethod
-    def load(cls, config: Config, progress: Callable[[str], None], replica: int = 0) -> Executor:
-        """Load the model of `config`, reserve its pages, as replica number `replica`. Tells `progress` what
-        it does; StartError with a sentence when it cannot be done."""
+    def load(
+        cls,
+        config: Config,
+        progress: Callable[[str], None],
+        replica: int = 0,
+        weights: Weights = ORIGINAL,
+    ) -> Executor:
+        """Load the model of `config` with `weights`, reserve its pages, as replica number `replica`. Tells
+        `progress` what it does; StartError with a sentence when it cannot be done."""
         device = choose_device(config.device, replica)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # events are recorded on the current device
@@ -80,13 +97,13 @@ class Executor:
         kernels = start(team_size(config), progress) if wanted else None
         with torch.inference_mode():
             try:
-                model, dtype = load_model(config, device, progress, kernels)
+                model, dtype = load_model(config, device, progress, kernels, weights)
             except torch.OutOfMemoryError as error:
                 raise StartError(f"the weights of {config.model.name} do not fit on {device}.") from error
             pages = choose_pages(config, model.kv, dtype, device)
             pool = KvPool(model.kv, pages, config.page_size, dtype, device)
         progress(f"{pages} pages of {config.page_size} tokens in {dtype} on {device}")
-        executor = cls(config, model, pool, kernels)
+        executor = cls(config, model, pool, kernels, weights)
         executor._grammars.preload()
         executor.warm_up()
         return executor
@@ -120,6 +137,14 @@ class Executor:
         done = _done(flight)
         since, self._idle_since = max(flight.launched, self._idle_since), time.perf_counter()
         return msgspec.structs.replace(done, elapsed_us=int((self._idle_since - since) * 1e6))
+
+    def commit(self, serial: int) -> bool:
+        """The weights of `serial`, which have been made ready, serve from the next plan on; whether they
+        do. No flight may be under way, and what the pages hold is of no more use."""
+        model = self.versions.commit(serial)
+        if model is not None:
+            self._model = model
+        return self.versions.live.weights.serial == serial
 
     def _lay_out(self, plan: Plan) -> Step | None:
         """The plan's forward, None when it has no rows."""

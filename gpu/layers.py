@@ -44,15 +44,21 @@ class Linear:
         self._packed: Tensor | None = None
 
     def seal(self) -> None:
-        """The weights are final: choose the fastest layout."""
-        assert self.weight is not None
-        if self.weight.device.type != "cpu":
+        """The weights are final: choose the fastest layout, once."""
+        if self.weight is None or self.weight.device.type != "cpu":
             return
         if self.weight.dtype == torch.float32:
             self.weight = self.weight.t().contiguous().t()
         elif self.weight.dtype == torch.bfloat16 and _onednn_bfloat16():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
             self.weight = None
+
+    def rows(self) -> Tensor:
+        """The weights as they were before they were sealed: [out_features, in_features]."""
+        if self.weight is not None:
+            return self.weight
+        assert self._packed is not None
+        return self._packed.to_dense()
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""

@@ -53,15 +53,28 @@ class Entry:
 class SafetensorsFile:
     """An open, checked file. `entries` is in the order of the data. Close it when done."""
 
-    def __init__(self, path: pathlib.Path) -> None:
-        """Open and check `path`; StartError with a sentence when it is not exactly a safetensors file."""
-        self.path = path
-        self._fd = _open_regular(path)
+    def __init__(
+        self,
+        path: pathlib.Path,
+        expected: tuple[int, int] | None = None,
+        title: pathlib.Path | None = None,
+    ) -> None:
+        """Open and check `path`; StartError with a sentence when it is not exactly a safetensors file, or
+        not of the `expected` stamp. title: its name for people, where `path` is not."""
+        self.path = title or path
+        self._fd = _open_regular(path, self.path)
+        self._stamp = expected or stamp(self._fd)
         try:
-            self.entries = _read_header(self._fd, path)
+            self.confirm()
+            self.entries = _read_header(self._fd, self.path)
         except BaseException:
             os.close(self._fd)
             raise
+
+    def confirm(self) -> None:
+        """StartError where somebody has written to the file."""
+        if stamp(self._fd) != self._stamp:
+            raise StartError(f"the weights {self.path} have been written to since they were chosen.")
 
     def read(self, name: str) -> torch.Tensor:
         """A fresh CPU tensor with the stored dtype and shape of `name`."""
@@ -76,14 +89,20 @@ class SafetensorsFile:
         os.close(self._fd)
 
 
-def _open_regular(path: pathlib.Path) -> int:
+def stamp(fd: int) -> tuple[int, int]:
+    """Size, and time of the last change (ns), of an open file: as `protocols.weights.File.stamp`."""
+    status = os.fstat(fd)
+    return status.st_size, status.st_mtime_ns
+
+
+def _open_regular(path: pathlib.Path, title: pathlib.Path) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise StartError(f"cannot read the weights {path}: {error.strerror}.") from error
+        raise StartError(f"cannot read the weights {title}: {error.strerror}.") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise StartError(f"the weights {path} are not a regular file.")
+        raise StartError(f"the weights {title} are not a regular file.")
     return fd
 
 

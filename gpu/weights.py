@@ -1,4 +1,4 @@
-"""A model directory's weights: finding the files, checking every name, shape and dtype, then copying.
+"""A checkpoint's weights: finding the files, checking every name, shape and dtype, then copying.
 
 Safetensors only: a directory with nothing but pickled weights is refused. Nothing is written into
 the model before all of the checkpoint has been validated against it.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
 
 import torch
 
 from gpu.safetensors_file import Entry, SafetensorsFile
 from protocols.errors import StartError
+from protocols.weights import Source
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -21,12 +23,31 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+class Tensors(Protocol):
+    """Tensors by name, from wherever. title: what people know them by."""
+
+    title: str
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all tensors."""
+
+    def entry(self, name: str) -> Entry:
+        """Dtype and shape of a tensor."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """A fresh CPU tensor as stored."""
+
+
 class Checkpoint:
     """The tensors of a directory, by name, over one file or many. A context manager."""
 
-    def __init__(self, directory: pathlib.Path) -> None:
-        """Open and check all files of `directory`; StartError when it has none or one is corrupt."""
+    def __init__(self, directory: pathlib.Path, source: Source | None = None) -> None:
+        """Open and check all files of `directory`, or those that a `source` tells of; StartError when there
+        are none, or one is corrupt or not the one that was meant."""
         self.directory = directory
+        self.title = str(directory) if source is None else source.title
+        self._held = {} if source is None else {file.name: file for file in source.files}
         self._files: list[SafetensorsFile] = []
         self._home: dict[str, SafetensorsFile] = {}
         try:
@@ -36,19 +57,24 @@ class Checkpoint:
             raise
 
     def _open(self) -> None:
-        if (self.directory / SINGLE).is_file():
-            self._add(self.directory / SINGLE, None)
+        if self._path(SINGLE).is_file():
+            self._add(SINGLE, None)
             return
-        for file, names in _read_index(self.directory).items():
-            self._add(self.directory / file, names)
+        for name, tensors in _read_index(self.directory, self._path(INDEX)).items():
+            self._add(name, tensors)
 
-    def _add(self, path: pathlib.Path, names: set[str] | None) -> None:
-        file = SafetensorsFile(path)
+    def _path(self, name: str) -> pathlib.Path:
+        return pathlib.Path(self._held[name].path) if name in self._held else self.directory / name
+
+    def _add(self, name: str, tensors: set[str] | None) -> None:
+        held = self._held.get(name)
+        stamp = held.stamp if held is not None else None
+        file = SafetensorsFile(self._path(name), stamp, title=self.directory / name)
         self._files.append(file)
-        if names is not None and names - file.entries.keys():
-            missing = sorted(names - file.entries.keys())
-            raise StartError(f"{path} lacks {_some(missing)}, which {INDEX} places there.")
-        self._home.update(dict.fromkeys(file.entries if names is None else names, file))
+        if tensors is not None and tensors - file.entries.keys():
+            missing = sorted(tensors - file.entries.keys())
+            raise StartError(f"{self.directory / name} lacks {_some(missing)}, which {INDEX} places there.")
+        self._home.update(dict.fromkeys(file.entries if tensors is None else tensors, file))
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -61,8 +87,13 @@ class Checkpoint:
         while self._files:
             self._files.pop().close()
 
+    def confirm(self) -> None:
+        """StartError where a file has been written to since it was opened."""
+        for file in self._files:
+            file.confirm()
+
     @property
-    def names(self) -> Iterable[str]:
+    def names(self) -> Collection[str]:
         """Names of all tensors."""
         return self._home.keys()
 
@@ -85,9 +116,8 @@ class Checkpoint:
         return max(size, key=lambda dtype: size[dtype]) if size else None
 
 
-def _read_index(directory: pathlib.Path) -> dict[str, set[str]]:
-    """File name -> names of its tensors, from the index of a sharded checkpoint."""
-    path = directory / INDEX
+def _read_index(directory: pathlib.Path, path: pathlib.Path) -> dict[str, set[str]]:
+    """File name -> names of its tensors, from the index at `path` of a sharded checkpoint."""
     if not path.is_file():
         raise StartError(_nothing_found(directory))
     try:
@@ -118,7 +148,7 @@ def _nothing_found(directory: pathlib.Path) -> str:
 
 
 def load_into(
-    checkpoint: Checkpoint,
+    checkpoint: Tensors,
     targets: Mapping[str, torch.Tensor],
     *,
     ignored: Callable[[str], bool],
@@ -129,7 +159,12 @@ def load_into(
     Names for which `ignored` is true may be in the checkpoint without a target. StartError, before
     anything was written, when a tensor is missing, unexpected, of another shape or not floating.
     """
-    _validate(checkpoint, targets, ignored)
+    validate(checkpoint, targets, ignored)
+    fill(checkpoint, targets, progress)
+
+
+def fill(checkpoint: Tensors, targets: Mapping[str, torch.Tensor], progress: Callable[[str], None]) -> None:
+    """Copy what has been found to fit; a checkpoint may hold more."""
     total = sum(target.nbytes for target in targets.values())
     done, shown = 0, -1
     for name in checkpoint.names:
@@ -142,15 +177,16 @@ def load_into(
             progress(f"loading weights: {shown * 10} %")
 
 
-def _validate(
-    checkpoint: Checkpoint, targets: Mapping[str, torch.Tensor], ignored: Callable[[str], bool]
+def validate(
+    checkpoint: Tensors, targets: Mapping[str, torch.Tensor], ignored: Callable[[str], bool]
 ) -> None:
+    """StartError when a tensor is missing, unexpected, of another shape or not floating."""
     names = set(checkpoint.names)
     if missing := sorted(targets.keys() - names):
-        raise StartError(f"the weights in {checkpoint.directory} lack {_some(missing)}.")
+        raise StartError(f"the weights in {checkpoint.title} lack {_some(missing)}.")
     if unexpected := sorted(name for name in names - targets.keys() if not ignored(name)):
         raise StartError(
-            f"the weights in {checkpoint.directory} hold {_some(unexpected)}, "
+            f"the weights in {checkpoint.title} hold {_some(unexpected)}, "
             "which the model of its config.json does not have."
         )
     for name, target in targets.items():

@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import enum
 import weakref
+from collections.abc import Iterator
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 
 import torch
@@ -159,6 +160,13 @@ class Packed:
         return LinearStruct(
             self.weight.data_ptr(), address(self.scale), address(self.bias), self.n, self.k, self.kind
         )
+
+    def parts(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """What lies in memory, under names that begin with `name`."""
+        for part in ("weight", "scale", "bias"):
+            tensor = getattr(self, part)
+            if tensor is not None:
+                yield f"{name}.{part}", tensor
 
 
 def address(tensor: Tensor | None) -> int | None:

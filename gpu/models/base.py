@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from gpu.attention import StepAttention
 from gpu.kv_pool import KvShape
+from gpu.weights import Tensors
 
 
 @dataclasses.dataclass
@@ -41,4 +43,26 @@ class Model(Protocol):
         tokens, positions: int64 [T]. rows: int64 [n], whose logits are wanted; None = all.
         Returns float32 logits [n, vocab_size].
         """
+        ...
+
+    def wanted(self) -> Mapping[str, Tensor]:
+        """Every tensor that a checkpoint must hold: name -> something of its shape and of our dtype."""
+        ...
+
+    def ignores(self, name: str) -> bool:
+        """Whether a checkpoint may hold `name` without our using it."""
+        ...
+
+    def renewed(self, tensors: Tensors, changed: Collection[str], progress: Callable[[str], None]) -> Model:
+        """The same model with other weights: those of the names `changed` are read anew, and whatever else
+        lies in one tensor with them; the rest is shared. `tensors` holds all, and they fit. This one stays
+        as it is."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """A tensor by its checkpoint name, as it is computed with. KeyError where there is none."""
+        ...
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that is computed with, as it lies in memory, under names of our own."""
         ...

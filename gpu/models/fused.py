@@ -8,6 +8,8 @@ and in any crowd, decoded and prefilled again.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from gpu.cpu.library import (
     KINDS,
     HeadsStruct,
     Kernels,
+    Kind,
     LayerStruct,
     ModelStruct,
     Packed,
@@ -31,6 +34,10 @@ from gpu.kv_pool import KvPool, KvShape
 from gpu.layers import Linear
 from gpu.models.base import Tap
 from gpu.models.llama import Decoder, Layer
+from gpu.weights import Tensors, fill
+
+_UNIT_ROWS = 256
+"""Rows of a unit matrix that are multiplied at a time."""
 
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3}
 """`enum Activation` by the name that a config gives it."""
@@ -39,17 +46,34 @@ ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_ta
 class FusedDecoder:
     """`gpu.models.base.Model` over packed weights."""
 
-    def __init__(self, decoder: Decoder, kernels: Kernels, context: int, *, quantized: bool) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        kernels: Kernels,
+        context: int,
+        *,
+        quantized: bool,
+        like: FusedDecoder | None = None,
+    ) -> None:
         """Takes the filled `decoder` apart: each of its matrices is freed when it has been packed.
 
         context: positions that exist, at most. quantized: keep 8-bit weights, with a scale for each row.
+        like: one whose decoder shares blocks with `decoder`, which are packed.
         """
         self.spec, self._kernels = decoder.spec, kernels
-        self._quantized = quantized
-        self._layers = [self._pack_layer(layer) for layer in decoder.layers]
+        self._quantized, self._context = quantized, context
+        self._decoder = decoder
+        packed: dict[int, _PackedLayer] = {}
+        if like is not None:
+            layers = zip(like._decoder.layers, like._layers, strict=True)
+            packed = {id(layer): done for layer, done in layers}
+        self._layers: list[_PackedLayer] = [
+            packed.get(id(layer)) or self._pack_layer(layer) for layer in decoder.layers
+        ]
         self._embedding = decoder.embedding
         self._norm = decoder.norm.weight.float()
-        self._head = self._pack(decoder.head)
+        shared = like is not None and like._decoder.head is decoder.head
+        self._head: Packed = like._head if like is not None and shared else self._pack(decoder.head)
         self._cos, self._sin = (table.contiguous() for table in decoder.rotary.tables(context))
         self._bound: tuple[KvPool, ModelStruct, Any] | None = None
         self._logits = torch.empty(0)
@@ -80,6 +104,56 @@ class FusedDecoder:
             step.states = tap.states.data_ptr()
         self._kernels.forward(self._model(attention.pool), step)
         return logits
+
+    def wanted(self) -> dict[str, Tensor]:
+        """See `Model.wanted`."""
+        return self._decoder.wanted()
+
+    def ignores(self, name: str) -> bool:
+        """See `Model.ignores`."""
+        return self._decoder.ignores(name)
+
+    def renewed(
+        self, tensors: Tensors, changed: Collection[str], progress: Callable[[str], None]
+    ) -> FusedDecoder:
+        """See `Model.renewed`."""
+        decoder = self._decoder.blank(changed)
+        fill(tensors, decoder.targets(self._decoder), progress)
+        return FusedDecoder(decoder, self._kernels, self._context, quantized=self._quantized, like=self)
+
+    def read(self, name: str) -> Tensor:
+        """See `Model.read`. 8-bit weights are told as what they stand for."""
+        return self._decoder.read(name, self._rows)
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Model.parts`."""
+        yield from (("embedding", self._embedding), ("norm", self._norm))
+        yield from self._head.parts("head")
+        for index, layer in enumerate(self._layers):
+            yield from layer.parts(f"layers.{index}")
+
+    def _rows(self, linear: Linear) -> Tensor:
+        """The rows of a packed map: what it makes of the unit matrix."""
+        packed = self._packed_of(linear)
+        dtype = torch.float32 if packed.kind is Kind.FLOAT else torch.bfloat16
+        unit = torch.eye(packed.k, dtype=dtype)
+        bare = dataclasses.replace(packed, bias=None)
+        products = [self._kernels.linear(bare, part) for part in unit.split(_UNIT_ROWS)]
+        rows = torch.cat(products).t().to(self._embedding.dtype)
+        layer = next((layer for layer in self._decoder.layers if layer.gate_up is linear), None)
+        if layer is None:
+            return rows
+        order = _interleaved(torch.arange(1, 2 * self.spec.intermediate + 1)[:, None])[:, 0]
+        return rows[torch.argsort(order)[(order == 0).sum() :]]
+
+    def _packed_of(self, linear: Linear) -> Packed:
+        if linear is self._decoder.head:
+            return self._head
+        for layer, packed in zip(self._decoder.layers, self._layers, strict=True):
+            for (found, _), done in zip(layer.matrices(), packed.linear, strict=True):
+                if found is linear:
+                    return done
+        raise KeyError("a linear map of another decoder")
 
     def _room(self, rows: int) -> Tensor:
         size = rows * self.spec.vocab_size
@@ -157,13 +231,22 @@ class _PackedLayer:
         norms: tuple[Tensor, Tensor],
         head_norms: tuple[Tensor, Tensor] | None,
     ) -> None:
-        self._linear = (qkv, output, gate_up, down)
+        self.linear = (qkv, output, gate_up, down)
         self._norms = norms
         self._head_norms = head_norms or (None, None)
 
     def struct(self, pages: PagesStruct, window: int) -> LayerStruct:
         norms = (address(each) for each in (*self._norms, *self._head_norms))
-        return LayerStruct(*(each.struct() for each in self._linear), *norms, pages, window)
+        return LayerStruct(*(each.struct() for each in self.linear), *norms, pages, window)
+
+    def parts(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        """Everything that is computed with."""
+        for name, packed in zip(("qkv", "output", "gate_up", "down"), self.linear, strict=True):
+            yield from packed.parts(f"{prefix}.{name}")
+        vectors = ("before_attention", "before_mlp", "query_norm", "key_norm")
+        for name, norm in zip(vectors, (*self._norms, *self._head_norms), strict=True):
+            if norm is not None:
+                yield f"{prefix}.{name}", norm
 
 
 def _interleaved(rows: Tensor) -> Tensor:

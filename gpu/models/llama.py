@@ -10,8 +10,9 @@ tensors are views of them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +24,13 @@ from gpu.kv_pool import KvShape
 from gpu.layers import ACTIVATIONS, Linear, RMSNorm
 from gpu.models.base import Tap
 from gpu.rotary import Rotary, rope_parameters
+from gpu.weights import Tensors, fill
 from protocols.errors import StartError
 
 Json = Mapping[str, Any]
+
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+"""What a checkpoint calls the tensors outside of the layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Layer:
     """One decoder layer."""
 
     def __init__(self, spec: DecoderSpec, index: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.index, self._spec = index, spec
+        self.index, self.prefix, self._spec = index, f"model.layers.{index}.", spec
         self._attention = Spec(scale=spec.head_dim**-0.5, window=spec.windows[index])
         self._activation = ACTIVATIONS[spec.activation]
         self._turned_heads = spec.heads + spec.kv_heads
@@ -152,20 +157,50 @@ class Layer:
 
     def targets(self) -> dict[str, Tensor]:
         """Checkpoint name (below `model.layers.<i>.`) -> the part of our tensors that it fills."""
-        spec = self._spec
-        query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        result = self.vectors()
+        for linear, parts in self.matrices():
+            assert linear.weight is not None
+            sizes = list(parts.values())
+            pieces = zip(parts, linear.weight.split(sizes), strict=True)
+            result |= {f"{name}.weight": piece for name, piece in pieces}
+            if linear.bias is not None:
+                pieces = zip(parts, linear.bias.split(sizes), strict=True)
+                result |= {f"{name}.bias": piece for name, piece in pieces}
+        return result
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Checkpoint name -> the norm that it fills."""
         result = {
             "input_layernorm.weight": self.before_attention.weight,
             "post_attention_layernorm.weight": self.before_mlp.weight,
         }
-        result |= _parts("self_attn", self.qkv, {"q_proj": query, "k_proj": key, "v_proj": key})
-        result |= _parts("self_attn", self.output, {"o_proj": spec.hidden})
-        result |= _parts("mlp", self.gate_up, {"gate_proj": spec.intermediate, "up_proj": spec.intermediate})
-        result |= _parts("mlp", self.down, {"down_proj": spec.hidden})
         if self.head_weights is not None:
             result["self_attn.q_norm.weight"] = self.head_weights[0]
-            result["self_attn.k_norm.weight"] = self.head_weights[spec.heads]
+            result["self_attn.k_norm.weight"] = self.head_weights[self._spec.heads]
         return result
+
+    def matrices(self) -> list[tuple[Linear, dict[str, int]]]:
+        """Each linear map, with the checkpoint's names of its parts and their rows."""
+        spec = self._spec
+        query, key, inner = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.intermediate
+        return [
+            (self.qkv, {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": key}),
+            (self.output, {"self_attn.o_proj": spec.hidden}),
+            (self.gate_up, {"mlp.gate_proj": inner, "mlp.up_proj": inner}),
+            (self.down, {"mlp.down_proj": spec.hidden}),
+        ]
+
+    def read(self, name: str, rows: Callable[[Linear], Tensor]) -> Tensor:
+        """See `Decoder.read`."""
+        vectors = self.vectors()
+        if name in vectors:
+            return vectors[name]
+        part, _, kind = name.rpartition(".")
+        for linear, parts in self.matrices():
+            if part in parts and (kind == "weight" or (kind == "bias" and linear.bias is not None)):
+                whole = rows(linear) if linear.bias is None or kind == "weight" else linear.bias
+                return dict(zip(parts, whole.split(list(parts.values())), strict=True))[part]
+        raise KeyError(name)
 
     def seal(self) -> None:
         """The weights are final."""
@@ -200,17 +235,6 @@ class Layer:
         return self.output(out.flatten(1))
 
 
-def _parts(prefix: str, linear: Linear, parts: dict[str, int]) -> dict[str, Tensor]:
-    """The row ranges of a fused linear map that the named checkpoint tensors fill."""
-    assert linear.weight is not None
-    sizes = list(parts.values())
-    names = [f"{prefix}.{name}" for name in parts]
-    result = {f"{name}.weight": part for name, part in zip(names, linear.weight.split(sizes), strict=True)}
-    if linear.bias is not None:
-        result |= {f"{name}.bias": part for name, part in zip(names, linear.bias.split(sizes), strict=True)}
-    return result
-
-
 class Decoder:
     """`gpu.models.base.Model` of the family. Uninitialised: fill `targets()`, then `seal()`."""
 
@@ -220,29 +244,81 @@ class Decoder:
         self.rotary = Rotary(spec.rope, spec.head_dim, dtype, device)
         self.layers = [Layer(spec, index, dtype, device) for index in range(len(spec.windows))]
         self.norm = RMSNorm(spec.hidden, spec.eps, dtype=dtype, device=device)
-        self.head = Linear(
-            spec.hidden,
-            spec.vocab_size,
-            bias=False,
-            dtype=dtype,
-            device=device,
-            weight=self.embedding if spec.tied else None,
-        )
+        self.head = _head(spec, self.embedding)
 
     @property
     def kv(self) -> tuple[KvShape, ...]:
         """See `Model.kv`."""
         return (self.spec.kv,) * len(self.layers)
 
-    def targets(self) -> dict[str, Tensor]:
-        """Checkpoint name -> the part of our tensors that it fills."""
-        result = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm.weight}
-        if not self.spec.tied:
+    def targets(self, besides: Decoder | None = None) -> dict[str, Tensor]:
+        """Checkpoint name -> the part of our tensors that it fills; but for what another decoder shares."""
+        result: dict[str, Tensor] = {}
+        if besides is None or self.embedding is not besides.embedding:
+            result[EMBEDDING] = self.embedding
+        if besides is None or self.norm is not besides.norm:
+            result[NORM] = self.norm.weight
+        if not self.spec.tied and (besides is None or self.head is not besides.head):
             assert self.head.weight is not None
-            result["lm_head.weight"] = self.head.weight
+            result[HEAD] = self.head.weight
         for layer in self.layers:
-            result |= {f"model.layers.{layer.index}.{name}": part for name, part in layer.targets().items()}
+            if besides is None or layer is not besides.layers[layer.index]:
+                result |= {f"{layer.prefix}{name}": part for name, part in layer.targets().items()}
         return result
+
+    def wanted(self) -> dict[str, Tensor]:
+        """See `Model.wanted`."""
+        return Decoder(self.spec, self.embedding.dtype, torch.device("meta")).targets()
+
+    def renewed(self, tensors: Tensors, changed: Collection[str], progress: Callable[[str], None]) -> Decoder:
+        """See `Model.renewed`."""
+        fresh = self.blank(changed)
+        fill(tensors, fresh.targets(self), progress)
+        fresh.seal()
+        return fresh
+
+    def blank(self, changed: Collection[str]) -> Decoder:
+        """A decoder that shares with this one all in which no tensor of the names `changed` lies; the rest is
+        empty."""
+        fresh, dtype, device = copy.copy(self), self.embedding.dtype, self.embedding.device
+        if EMBEDDING in changed:
+            fresh.embedding = torch.empty_like(self.embedding)
+        if NORM in changed:
+            fresh.norm = RMSNorm(self.spec.hidden, self.spec.eps, dtype=dtype, device=device)
+        if (EMBEDDING if self.spec.tied else HEAD) in changed:
+            fresh.head = _head(self.spec, fresh.embedding)
+        fresh.layers = [
+            Layer(self.spec, layer.index, dtype, device)
+            if any(name.startswith(layer.prefix) for name in changed)
+            else layer
+            for layer in self.layers
+        ]
+        return fresh
+
+    def read(self, name: str, rows: Callable[[Linear], Tensor] = Linear.rows) -> Tensor:
+        """See `Model.read`. rows: tells the [out_features, in_features] of a linear map."""
+        match name:
+            case "model.embed_tokens.weight":
+                return self.embedding
+            case "model.norm.weight":
+                return self.norm.weight
+            case "lm_head.weight":
+                return rows(self.head)
+        for layer in self.layers:
+            if name.startswith(layer.prefix):
+                return layer.read(name.removeprefix(layer.prefix), rows)
+        raise KeyError(name)
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Model.parts`."""
+        yield from (("embedding", self.embedding), ("norm", self.norm.weight), ("head", self.head.rows()))
+        for layer in self.layers:
+            yield from ((f"{layer.prefix}{name}", vector) for name, vector in layer.vectors().items())
+            for linear, pieces in layer.matrices():
+                name = "+".join(pieces)
+                yield f"{layer.prefix}{name}.weight", linear.rows()
+                if linear.bias is not None:
+                    yield f"{layer.prefix}{name}.bias", linear.bias
 
     def ignores(self, name: str) -> bool:
         """Whether a checkpoint may hold `name` without our using it: stored frequencies, a tied head."""
@@ -274,3 +350,15 @@ class Decoder:
         if len(x) == 0:
             return x.new_empty(0, self.spec.vocab_size, dtype=torch.float32)
         return self.head(self.norm(x)).float()
+
+
+def _head(spec: DecoderSpec, embedding: Tensor) -> Linear:
+    """The map to logits: over the embedding where they are tied, else empty."""
+    return Linear(
+        spec.hidden,
+        spec.vocab_size,
+        bias=False,
+        dtype=embedding.dtype,
+        device=embedding.device,
+        weight=embedding if spec.tied else None,
+    )

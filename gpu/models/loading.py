@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from gpu.assembly import Assembly
 from gpu.cpu.library import Kernels
 from gpu.device import choose_dtype
 from gpu.models import fused
 from gpu.models.base import Model
 from gpu.models.llama import Decoder, read_spec
 from gpu.models.registry import NATIVE, check_architecture
-from gpu.weights import Checkpoint, load_into
+from gpu.weights import load_into, validate
 from protocols.config import Config, Quantization
 from protocols.errors import StartError
+from protocols.weights import ORIGINAL, Weights
 
 _NOT_QUANTIZED = (
     "--quantization int8 needs the CPU kernels, a model of the Llama, Mistral, Qwen2 or Qwen3 family, and to"
@@ -25,9 +28,14 @@ _NOT_QUANTIZED = (
 
 
 def load_model(
-    config: Config, device: torch.device, progress: Callable[[str], None], kernels: Kernels | None = None
+    config: Config,
+    device: torch.device,
+    progress: Callable[[str], None],
+    kernels: Kernels | None = None,
+    weights: Weights = ORIGINAL,
 ) -> tuple[Model, torch.dtype]:
-    """The model of `config.model`, on the device, and the dtype it computes in. kernels: the CPU's, if any.
+    """The model of `config.model` with `weights`, on the device, and the dtype it computes in. kernels: the
+    CPU's, if any.
 
     StartError with a sentence for an architecture, option or weight file that cannot be served.
     """
@@ -35,26 +43,56 @@ def load_model(
     check_architecture(card.architecture)
     directory = pathlib.Path(card.path)
     settings = json.loads((directory / "config.json").read_bytes())
-    quantized = config.quantization is Quantization.INT8
     if settings.get("quantization_config"):
         raise StartError(f"{directory} holds quantised weights, which are not supported.")
-    with Checkpoint(directory) as checkpoint:
-        dtype = choose_dtype(config.dtype, checkpoint.dtype, device)
-        if quantized and config.dtype == "auto":
-            dtype = torch.bfloat16
-        if card.architecture in NATIVE:
-            decoder = Decoder(read_spec(card.architecture, settings), dtype, device)
-            load_into(checkpoint, decoder.targets(), ignored=decoder.ignores, progress=progress)
-            if kernels is not None and fused.fits(decoder, dtype, device, quantized=quantized):
-                progress("packing weights" + (" as 8-bit integers" if quantized else ""))
-                return fused.FusedDecoder(decoder, kernels, card.context, quantized=quantized), dtype
-            if quantized:
-                raise StartError(_NOT_QUANTIZED)
-            decoder.seal()
-            return decoder, dtype
-    if quantized:
+    if card.architecture in NATIVE:
+        return _native(config, settings, device, progress, kernels, weights)
+    if config.quantization is Quantization.INT8:
         raise StartError(_NOT_QUANTIZED)
     # Imported where needed: transformers takes seconds, and native models do without it.
     from gpu.models.transformers_backend import TransformersModel
 
-    return TransformersModel.load(card, dtype, device, progress, kernels), dtype
+    with Assembly(directory, ()) as own:
+        dtype = _dtype(config, own, device, weights)
+    model = TransformersModel.load(card, dtype, device, progress, kernels)
+    if not weights.sources:
+        return model, dtype
+    with Assembly(directory, weights.sources, model.wanted().keys()) as assembly:
+        validate(assembly, model.wanted(), model.ignores)
+        changed = [name for name, home in assembly.homes.items() if home]
+        return model.renewed(assembly, changed, progress), dtype
+
+
+def _native(
+    config: Config,
+    settings: dict[str, Any],
+    device: torch.device,
+    progress: Callable[[str], None],
+    kernels: Kernels | None,
+    weights: Weights,
+) -> tuple[Model, torch.dtype]:
+    """A model of our own."""
+    card, quantized = config.model, config.quantization is Quantization.INT8
+    spec = read_spec(card.architecture, settings)
+    wanted = Decoder(spec, torch.float32, torch.device("meta")).targets().keys()
+    with Assembly(pathlib.Path(card.path), weights.sources, wanted) as assembly:
+        dtype = _dtype(config, assembly, device, weights)
+        decoder = Decoder(spec, dtype, device)
+        load_into(assembly, decoder.targets(), ignored=decoder.ignores, progress=progress)
+        assembly.confirm()
+    if kernels is not None and fused.fits(decoder, dtype, device, quantized=quantized):
+        progress("packing weights" + (" as 8-bit integers" if quantized else ""))
+        return fused.FusedDecoder(decoder, kernels, card.context, quantized=quantized), dtype
+    if quantized:
+        raise StartError(_NOT_QUANTIZED)
+    decoder.seal()
+    return decoder, dtype
+
+
+def _dtype(config: Config, stored: Assembly, device: torch.device, weights: Weights) -> torch.dtype:
+    """What to compute in; what it was before the weights changed, whatever they are stored in."""
+    if weights.dtype:
+        return choose_dtype(weights.dtype, None, device)
+    if config.quantization is Quantization.INT8 and config.dtype == "auto":
+        return torch.bfloat16
+    return choose_dtype(config.dtype, stored.dtype, device)

@@ -10,8 +10,9 @@ what it computes by itself.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvShape
 from gpu.models.base import Tap
 from gpu.models.self_test import check_paged
+from gpu.weights import Tensors, fill
 from protocols.config import ModelCard
 from protocols.errors import StartError
 
@@ -32,6 +34,43 @@ class Unsupported(Exception):
     """The model asks attention for something that pages cannot give."""
 
 
+class _Bridge:
+    """transformers' attention, over the pages of the step that runs."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.step: StepAttention | None = None
+        self.layer = 0
+
+    def attend(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        **unused: Any,
+    ) -> tuple[Tensor, None]:
+        """transformers' attention function: [1, heads, T, dim] each, to [1, T, heads, value_dim]."""
+        if attention_mask is not None or position_bias is not None:
+            raise Unsupported("its attention adds a mask or a bias of its own.")
+        assert self.step is not None
+        spec = Spec(
+            scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            window=sliding_window or 0,
+            softcap=softcap or 0.0,
+        )
+        q, k, v = (x[0].transpose(0, 1).to(self.dtype) for x in (query, key, value))
+        out = self.step.attend(self.layer, q, k, v, spec, s_aux)
+        self.layer += 1
+        return out[None].to(query.dtype), None
+
+
 class TransformersModel:
     """`gpu.models.base.Model` of a transformers model."""
 
@@ -39,9 +78,8 @@ class TransformersModel:
         """`name`: under which our attention is registered. The model itself comes next."""
         self.model: Any = None
         self.name = name
-        self._vocab_size, self._dtype = vocab_size, dtype
-        self._attention: StepAttention | None = None
-        self._layer = 0
+        self._vocab_size = vocab_size
+        self._bridge = _Bridge(dtype)
         self._kv: tuple[KvShape, ...] = ()
 
     @classmethod
@@ -60,7 +98,7 @@ class TransformersModel:
         config = loading.read_config(card)
         name = next(_names)
         self = cls(card.vocab_size, dtype, name)
-        loading.register_attention(name, self._attend)
+        loading.register_attention(name, self._bridge.attend)
         progress("loading weights through transformers")
         self.model = loading.load_weights(card, config, dtype, device, name)
         try:
@@ -88,42 +126,48 @@ class TransformersModel:
         tap: Tap | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
-        self._attention, self._layer = attention, 0
+        self._bridge.step, self._bridge.layer = attention, 0
         keep: int | Tensor = 0 if rows is None else rows
         with _caught(self.model.base_model, tap):
             out = self.model(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep
             )
-        self._attention = None
+        self._bridge.step = None
         return out.logits[0, :, : self._vocab_size].float()
 
-    def _attend(
-        self,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        position_bias: Tensor | None = None,
-        **unused: Any,
-    ) -> tuple[Tensor, None]:
-        """transformers' attention function: [1, heads, T, dim] each, to [1, T, heads, value_dim]."""
-        if attention_mask is not None or position_bias is not None:
-            raise Unsupported("its attention adds a mask or a bias of its own.")
-        assert self._attention is not None
-        spec = Spec(
-            scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-            window=sliding_window or 0,
-            softcap=softcap or 0.0,
-        )
-        q, k, v = (x[0].transpose(0, 1).to(self._dtype) for x in (query, key, value))
-        out = self._attention.attend(self._layer, q, k, v, spec, s_aux)
-        self._layer += 1
-        return out[None].to(query.dtype), None
+    def wanted(self) -> dict[str, Tensor]:
+        """See `Model.wanted`."""
+        return dict(self.model.named_parameters())
+
+    def ignores(self, name: str) -> bool:
+        """See `Model.ignores`: buffers, which no checkpoint changes, and a second name of a parameter."""
+        return name not in self.wanted() and name in self.model.state_dict()
+
+    def renewed(
+        self, tensors: Tensors, changed: Collection[str], progress: Callable[[str], None]
+    ) -> TransformersModel:
+        """See `Model.renewed`."""
+        parameters = self.wanted()
+        kept = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        fresh = copy.copy(self)
+        fresh.model = copy.deepcopy(self.model, kept)
+        targets = {name: torch.empty_like(parameters[name]) for name in changed if name in parameters}
+        fill(tensors, targets, progress)
+        replaced = {id(parameters[name]): torch.nn.Parameter(new, False) for name, new in targets.items()}
+        for module in fresh.model.modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) in replaced:
+                    module._parameters[name] = replaced[id(parameter)]
+        return fresh
+
+    def read(self, name: str) -> Tensor:
+        """See `Model.read`."""
+        tensor: Tensor = self.model.state_dict()[name]
+        return tensor
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Model.parts`."""
+        yield from self.wanted().items()
 
     def _probe(self, device: torch.device) -> tuple[int, ...]:
         """Run one token to learn what each attention layer keeps; the layers' windows."""
