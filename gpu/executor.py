@@ -41,7 +41,7 @@ from protocols.weights import ORIGINAL, Weights
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flight:
     """A launched plan. layout: None when it has no rows; result: None when it samples nothing. launched:
-    perf_counter seconds. told: what was read of prompts."""
+    perf_counter seconds. told: what was read of prompts. further: the plan's rounds after the first."""
 
     epoch: int
     step: int
@@ -49,6 +49,7 @@ class Flight:
     result: SampleResult | None
     launched: float
     told: Told | None = None
+    further: tuple[Flight, ...] = ()
 
 
 class Executor:
@@ -126,7 +127,13 @@ class Executor:
         layout, result, told = self._lay_out(plan), None, None
         if layout is not None:
             result, told = self._forward(layout, self._readings.plan(plan))
-        flight = Flight(plan.epoch, plan.step, layout, result, launched, told)
+        again = (
+            msgspec.structs.replace(plan, closes=(), opens=(), grants=(), rounds=1)
+            if plan.rounds > 1
+            else plan
+        )
+        further = tuple(self.launch(again) for _ in range(plan.rounds - 1))
+        flight = Flight(plan.epoch, plan.step, layout, result, launched, told, further)
         if self._speculator is not None:
             self._unverified = flight
         return flight
@@ -134,7 +141,9 @@ class Executor:
     @torch.inference_mode()
     def finish(self, flight: Flight) -> StepDone:
         """Wait for the flight and read back what it sampled. Flights finish in launch order."""
-        done = _done(flight)
+        done = (
+            _joined([_done(each) for each in (flight, *flight.further)]) if flight.further else _done(flight)
+        )
         since, self._idle_since = max(flight.launched, self._idle_since), time.perf_counter()
         return msgspec.structs.replace(done, elapsed_us=int((self._idle_since - since) * 1e6))
 
@@ -230,6 +239,19 @@ class Executor:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
+
+
+def _joined(rounds: list[StepDone]) -> StepDone:
+    """One result of several rounds of decodes."""
+    width = len(rounds[0].slots) // 4
+    reports = ((at * width + i, told) for at, done in enumerate(rounds) for i, told in done.logprobs)
+    return msgspec.structs.replace(
+        rounds[0],
+        slots=b"".join(done.slots for done in rounds),
+        tokens=b"".join(done.tokens for done in rounds),
+        logprobs=tuple(reports),
+        failed=tuple({slot: why for done in rounds[::-1] for slot, why in done.failed}.items()),
+    )
 
 
 def _done(flight: Flight) -> StepDone:

@@ -90,7 +90,7 @@ class HashExecutor:
     def launch(self, plan: Plan) -> Flight:
         """Run a plan on the state that the plans before it left."""
         begins_ns = max(time.monotonic_ns(), self._busy_until_ns)
-        self._busy_until_ns = begins_ns + self._step_ns
+        self._busy_until_ns = begins_ns + self._step_ns * plan.rounds
         self._apply(plan)
         return Flight(self._step(plan), begins_ns, self._busy_until_ns)
 
@@ -125,8 +125,10 @@ class HashExecutor:
         slots = np.concatenate([sampled, decodes])
         tokens = self._sample(slots)
         drafted = sum(map(len, guesses.values()))
-        further = self._verify(guesses)
-        slots, tokens = (np.concatenate(parts) for parts in zip((slots, tokens), *further, strict=True))
+        right = self._verify(guesses)
+        rounds = [self._decode_again(decodes) for _ in range(plan.rounds - 1)]
+        results = [(slots, tokens), *right, *rounds]
+        slots, tokens = (np.concatenate(parts) for parts in zip(*results, strict=True))
         return StepDone(
             epoch=plan.epoch,
             step=plan.step,
@@ -136,8 +138,13 @@ class HashExecutor:
             logprobs=self._logprobs(slots, tokens),
             readings=tuple(self._readings(plan)),
             drafted=drafted,
-            accepted=sum(len(part[0]) for part in further),
+            accepted=sum(len(part[0]) for part in right),
         )
+
+    def _decode_again(self, slots: Ints) -> tuple[Ints, Ints]:
+        """The next round of decodes: slots and tokens."""
+        self._decode(slots)
+        return slots, self._sample(slots)
 
     def _readings(self, plan: Plan) -> Iterator[tuple[int, Reading]]:
         """Made up as the logprobs are; a pooled state is a function of the context as it reads back."""

@@ -80,7 +80,8 @@ class Config(msgspec.Struct, frozen=True):
     number of pages instead (tests). threads: of the executor, 0 = choose. step_ms: time that the hash
     executor takes for a step (tests). orphan_seconds: a response whose frontend died ends when its client has
     not come back for so long. linger_seconds: a finished response can be resumed through the ledger for
-    so long, unless its slot is needed. speculate_tokens: tokens guessed for a sequence in a step at most;
+    so long, unless its slot is needed. burst_ms: how long the tokens of short steps may wait for each other,
+    to be sent together; 0: not at all. speculate_tokens: tokens guessed for a sequence in a step at most;
     speculate_rows: for all of them together; speculate_min, speculate_max: how many of the last tokens
     must have occurred before, in this order, for a guess. tool_parser, reasoning_parser: the formats of
     calls and of thoughts that are looked for in answers (`actors.answers.formats`), "none" for none.
@@ -107,6 +108,7 @@ class Config(msgspec.Struct, frozen=True):
     depth: int = 2
     policy: Policy = Policy.FCFS
     radix: bool = True
+    burst_ms: float = 8.0
     speculate: Speculate = Speculate.OFF
     speculate_tokens: int = 6
     speculate_min: int = 2

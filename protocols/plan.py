@@ -67,6 +67,8 @@ class Plan(Message, frozen=True, array_like=True, tag=16):
     drafts: empty, or for each of `decodes` how many guessed tokens it may run behind that one (int32). Every
     guess that the sampler confirms is a further token of this step. Guesses go no further than the pages
     granted and `max_tokens`; a slot that has nothing left to sample there has no row at all.
+    rounds: how many times the decodes run, one token further each time; more than once only where there are
+    neither chunks nor drafts. Pages are granted for all rounds.
     """
 
     epoch: int
@@ -77,6 +79,7 @@ class Plan(Message, frozen=True, array_like=True, tag=16):
     chunks: tuple[Chunk, ...] = ()
     decodes: bytes = b""
     drafts: bytes = b""
+    rounds: int = 1
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -103,8 +106,9 @@ class Reading(msgspec.Struct, frozen=True, array_like=True):
 
 class StepDone(Message, frozen=True, array_like=True, tag=17):
     """Result of a plan: tokens[i] was sampled for slots[i] (both int32 bytes; chunks with
-    `sample` first, in plan order, then decodes in plan order). Where the plan has drafts, its decodes
-    come in any order, each once for each of its new tokens, in their order, or not at all.
+    `sample` first, in plan order, then decodes in plan order). Where the plan has rounds, they follow each
+    other. Where it has drafts, its decodes come in any order, each once for each of its new tokens, in their
+    order, or not at all.
 
     logprobs: (index into slots, Logprobs) for those that asked. elapsed_us: time of the step on
     the executor. failed: (slot, sentence) of rows that could not be computed (NaN logits); their token is -1.

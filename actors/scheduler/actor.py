@@ -9,6 +9,7 @@ carry positions, so hearing it twice does no harm.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
@@ -97,6 +98,7 @@ class Scheduler:
             policy=config.policy,
             radix=config.radix,
             speculation=Speculation.of(config),
+            burst_us=int(config.burst_ms * 1000),
             epoch=context.incarnation << 32,
         )
 
@@ -199,21 +201,27 @@ class Scheduler:
         return gone
 
     def _commit(self, rows: Sequence[TokenRow], gone: list[int]) -> Sequence[TokenRow]:
-        """Write rows to the ledger; returns those that may be sent. The rows of nearly all choices bring one
-        token and nothing else: these go together, the others one by one."""
+        """Write rows to the ledger; returns those that may be sent. The rows of nearly all choices bring
+        tokens and nothing else: these go together, the others one by one."""
         special = {row.rid for row in rows if not _is_plain(row)}
         plain = [row for row in rows if row.rid not in special] if special else rows
-        left = self._context.ledger.commit_each([row.rid for row in plain], [row.tokens[0] for row in plain])
+        owners = [row for row in plain for _ in row.tokens]
+        tokens = [token for row in plain for token in row.tokens]
+        left = self._context.ledger.commit_each([row.rid for row in owners], tokens)
         if not left and not special:
             return rows
-        done = {id(row) for row in plain}.difference([id(plain[index]) for index in left])
-        return [kept for row in rows if (kept := row if id(row) in done else self._commit_one(row, gone))]
+        lacking = Counter(id(owners[index]) for index in left)
+        lacking.update({id(row): len(row.tokens) for row in rows if row.rid in special})
+        kept = (self._commit_one(row, lacking[id(row)], gone) if id(row) in lacking else row for row in rows)
+        return [row for row in kept if row is not None]
 
-    def _commit_one(self, row: TokenRow, gone: list[int]) -> TokenRow | None:
-        """What may be sent of a row, None where its request is gone."""
+    def _commit_one(self, row: TokenRow, lacking: int, gone: list[int]) -> TokenRow | None:
+        """What may be sent of a row of which the last `lacking` tokens are to be written; None where its
+        request is gone."""
         extras = pack_row(row) if row.logprobs or row.reading else b""
+        tokens = row.tokens[len(row.tokens) - lacking :]
         try:
-            self._context.ledger.commit(row.rid, row.tokens, extras, row.finish, row.cached)
+            self._context.ledger.commit(row.rid, tokens, extras, row.finish, row.cached)
         except StaleRequest:
             gone.append(row.rid)
             return None
@@ -261,5 +269,5 @@ class Scheduler:
 
 
 def _is_plain(row: TokenRow) -> bool:
-    """Whether it is one token and nothing else."""
-    return row.finish is _NONE and len(row.tokens) == 1 and not row.logprobs and row.reading is None
+    """Whether it is tokens and nothing else."""
+    return row.finish is _NONE and bool(row.tokens) and not row.logprobs and row.reading is None

@@ -21,6 +21,7 @@ from actors.scheduler.queue import WaitingQueue
 from actors.scheduler.running import Flight, Mask, Running
 from actors.scheduler.sequence import Sequence, Stage
 from actors.scheduler.speculation import Speculation
+from actors.scheduler.stride import Stride
 from actors.sizes import BIAS_BYTES, HEAVY
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen
 from protocols.sampling import SamplingParams
@@ -47,6 +48,7 @@ class Draft:
     fills: list[tuple[Sequence, int]] = dataclasses.field(default_factory=list)
     decodes: bytes = b""
     drafts: bytes = b""
+    rounds: int = 1
     weight: int = 0
 
 
@@ -54,7 +56,13 @@ class Batcher:
     """Fills drafts for one incarnation of an executor with `slots` slots."""
 
     def __init__(
-        self, cache: KvCache, slots: int, chunk_size: int, queue: WaitingQueue, speculation: Speculation
+        self,
+        cache: KvCache,
+        slots: int,
+        chunk_size: int,
+        queue: WaitingQueue,
+        speculation: Speculation,
+        stride: Stride,
     ) -> None:
         usable = min(slots, max(1, chunk_size - cache.page_size))
         self.cache = cache
@@ -66,6 +74,7 @@ class Batcher:
         self._chunk_size = chunk_size
         self._slots = usable
         self._speculation = speculation
+        self._stride = stride
         self._ratio = NewTokenRatio()
         self._alone: Sequence | None = None
 
@@ -85,8 +94,9 @@ class Batcher:
             tuple(draft.chunks),
             draft.decodes,
             draft.drafts,
+            draft.rounds,
         )
-        return plan, Flight(step, draft.rows, draft.decoding, tuple(draft.fills))
+        return plan, Flight(step, draft.rows, draft.decoding, tuple(draft.fills), draft.rounds)
 
     def add_decodes(self, draft: Draft) -> None:
         """A row for every decoding sequence that has, or gets, a page for its next position."""
@@ -104,8 +114,10 @@ class Batcher:
         draft.budget -= slots.size
         if self._speculation.rows:
             self._speculate(slots, rows, draft)
-        running.decode(rows)
-        self._ratio.decoded()
+        elif self._stride.rounds > 1 and not running.prefilling and not (len(self.queue) and running.room):
+            self._repeat(rows, draft)
+        running.decode(rows, draft.rounds)
+        self._ratio.decoded(draft.rounds)
 
     def add_chunks(self, draft: Draft) -> None:
         """Continue the prefills that were begun, in order, while the budget lasts."""
@@ -204,7 +216,20 @@ class Batcher:
             return
         draft.drafts = guesses[slots].astype("<i4").tobytes()
         draft.budget -= int(guesses.sum())
-        lacking = np.where(guesses, self._speculation.horizon(running) - running.capacity, 0)
+        self._extend(np.where(guesses, self._speculation.horizon(running) - running.capacity, 0), draft)
+
+    def _repeat(self, rows: Mask, draft: Draft) -> None:
+        """Let the decodes run several times, as far as budget, ends and pages go."""
+        running, count = self.running, int(rows.sum())
+        most = min(
+            self._stride.rounds, self._chunk_size // count, int((running.limit - running.planned)[rows].min())
+        )
+        self._extend(np.where(rows, running.planned + most - running.capacity, 0), draft)
+        draft.rounds = min(most, int((running.capacity - running.planned)[rows].min()))
+
+    def _extend(self, lacking: npt.NDArray[np.int64], draft: Draft) -> None:
+        """Pages for so many positions more of each slot, while there are some to spare."""
+        running, size = self.running, self.cache.page_size
         for slot in np.flatnonzero(lacking > 0).tolist():
             pages, sequence = -(-int(lacking[slot]) // size), running[slot]
             if self.cache.available >= pages + len(running) and running.grow(sequence, pages):

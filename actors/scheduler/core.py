@@ -34,6 +34,7 @@ from actors.scheduler.roles import Role, Unified
 from actors.scheduler.running import Flight
 from actors.scheduler.sequence import DEATHS_END, Sequence, Stage
 from actors.scheduler.speculation import Speculation
+from actors.scheduler.stride import Stride
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
@@ -53,6 +54,7 @@ class Core:
         radix: bool = True,
         role: Role | None = None,
         speculation: Speculation | None = None,
+        burst_us: int = 0,
         epoch: int = 0,
     ) -> None:
         self.depth = depth
@@ -62,6 +64,7 @@ class Core:
         self._radix = radix
         self._role = role or Unified()
         self._speculation = speculation or Speculation()
+        self._stride = Stride(burst_us)
         self._queue = WaitingQueue(policy)
         self._live: dict[int, Sequence] = {}
         self._aborted = Aborts()
@@ -213,7 +216,10 @@ class Core:
         flight = self._flights.popleft()
         running = self.batcher.running
         slots = np.frombuffer(done.slots, "<i4")
-        running.land(flight, np.bincount(slots, minlength=len(running.by_slot)))
+        counts = np.bincount(slots, minlength=len(running.by_slot))
+        running.land(flight, counts)
+        if not flight.fills:
+            self._stride.took(done.elapsed_us, flight.rounds)
         for slot, sentence in done.failed:
             sequence = running[slot]
             if sequence.stage is not Stage.ENDED:
@@ -221,7 +227,8 @@ class Core:
                 self._fail(sequence, ErrorBody(500, sentence, "server_error", "computation_failed"))
         for slot, reading in done.readings:
             running[slot].note(reading)
-        self._commit(done, slots.tolist(), running.by_slot)
+        commit = self._commit if counts.max(initial=0) <= 1 else self._commit_runs
+        commit(done, slots.tolist(), running.by_slot)
         running.settle(flight)
         self._drafted += done.drafted
         self._accepted += done.accepted
@@ -229,7 +236,7 @@ class Core:
         self._step_us += done.elapsed_us
 
     def _commit(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
-        """A row for each token of a sequence that still wants it. The hot loop: once a token."""
+        """A row for each sequence that still wants its token. The hot loop: once a token."""
         tokens = np.frombuffer(done.tokens, "<i4").tolist()
         logprobs = dict(done.logprobs)
         commit, rows = self._role.commit, self._rows
@@ -248,12 +255,37 @@ class Core:
             if finish is none and not logprobs and reading is None:
                 row = TokenRow(sequence.rid, start, (token,), none, sequence.cached)
             else:
-                row = _full_row(sequence, start, token, finish, logprobs.get(index), reading)
+                told = () if not logprobs or index not in logprobs else (logprobs[index],)
+                row = _full_row(sequence, start, (token,), finish, told, reading)
             rows[sequence.origin].append(row)
             if finish is not none:
                 self._end(sequence)
         self._held += committed
         self._generated += committed
+
+    def _commit_runs(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
+        """The same where a slot may have several tokens: a row for each sequence, with all that it wants."""
+        tokens, logprobs = np.frombuffer(done.tokens, "<i4").tolist(), dict(done.logprobs)
+        runs: defaultdict[int, list[int]] = defaultdict(list)
+        for index, slot in enumerate(slots):
+            runs[slot].append(index)
+        for slot, indices in runs.items():
+            sequence = by_slot[slot]
+            if sequence is None or sequence.stage is Stage.ENDED:
+                continue
+            start, finish, reading = len(sequence.output), Finish.NONE, sequence.reading()
+            for index in indices:
+                finish = self._role.commit(sequence, tokens[index])
+                if finish is not Finish.NONE:
+                    break
+            count = len(sequence.output) - start
+            told = tuple(logprobs[index] for index in indices[:count] if index in logprobs)
+            taken = tuple(sequence.output[start:])
+            self._row(sequence, _full_row(sequence, start, taken, finish, told, reading))
+            self._held += count
+            self._generated += count
+            if finish is not Finish.NONE:
+                self._end(sequence)
 
     def _reset(self, ready: ExecutorReady) -> None:
         """A new executor, with nothing on it; news of one that is known already changes nothing."""
@@ -269,7 +301,9 @@ class Core:
             self._past = self._totals(before)
             self._recall(before, guilty)
         cache = KvCache(ready.pages, ready.page_size, self._radix)
-        self.batcher = Batcher(cache, ready.slots, self._chunk_size, self._queue, self._speculation)
+        self.batcher = Batcher(
+            cache, ready.slots, self._chunk_size, self._queue, self._speculation, self._stride
+        )
         for sequence in self._queue.all():
             self._fit(sequence, cache.capacity)
 
@@ -329,20 +363,14 @@ class Core:
 def _full_row(
     sequence: Sequence,
     start: int,
-    token: int,
+    tokens: tuple[int, ...],
     finish: Finish,
-    logprobs: Logprobs | None,
+    logprobs: tuple[Logprobs, ...],
     reading: Reading | None,
 ) -> TokenRow:
+    stop_token = tokens[-1] if finish is Finish.STOP else -1
     return TokenRow(
-        sequence.rid,
-        start,
-        (token,),
-        finish,
-        sequence.cached,
-        () if logprobs is None else (logprobs,),
-        token if finish is Finish.STOP else -1,
-        reading=reading,
+        sequence.rid, start, tokens, finish, sequence.cached, logprobs, stop_token, reading=reading
     )
 
 

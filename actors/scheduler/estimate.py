@@ -23,9 +23,9 @@ class NewTokenRatio:
     def __init__(self) -> None:
         self.value = INITIAL
 
-    def decoded(self) -> None:
-        """A decode step was planned."""
-        self.value = max(FLOOR, self.value - (INITIAL - FLOOR) / DECAY_STEPS)
+    def decoded(self, rounds: int) -> None:
+        """So many decode steps were planned."""
+        self.value = max(FLOOR, self.value - rounds * (INITIAL - FLOOR) / DECAY_STEPS)
 
     def retracted(self, decoded: int, allowed: int, sequences: int) -> None:
         """Pages ran out. Of those still running: their output tokens, their `max_tokens`, their number."""

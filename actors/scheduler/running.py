@@ -34,13 +34,14 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flight:
-    """A plan in the air. rows: slots that have a row in it; decodes: those that decode. fills: its chunks, as
-    (sequence, end)."""
+    """A plan in the air. rows: slots that have a row in it; decodes: those that decode, `rounds` times.
+    fills: its chunks, as (sequence, end)."""
 
     step: int
     rows: Mask
     decodes: Mask
     fills: tuple[tuple[Sequence, int], ...]
+    rounds: int = 1
 
 
 class Running:
@@ -140,9 +141,9 @@ class Running:
         self.capacity[sequence.slot] += pages * self.cache.page_size
         return True
 
-    def decode(self, rows: Mask) -> None:
-        """One decode of each slot in `rows` is planned; who reached its limit is not planned again."""
-        self.planned += rows
+    def decode(self, rows: Mask, rounds: int) -> None:
+        """So many decodes of each slot in `rows` are planned; who reached its limit is not planned again."""
+        self.planned += rounds * rows
         for slot in np.flatnonzero(rows & (self.planned == self.limit)).tolist():
             self[slot].move(Stage.LAST)
             self.decoding[slot] = False

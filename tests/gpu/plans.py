@@ -74,12 +74,18 @@ class Driver:
         if not keep_pages:
             self.free[:0] = sequence.pages
 
-    def plan(self, chunks: list[tuple[Sequence, int, int]], decodes: list[Sequence], drafts: int = 0) -> Plan:
+    def plan(
+        self,
+        chunks: list[tuple[Sequence, int, int]],
+        decodes: list[Sequence],
+        drafts: int = 0,
+        rounds: int = 1,
+    ) -> Plan:
         """chunks: (sequence, start, end) of its known tokens; it samples where end is the end. drafts:
-        guesses that each decode may run."""
+        guesses that each decode may run. rounds: how often the decodes run."""
         grants = [self._grant(sequence, end) for sequence, _, end in chunks]
         # A decode may be planned before the tokens of the last one are known here.
-        ahead = 2 * (1 + drafts)
+        ahead = 2 * (rounds + drafts)
         grants += [self._grant(sequence, len(sequence.tokens) + ahead) for sequence in decodes]
         self._step += 1
         plan = Plan(
@@ -94,6 +100,7 @@ class Driver:
             ),
             decodes=ints([sequence.slot for sequence in decodes]),
             drafts=ints([drafts] * len(decodes)) if drafts else b"",
+            rounds=rounds,
         )
         self._opens, self._closes = [], []
         return plan

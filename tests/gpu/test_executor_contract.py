@@ -208,6 +208,26 @@ def test_a_plan_may_be_launched_before_the_tokens_of_the_last_are_known(
     assert (pair[0].output[:10], pair[1].output[:10]) == expected
 
 
+def test_rounds_are_as_good_as_single_steps(executor: Any) -> None:
+    kinds = [*EVERY_KIND, SamplingParams(temperature=0, seed=1, logprobs=2)]
+    expected = [_alone(executor, _prompt(14, i), kind, 9) for i, kind in enumerate(kinds)]
+    driver = Driver(executor)
+    crowd = [driver.open(Sequence(i, _prompt(14, i), kind)) for i, kind in enumerate(kinds)]
+    driver.step([(sequence, 0, 14) for sequence in crowd])
+    first, second = (driver.plan([], crowd, rounds=rounds) for rounds in (5, 3))
+    flights = [executor.launch(first), executor.launch(second)]
+    reports = [
+        driver.take(plan, flight, crowd) for plan, flight in zip((first, second), flights, strict=True)
+    ]
+    assert [sequence.output for sequence in crowd] == expected
+    for report, rounds in zip(reports, (5, 3), strict=True):
+        assert np.frombuffer(report.slots, "<i4").tolist() == [s.slot for s in crowd] * rounds
+        told = [index for index, _ in report.logprobs]
+        assert told == [
+            i for i, slot in enumerate(np.frombuffer(report.slots, "<i4")) if slot == crowd[-1].slot
+        ]
+
+
 def test_a_wasted_row_harms_nobody(executor: Any) -> None:
     """A sequence that has ended runs once more, in the flight that was up, before its pages go to another."""
     expected = _alone(executor, _prompt(33, 2), RESTRICTED, 10)

@@ -49,17 +49,29 @@ def test_schedules_do_not_change_tokens(seed: int) -> None:
     alone: Outcome = {}
     for request in workload:
         alone |= outcome(World(depth=1, pages=24, radix=False), [request], seed)
-    preemptions = accepted = 0
+    preemptions = accepted = longest = 0
     for depth in (1, 2, 4):
         for radix in (False, True):
-            for pages, guesses in ((12, 0), (24, 0), (200, 0), (12, 4), (24, 6), (200, 3)):
+            for pages, guesses, burst_us in (
+                (12, 0, 0),
+                (24, 0, 0),
+                (200, 0, 0),
+                (12, 0, 50_000),
+                (200, 0, 100_000),
+                (12, 4, 0),
+                (24, 6, 0),
+                (200, 3, 0),
+            ):
                 policy = list(Policy)[depth % 3]
-                world = World(depth=depth, pages=pages, radix=radix, policy=policy, guesses=guesses)
+                world = World(
+                    depth=depth, pages=pages, radix=radix, policy=policy, guesses=guesses, burst_us=burst_us
+                )
                 assert outcome(world, workload, seed) == alone
                 assert world.load is not None
                 preemptions += world.load.preemptions
                 accepted += world.load.accepted
-    assert accepted > 0
+                longest = max(longest, *(plan.rounds for plan in world.plans))
+    assert accepted > 0 and longest > 4
     assert preemptions > 0, "the small pools were meant to force retractions"
 
 

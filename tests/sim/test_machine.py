@@ -35,6 +35,7 @@ class CoreMachine(RuleBasedStateMachine):
         policy=st.sampled_from(list(Policy)),
         guesses=st.sampled_from([0, 1, 3, 6]),
         guess_rows=st.sampled_from([1, 4, 24]),
+        burst_us=st.sampled_from([0, 20_000, 200_000]),
         ready=st.booleans(),
     )
     def start(
@@ -48,6 +49,7 @@ class CoreMachine(RuleBasedStateMachine):
         policy: Policy,
         guesses: int,
         guess_rows: int,
+        burst_us: int,
         ready: bool,
     ) -> None:
         self.world = World(
@@ -60,6 +62,7 @@ class CoreMachine(RuleBasedStateMachine):
             policy=policy,
             guesses=guesses,
             guess_rows=guess_rows,
+            burst_us=burst_us,
             ready=ready,
         )
 

@@ -128,9 +128,12 @@ def _take(outcome: Outcome, row: TokenRow) -> None:
     outcome[row.rid] = (*tokens, *row.tokens), row.finish
 
 
-def test_guesses_change_no_token_of_a_model(model: pathlib.Path) -> None:
-    expected, _ = _run(model, 400, 4, Core(depth=1, radix=False), Speculate.OFF)
+def test_guesses_and_rounds_change_no_token_of_a_model(model: pathlib.Path) -> None:
+    expected, alone = _run(model, 400, 4, Core(depth=1, radix=False), Speculate.OFF)
     assert all(finish is not Finish.NONE for _, finish in expected.values())
+    rounds = Core(depth=2, burst_us=60_000_000)
+    outcome, load = _run(model, 400, 4, rounds, Speculate.OFF)
+    assert outcome == expected and load.steps < alone.steps / 2
     preemptions = accepted = 0
     for depth, radix, pages, page_size, speculation in (
         (1, False, 400, 4, Speculation(6, 96)),

@@ -67,11 +67,13 @@ class World:
         policy: Policy = Policy.FCFS,
         guesses: int = 0,
         guess_rows: int = 24,
+        burst_us: int = 0,
         ready: bool = True,
     ) -> None:
         self._core_options: dict[str, Any] = {
             "depth": depth, "chunk_size": chunk_size, "policy": policy, "radix": radix,
             "speculation": Speculation(guesses, guess_rows if guesses else 0),
+            "burst_us": burst_us,
         }  # fmt: skip
         self.core = Core(**self._core_options)
         self.sizes = (pages, page_size, slots)
@@ -210,7 +212,7 @@ class World:
 
     def _launch(self, plan: Plan) -> None:
         plan = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan)
-        tokens = len(plan.decodes) // 4 + sum(len(chunk.tokens) // 4 for chunk in plan.chunks)
+        tokens = plan.rounds * len(plan.decodes) // 4 + sum(len(chunk.tokens) // 4 for chunk in plan.chunks)
         tokens += sum(np.frombuffer(plan.drafts, "<i4").tolist())
         assert 0 < tokens <= self.chunk_size
         for opened in plan.opens:

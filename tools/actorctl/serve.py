@@ -83,6 +83,13 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     show_default=True,
     help="Who is admitted next: first come, longest cached prefix, or lowest priority value.",
 )
+@click.option(
+    "--burst-ms",
+    type=click.FloatRange(0, 1000),
+    default=8.0,
+    show_default=True,
+    help="How long the tokens of short steps may wait for each other, to be sent together; 0: not at all.",
+)
 @click.option("--radix/--no-radix", default=True, show_default=True, help="Prefix cache.")
 @click.option(
     "--speculate",

@@ -95,19 +95,21 @@ class VirtualExecutor:
         assert len(slots) + len(decodes) == len({*slots, *decodes}), "a slot has two rows in one plan"
         allowed = np.frombuffer(plan.drafts, "<i4").tolist() or [0] * len(decodes)
         context = drafted = accepted = 0
-        for row, most in zip(decodes, allowed, strict=True):
-            slot = self._slot(row)
-            sampled, tried = self._decode(slot, most)
-            context += slot.position
-            drafted, accepted = drafted + tried, accepted + max(0, len(sampled) - 1)
-            slots += [row] * len(sampled)
-            tokens += sampled
+        assert plan.rounds == 1 or not (plan.chunks or plan.drafts), "only plain decodes run in rounds"
+        for _ in range(plan.rounds):
+            for row, most in zip(decodes, allowed, strict=True):
+                slot = self._slot(row)
+                sampled, tried = self._decode(slot, most)
+                context += slot.position
+                drafted, accepted = drafted + tried, accepted + max(0, len(sampled) - 1)
+                slots += [row] * len(sampled)
+                tokens += sampled
         return StepDone(
             plan.epoch,
             plan.step,
             np.array(slots, "<i4").tobytes(),
             np.array(tokens, "<i4").tobytes(),
-            int(self._cost.step_ms(plan, context, drafted) * 1000),
+            int(self._cost.step_ms(plan, context // plan.rounds, drafted) * 1000) * plan.rounds,
             drafted=drafted,
             accepted=accepted,
         )

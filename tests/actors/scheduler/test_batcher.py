@@ -26,10 +26,10 @@ def test_the_ratio_decays_with_decoding_and_rises_with_retraction() -> None:
     ratio = NewTokenRatio()
     assert ratio.value == INITIAL
     for _ in range(DECAY_STEPS // 2):
-        ratio.decoded()
+        ratio.decoded(1)
     assert ratio.value == pytest.approx((INITIAL + FLOOR) / 2)
     for _ in range(DECAY_STEPS):
-        ratio.decoded()
+        ratio.decoded(1)
     assert ratio.value == FLOOR
     ratio.retracted(decoded=300, allowed=999, sequences=5)
     assert ratio.value == pytest.approx(0.4)

@@ -164,7 +164,6 @@ def test_several_tokens_of_a_step_carry_each_its_logprobs() -> None:
         tokens = np.frombuffer(done.tokens, "<i4").tolist()
     reports = tuple((index, Logprobs(-float(token))) for index, token in enumerate(tokens))
     commands = world.core.turn([msgspec.structs.replace(done, logprobs=reports)])
-    rows = [row for command in commands if isinstance(command, Emit) for row in command.rows]
-    assert [row.tokens[0] for row in rows] == tokens
-    assert [row.logprobs[0].chosen for row in rows] == [-float(token) for token in tokens]
-    assert [row.start for row in rows] == list(range(rows[0].start, rows[0].start + len(tokens)))
+    (row,) = [row for command in commands if isinstance(command, Emit) for row in command.rows]
+    assert list(row.tokens) == tokens
+    assert [each.chosen for each in row.logprobs] == [-float(token) for token in tokens]
