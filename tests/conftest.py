@@ -16,6 +16,12 @@ def autojump_clock() -> trio.testing.MockClock:
     return trio.testing.MockClock(autojump_threshold=0)
 
 
+@pytest.fixture
+def hand_clock() -> trio.testing.MockClock:
+    """Virtual time that stands still until the test lets it `jump`: for tests with real sockets."""
+    return trio.testing.MockClock()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run coroutine tests with `trio.run`."""
@@ -25,7 +31,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments: dict[str, Any] = {
         name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs
     }
-    clock = arguments.get("autojump_clock")
+    clock = arguments.get("autojump_clock", arguments.get("hand_clock"))
 
     async def body() -> None:
         await pyfuncitem.obj(**arguments)

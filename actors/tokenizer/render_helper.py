@@ -7,6 +7,7 @@ started this process may kill it at any time, and it cannot take more than MEMOR
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
@@ -56,19 +57,22 @@ def answer(template: ChatTemplate, prompt: ChatPrompt) -> Answer:
 
 
 def _read(stream: BinaryIO) -> bytes:
-    """The next frame; b"" at the end."""
+    """The next frame; b"" at the end, which may come in the middle of one."""
     head = stream.read(LENGTH.size)
-    return stream.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
+    if len(head) < LENGTH.size:
+        return b""
+    (length,) = LENGTH.unpack(head)
+    data = stream.read(length)
+    return data if len(data) == length else b""
 
 
-def main(fd: int) -> None:
-    """Serve until the other end is closed."""
-    kin.follow(os.getppid())
-    kin.be_called("render_helper")
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    peer = socket.socket(fileno=fd)
+def serve(peer: socket.socket) -> None:
+    """Answer until the other end is closed. Raises ConnectionError when whoever had it died of a SIGKILL with
+    an answer unread."""
     stream = peer.makefile("rb")
-    sources = msgspec.msgpack.decode(_read(stream), type=Sources)
+    if not (data := _read(stream)):
+        return
+    sources = msgspec.msgpack.decode(data, type=Sources)
     template = ChatTemplate(sources.templates, sources.special_tokens)
     peer.sendall(frame(READY))
     while data := _read(stream):
@@ -77,6 +81,15 @@ def main(fd: int) -> None:
         except UnicodeEncodeError:
             reply = frame(ErrorBody(400, "the chat template's text is not Unicode.", param="messages"))
         peer.sendall(reply)
+
+
+def main(fd: int) -> None:
+    """Serve as long as anybody asks."""
+    kin.follow(os.getppid())
+    kin.be_called("render_helper")
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    with contextlib.suppress(ConnectionError):
+        serve(socket.socket(fileno=fd))
 
 
 if __name__ == "__main__":

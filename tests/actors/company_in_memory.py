@@ -29,6 +29,7 @@ from runtime.actor import Context
 from runtime.board import Board
 from runtime.ledger import Ledger
 from runtime.memory import Exchange
+from tests.patience import PATIENCE
 
 VOCAB = 997
 CONTEXT = 256
@@ -167,13 +168,13 @@ class Company:
 
     async def finished(self, *rids: int) -> None:
         """Wait until all of `rids` have finished; frees no slot."""
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while not set(rids) <= set(self.finish):
                 await self.receive()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let the others run until `condition` holds, without reading any mail."""
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while not condition():
                 await trio.sleep(0.001)
 

@@ -27,6 +27,7 @@ from runtime.board import Board
 from runtime.ledger import Ledger
 from runtime.memory import Exchange
 from tests.gpu.plans import Driver, Sequence, ints
+from tests.patience import PATIENCE
 
 SAMPLING = SamplingParams(seed=5, max_tokens=8)
 PROMPT = [3, 1, 4, 1, 5]
@@ -69,7 +70,7 @@ class Desk:
     async def mail(self, count: int) -> list[Any]:
         """The next `count` messages from the executor."""
         messages: list[Any] = []
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             while len(messages) < count:
                 messages += [mail.message for mail in await self.inbox.receive()]
         return messages
@@ -166,7 +167,7 @@ async def test_a_device_that_works_by_itself_gets_the_next_plan_early(step_ms: f
 
 
 async def test_it_stops_while_a_step_is_under_way() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         async with _running(_config(step_ms=200.0)) as desk:
             await desk.mail(1)
             desk.outbox.send_nowait("executor.0", *_plans(_driver(), 8))

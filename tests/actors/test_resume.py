@@ -22,6 +22,7 @@ from protocols.messages import Abort, Deltas, Replay, StopHere, TextRow
 from protocols.request import Finish, slot_of
 from tests.actors.edge_in_memory import Edge, documents
 from tests.actors.tokenizer.parts import codec_of
+from tests.patience import PATIENCE
 
 KINDS = ("byte_level", "llama")
 
@@ -232,7 +233,7 @@ async def test_an_orphan_is_aborted_when_nobody_comes_back() -> None:
         await edge.kill(0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(edge.frontends[0].engine.slots.reap)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE):
                 while Abort(rid) not in edge.down:
                     edge.turn()
                     await trio.sleep(0.01)
@@ -257,7 +258,7 @@ async def test_an_orphan_that_is_followed_elsewhere_goes_on() -> None:
             edge.turn()
             assert Abort(rid) not in edge.down
             other.leave(reader)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE):
                 while Abort(rid) not in edge.down:
                     edge.turn()
                     await trio.sleep(0.01)

@@ -115,7 +115,7 @@ async def thinker(context: Context[Abort]) -> None:
     """Blocks its event loop for longer than the hang deadline, but says so; then for ever."""
     context.ready()
     with context.busy():
-        time.sleep(1.5)
+        time.sleep(3)
     context.worked()
     with context.busy():
         time.sleep(1000)
@@ -154,7 +154,7 @@ async def host(context: Context[Abort]) -> None:
 
 def child(name: str, function: str, **options: object) -> Child:
     """An actor of this module, with short deadlines."""
-    defaults: dict[str, object] = {"hang_seconds": 1.0, "busy_seconds": 3.0, "stop_seconds": 1.0}
+    defaults: dict[str, object] = {"hang_seconds": 2.0, "busy_seconds": 6.0, "stop_seconds": 1.0}
     index = int(name.rpartition(".")[2])
     return Child(name, function, f"{HERE}:{function}", index, **{**defaults, **options})  # type: ignore[arg-type]
 

@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 
 from runtime import admin
 from tests.faults.players import source_root
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
-PATIENCE = 20.0
-"""Seconds that a condition may take on a loaded machine."""
 
 
 def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE) -> T:

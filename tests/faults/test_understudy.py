@@ -70,4 +70,4 @@ def test_an_understudy_dies_with_its_supervisor(tmp_path: pathlib.Path) -> None:
         spare = _understudy(stage)
         stage.process.kill()
         stage.process.wait()
-        until(lambda: not is_alive(spare), "understudy gone", 5.0)
+        until(lambda: not is_alive(spare), "understudy gone")

@@ -17,6 +17,7 @@ import trio
 
 from runtime import admin
 from runtime.admin import Reply, Request, Send, VerbError
+from tests.patience import PATIENCE
 
 
 async def _echo(request: Request, _more: Send) -> Reply:
@@ -95,7 +96,7 @@ async def test_who_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> 
         await trio.open_unix_socket(admin.native(address)) as stream,
     ):
         await admin.send_frame(stream, {"verb": "flood"})
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             assert await admin.call(address, {"verb": "echo", "text": "x"}) == {"said": "x"}
 
 

@@ -14,8 +14,9 @@ import trio
 
 from protocols.errors import UserError
 from runtime.http import Exchange, Handler, HttpServer, Limits
+from tests.patience import PATIENCE
 
-QUICK = Limits(head_seconds=5, idle_seconds=5, body_seconds=5, body_bytes=1000)
+PATIENT = Limits(head_seconds=PATIENCE, idle_seconds=PATIENCE, body_seconds=PATIENCE, body_bytes=1000)
 
 
 @dataclasses.dataclass
@@ -33,7 +34,7 @@ class Served:
                 if hang_up:
                     await stream.send_eof()
             answer = bytearray()
-            with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
+            with trio.fail_after(PATIENCE), contextlib.suppress(trio.BrokenResourceError):
                 async for piece in stream:
                     answer += piece
             return bytes(answer)
@@ -45,7 +46,7 @@ async def echo(exchange: Exchange) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(handler: Handler = echo, limits: Limits = QUICK) -> AsyncIterator[Served]:
+async def serving(handler: Handler = echo, limits: Limits = PATIENT) -> AsyncIterator[Served]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = HttpServer(handler, limits, structlog.get_logger())
         served = Served(server, listener.getsockname()[1], trio.Event())
@@ -158,12 +159,14 @@ async def test_a_body_in_flight_does_not_lose_the_refusal() -> None:
 
 
 async def test_slow_head_and_slow_body_and_silence() -> None:
-    limits = Limits(head_seconds=0.05, body_seconds=0.05, idle_seconds=0.05)
-    async with serving(limits=limits) as s:
+    async with serving(limits=dataclasses.replace(PATIENT, head_seconds=0.05)) as s:
         assert await s.talk(b"") == b""
+    async with serving(limits=dataclasses.replace(PATIENT, head_seconds=1.0)) as s:
         assert status(await s.talk(b"GET / HT")) == 408
+    async with serving(limits=dataclasses.replace(PATIENT, body_seconds=0.05)) as s:
         slow_body = await s.talk(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
         assert status(slow_body) == 408
+    async with serving(limits=dataclasses.replace(PATIENT, idle_seconds=0.05)) as s:
         idle = await s.talk(b"GET /one HTTP/1.1\r\nhost: x\r\n\r\n")
         assert idle.endswith(b"/one |")
 
@@ -194,7 +197,7 @@ async def test_a_vanished_client_cancels_its_handler() -> None:
 
     async with serving(wait) as s:
         await s.talk(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", hang_up=True)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await cancelled.wait()
 
 
@@ -245,14 +248,14 @@ async def test_stop_closes_the_silent_and_lets_the_others_finish() -> None:
         answer = await busy.receive_some(4096)
         assert answer.endswith(b"/slow |") and b"connection: close" in answer
         assert await busy.receive_some(4096) == b""
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await s.done.wait()
         await idle.aclose()
         await busy.aclose()
 
 
 async def test_a_request_under_way_when_the_server_stops_is_served() -> None:
-    async with serving() as s:
+    async with serving(limits=dataclasses.replace(PATIENT, parting_seconds=PATIENCE)) as s:
         fresh = await trio.open_tcp_stream("127.0.0.1", s.port)
         kept = await trio.open_tcp_stream("127.0.0.1", s.port)
         await kept.send_all(b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -263,7 +266,7 @@ async def test_a_request_under_way_when_the_server_stops_is_served() -> None:
             answer = await stream.receive_some(4096)
             assert answer.endswith(b"/late |") and b"connection: close" in answer
             await stream.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await s.done.wait()
 
 
@@ -276,7 +279,7 @@ async def test_connections_beyond_the_limit_wait_their_turn() -> None:
             await go.wait()
         await echo(exchange)
 
-    async with serving(slow, limits=dataclasses.replace(QUICK, max_connections=1)) as s:
+    async with serving(slow, limits=dataclasses.replace(PATIENT, max_connections=1)) as s:
         first = await trio.open_tcp_stream("127.0.0.1", s.port)
         await first.send_all(b"GET /first HTTP/1.0\r\n\r\n")
         await reached.wait()
@@ -310,12 +313,12 @@ async def test_the_longest_silent_connection_gives_way(said: bytes) -> None:
 
 
 async def test_all_bodies_together_are_bounded() -> None:
-    limits = dataclasses.replace(QUICK, body_bytes=1000, bodies_bytes=1500)
+    limits = dataclasses.replace(PATIENT, body_bytes=1000, bodies_bytes=1500)
     head = b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\nconnection: close\r\n\r\n"
     async with serving(limits=limits) as s:
         half = await trio.open_tcp_stream("127.0.0.1", s.port)
         await half.send_all(head + bytes(900))
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while s.server.held < 900:
                 await trio.sleep(0.001)
         answer = await s.talk(head + bytes(1000))

@@ -21,6 +21,7 @@ from protocols.errors import StartError
 from runtime.http import Exchange, Handler, HttpServer, Limits
 from runtime.tls import server_context
 from runtime.websocket import WebSocket
+from tests.patience import PATIENCE
 
 FILES = pathlib.Path(__file__).parent / "tls"
 CERT, KEY = str(FILES / "cert.pem"), str(FILES / "key.pem")
@@ -52,7 +53,7 @@ async def serving(handler: Handler = answer, limits: Limits | None = None) -> As
         server = HttpServer(handler, limits, structlog.get_logger(), server_context(config()))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.serve, listener)
-            with trio.fail_after(60):
+            with trio.fail_after(PATIENCE):
                 yield listener.getsockname()[1]
             nursery.cancel_scope.cancel()
 

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+import trio.testing
 
 from runtime.transport import MAX_UNREAD, Loss, Transport
+from tests.patience import PATIENCE
 
 BIG = 4 * 1024 * 1024
 
@@ -90,7 +92,7 @@ async def test_bytes_before_the_end_are_still_received() -> None:
 
 async def test_a_peer_that_stops_reading_is_lost() -> None:
     async with pair(write_seconds=0.05) as (transport, _):
-        with trio.fail_after(5), transport.cancelled_when_lost():
+        with trio.fail_after(PATIENCE), transport.cancelled_when_lost():
             transport.write_nowait(bytes(BIG))
             await trio.sleep_forever()
         assert transport.loss is Loss.STALLED
@@ -98,14 +100,30 @@ async def test_a_peer_that_stops_reading_is_lost() -> None:
         assert not transport.ready
 
 
-async def test_slow_progress_is_no_stall() -> None:
-    async with pair(write_seconds=0.2) as (transport, peer):
+async def test_slow_progress_is_no_stall(hand_clock: trio.testing.MockClock) -> None:
+    """Twenty seconds from one piece to the next, and many pieces."""
+    async with pair(write_seconds=30.0) as (transport, peer):
         transport.write_nowait(bytes(BIG))
-        taken = 0
+        taken, backlog, pauses = 0, transport.backlog, 0
         while taken < BIG:
             taken += len(await peer.sock.recv(BIG // 8))
-            await trio.sleep(0.03)
+            if transport.backlog < backlog:
+                backlog = transport.backlog
+                hand_clock.jump(20.0)
+                pauses += 1
+        assert pauses > 3 and transport.loss is None
+
+
+async def test_no_progress_is_a_stall(hand_clock: trio.testing.MockClock) -> None:
+    async with pair(write_seconds=30.0) as (transport, _):
+        transport.write_nowait(bytes(BIG))
+        await trio.testing.wait_all_tasks_blocked()
+        hand_clock.jump(29.0)
+        await trio.testing.wait_all_tasks_blocked()
         assert transport.loss is None
+        hand_clock.jump(2.0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert transport.loss is Loss.STALLED
 
 
 async def test_too_much_backlog_is_a_loss() -> None:
@@ -144,7 +162,7 @@ async def test_linger_waits_for_the_peer_but_not_for_ever() -> None:
         await transport.linger(0.05)
         assert await peer.take(6) == b"sorry"
         peer.sock.close()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await transport.linger(60)
 
 

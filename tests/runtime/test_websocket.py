@@ -13,6 +13,7 @@ import trio
 
 from runtime.http import Exchange, HttpServer, Limits
 from runtime.websocket import WebSocket
+from tests.patience import PATIENCE
 
 HANDSHAKE = (
     b"GET /socket HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n"
@@ -95,7 +96,7 @@ async def connected(handshake: bytes = HANDSHAKE) -> AsyncIterator[Client]:
             nursery.start_soon(server.serve, listener)
             stream = await trio.open_tcp_stream("127.0.0.1", listener.getsockname()[1])
             client = Client(stream)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE):
                 await client.send(handshake)
                 async with stream:
                     yield client

@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from runtime.http import HttpServer, Limits
+from tests.patience import PATIENCE
 from tests.runtime.test_websocket import (
     BINARY,
     CLOSE,
@@ -221,7 +222,7 @@ async def test_group(group: str) -> None:
             nursery.start_soon(server.serve, listener)
             for case in GROUPS[group]():
                 try:
-                    with trio.fail_after(30):
+                    with trio.fail_after(PATIENCE):
                         await play(case, listener.getsockname()[1])
                 except Exception as error:
                     failed.append(f"{case.name}: {error!r}")
@@ -237,7 +238,7 @@ async def test_a_close_without_a_code_is_answered() -> None:
                 client = Client(stream)
                 await client.send(HANDSHAKE + frame(CLOSE, b""))
                 await client.head()
-                with trio.fail_after(30):
+                with trio.fail_after(PATIENCE):
                     assert (await client.frame())[0] == CLOSE
             nursery.cancel_scope.cancel()
 
@@ -249,7 +250,7 @@ async def test_a_flood_of_the_smallest_frames_leaves_others_their_turns() -> Non
         port = listener.getsockname()[1]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(HttpServer(echo, Limits(), structlog.get_logger()).serve, listener)
-            with trio.fail_after(60):
+            with trio.fail_after(PATIENCE):
                 async with await trio.open_tcp_stream("127.0.0.1", port) as bad:
                     await bad.send_all(HANDSHAKE)
                     flooded = trio.Event()

@@ -20,7 +20,9 @@ from runtime import admin
 
 _GRAVE = ("actor crashed", "mail dropped", "company failed", "Traceback")
 """What the log of a company that is only killed from outside must not hold: bugs and broken records."""
-_SETTLE_SECONDS = 30.0
+_FOLLOWING, _LONGEST = 40, 4000
+"""Lines and characters that are told of each."""
+_SETTLE_SECONDS = 60.0
 
 
 @dataclasses.dataclass
@@ -54,8 +56,11 @@ class Company:
         return self.log.read_text(errors="replace")
 
     def grave(self) -> list[str]:
-        """Log lines that tell of a bug, or of a record that was broken or stale."""
-        return [line[:300] for line in self.said().splitlines() if any(word in line for word in _GRAVE)]
+        """What the log has of bugs, and of records that were broken or stale: such lines, each with what
+        follows it."""
+        lines = self.said().splitlines()
+        found = [number for number, line in enumerate(lines) if any(word in line for word in _GRAVE)]
+        return ["\n".join(lines[number : number + _FOLLOWING])[:_LONGEST] for number in found]
 
     def end(self) -> list[str]:
         """What it still holds though nobody asks any more, and what is wrong with its end."""

@@ -12,6 +12,7 @@ from protocols.board import Column, State
 from protocols.request import Finish
 from runtime.board import Board
 from tests.actors.frontend.harness import Raw, Socket, ask, chat_body, look, world
+from tests.patience import PATIENCE
 
 CHAT = "/v1/chat/completions"
 
@@ -78,7 +79,7 @@ async def test_stopping_finishes_what_runs() -> None:
         await w.engine.say(rid, " more", finish=Finish.STOP)
         rest = await running.to_eof()
         assert b" more" in rest and b"[DONE]" in rest
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await w.stopped.wait()
         await running.aclose()
         await idle.aclose()
@@ -107,7 +108,7 @@ async def test_stopping_sockets_get_1012_when_they_are_done() -> None:
         assert (refused["status"], refused["stream_id"]) == (503, "late")
         assert await busy.close_code() == 1012
         await busy.aclose()
-        with trio.fail_after(6):
+        with trio.fail_after(PATIENCE):
             await w.stopped.wait()
 
 
@@ -120,7 +121,7 @@ async def test_draining_has_an_end_and_leaves_what_can_be_resumed() -> None:
         requests = [await w.engine.next() for _ in range(2)]
         chat, response = sorted(requests, key=lambda generate: generate.client)
         w.context.stopping.set()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await w.stopped.wait()
         assert w.engine.aborted == list(chat.rids)
         assert w.ledger.finish(response.rids[0]) is Finish.NONE
@@ -149,7 +150,7 @@ async def test_the_board_shows_connections_and_open_requests() -> None:
         raw = await Raw.connect(w.port)
         await raw.post(CHAT, chat_body(n=3))
         await w.engine.next()
-        with trio.fail_after(2):
+        with trio.fail_after(PATIENCE):
             while w.board.row(0)[Column.OPEN_REQUESTS] != 3:
                 await trio.sleep(0.01)
         assert w.board.row(0)[Column.CONNECTIONS] == 1

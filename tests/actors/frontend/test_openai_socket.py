@@ -19,6 +19,7 @@ from openai.lib.responses_websocket import (
 from websockets.typing import Subprotocol
 
 from tests.actors.frontend.harness import world
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:connect\\(\\) must be used as a context manager:DeprecationWarning"
@@ -74,9 +75,11 @@ async def test_lanes_of_the_session_helper() -> None:
             lanes = {name: session.lane(name) for name in ("a", "b", "c")}
             for name, lane in lanes.items():
                 lane.send({"type": "response.create", "model": "tiny", "input": f"I am {name}"})
-            said = {name: lane.get_final_response(timeout=5).output_text for name, lane in lanes.items()}
+            said = {
+                name: lane.get_final_response(timeout=PATIENCE).output_text for name, lane in lanes.items()
+            }
             session.default.send({"type": "response.create", "model": "tiny", "input": "me too"})
-            said["default"] = session.default.get_final_response(timeout=5).output_text
+            said["default"] = session.default.get_final_response(timeout=PATIENCE).output_text
             return said
 
     async with world() as w:
@@ -90,7 +93,7 @@ async def test_accumulator_accepts_every_event() -> None:
             lane, accumulator = session.lane("x"), ResponsesWebSocketAccumulator()
             lane.send({"type": "response.create", "model": "tiny", "input": "one two three"})
             while accumulator.snapshot().terminal_type is None:
-                accumulator.add_event(lane.recv(timeout=5))
+                accumulator.add_event(lane.recv(timeout=PATIENCE))
             return accumulator.snapshot().output_text, accumulator.get_final_response().output_text
 
     async with world() as w:

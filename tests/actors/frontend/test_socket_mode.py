@@ -11,6 +11,7 @@ from actors.frontend.lanes import MAX_NAMED, MAX_QUEUED, MAX_RUNNING
 from protocols.errors import ErrorBody
 from protocols.request import Finish
 from tests.actors.frontend.harness import Raw, Socket, ask, look, world
+from tests.patience import PATIENCE
 
 EVENTS = [
     "response.created",
@@ -291,7 +292,7 @@ async def test_closing_aborts_everything(polite: bool) -> None:
             await s.frame(8, b"\x03\xe8")
         else:
             await s.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await w.engine.until(lambda: sorted(w.engine.aborted) == rids)
         await w.all_free()
         await s.aclose()

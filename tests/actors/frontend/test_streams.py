@@ -11,6 +11,7 @@ import trio
 from protocols.errors import ErrorBody
 from protocols.request import Finish
 from tests.actors.frontend.harness import Raw, ask, chat_body, look, world
+from tests.patience import PATIENCE
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 TOO_LONG = ErrorBody(400, "Too long.", code="context_length_exceeded", param="messages")
@@ -48,7 +49,7 @@ async def test_a_vanished_client_aborts(which: int, stream: bool) -> None:
         if stream:
             await raw.until(b"some")
         await raw.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await w.engine.until(lambda: list(generate.rids) == w.engine.aborted)
         await w.all_free()
 

@@ -41,6 +41,7 @@ from runtime.ledger import Ledger
 from runtime.memory import Exchange
 from tests.actors.tokenizer import builders, templates
 from tests.actors.tokenizer.parts import Client, chat, codec_of, config_of, generate, new_ledger
+from tests.patience import PATIENCE
 
 EDGES = (
     ("frontend.0", "tokenizer.0"),
@@ -84,7 +85,7 @@ class House:
     async def running(self, incarnation: int = 1) -> AsyncIterator[Context[Any]]:
         """The actor, killed at the end."""
         context = self.context(incarnation)
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(actor.run, context)
                 yield context
@@ -285,7 +286,7 @@ async def test_a_request_that_was_never_answered_is_submitted_again(house: House
 
 async def test_it_finishes_what_is_open_before_it_stops(house: House) -> None:
     context = house.context()
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(actor.run, context)
             message = generate(house.ledger)

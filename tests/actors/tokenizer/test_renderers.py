@@ -6,6 +6,9 @@ import contextlib
 import os
 import pathlib
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,13 +16,15 @@ import structlog
 import trio
 import trio.testing
 
-from actors.tokenizer.render_helper import Sources
+from actors.tokenizer.render_helper import Sources, frame
 from actors.tokenizer.renderers import HELPERS, Renderers
 from protocols.errors import UserError
 from protocols.request import ChatPrompt
 from tests.actors.tokenizer import templates
 from tests.actors.tokenizer.parts import chat, chat_template
+from tests.patience import PATIENCE
 
+SOURCES = Sources({"default": templates.CHATML}, {})
 LOOPS = """{%- set ns = namespace(n=0) -%}
 {%- if messages[0].content == 'for ever' -%}
 {%- for a in range(99999) %}{% for b in range(99999) %}{% set ns.n = ns.n + 1 %}{% endfor %}{% endfor -%}
@@ -109,3 +114,19 @@ async def test_who_is_cancelled_leaves_no_helper_in_the_middle_of_a_prompt() -> 
             nursery.cancel_scope.cancel()
         assert before not in pids(made)
         assert await made.render(chat("next")) == "next"
+
+
+@pytest.mark.parametrize("said", [b"", frame(SOURCES)[:9], frame(SOURCES), frame(SOURCES) + frame(chat("Hi"))])
+def test_a_helper_whose_tokenizer_is_gone_ends_without_a_word(said: bytes) -> None:
+    """Also where it dies with an answer unread, which resets the connection."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "actors.tokenizer.render_helper", str(theirs.fileno())]
+        helper = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=(theirs.fileno(),))
+        theirs.close()
+        ours.sendall(said)
+        if len(said) >= len(frame(SOURCES)):
+            assert ours.recv(1, socket.MSG_PEEK)
+        ours.close()
+        _, complaint = helper.communicate(timeout=PATIENCE)
+    assert (helper.returncode, complaint) == (0, b"")
