@@ -13,15 +13,15 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ACTORCTL = (sys.executable, "-m", "tools.actorctl.main")
-START_SECONDS = 90.0
+START_SECONDS = 240.0
 
 
-def actorctl(*arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+def actorctl(*arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
     """Run one actorctl command to its end."""
     return subprocess.run(
         [*ACTORCTL, *arguments],
@@ -83,7 +83,9 @@ class Company:
 
 
 @contextlib.contextmanager
-def serving(*options: str, model: str | None = None) -> Iterator[Company]:
+def serving(
+    *options: str, model: str | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Company]:
     """A company that is ready to serve; killed, if it still runs, at the end."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     with tempfile.TemporaryDirectory() as folder:
@@ -95,6 +97,7 @@ def serving(*options: str, model: str | None = None) -> Iterator[Company]:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
+                env={**os.environ, **(environment or {})},
             )
         company = Company(name, process, log)
         try:

@@ -17,6 +17,9 @@ import openai
 import pytest
 import websockets.exceptions
 
+from runtime import admin, failpoints
+from tests.faults.stage import until
+from tests.patience import PATIENCE
 from tests.serving import Company, serving
 
 HASH = ("--executor", "hash", "--step-ms", "15", "--max-running", "16", "--log-format", "json")
@@ -42,31 +45,35 @@ def client_of(company: Company) -> openai.OpenAI:
     return openai.OpenAI(base_url=company.url, api_key="none", max_retries=0)
 
 
+TOKENS, LONG = 100, 300
+
+
 def body(company: Company, number: int, extra: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    """A request whose answer is its own, of 100 tokens."""
+    """A request whose answer is its own, of TOKENS tokens."""
     return {
         "model": company.model,
         "input": f"Number {number}: tell me a story about a house and a river",
         "temperature": 0.9,
-        "max_output_tokens": 100,
+        "max_output_tokens": TOKENS,
         "extra_body": {"ignore_eos": True, "seed": number, **(extra or {})},
         **fields,
     }
 
 
-def bodies(company: Company) -> list[dict[str, Any]]:
+def bodies(company: Company, tokens: int) -> list[dict[str, Any]]:
     logprobs: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
-    return [
+    made = [
         body(company, 1),
         body(company, 2, **logprobs),
         body(company, 3, store=False, instructions="Be brief.", metadata={"a": "b"}),
         body(company, 4, {"stop": ["qu", "zz"]}),
     ]
+    return [request | {"max_output_tokens": tokens} for request in made]
 
 
 def until_back(attempt: Callable[[], Any]) -> Any:
     """What `attempt` gives, tried until a frontend answers."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return attempt()
@@ -128,9 +135,11 @@ def over_socket(company: Company, request: dict[str, Any], show: Show) -> Events
 WAYS = (over_http, over_socket)
 
 
-def stream_all(company: Company, kill: Callable[[], int] | None = None) -> list[Events]:
+def stream_all(
+    company: Company, kill: Callable[[], object] | None = None, tokens: int = TOKENS
+) -> list[Events]:
     """All requests both ways at once; `kill` when every stream has shown some text."""
-    asks = [(way, request) for way in WAYS for request in bodies(company)]
+    asks = [(way, request) for way in WAYS for request in bodies(company, tokens)]
     flowing = [threading.Event() for _ in asks]
 
     def show(number: int) -> Show:
@@ -139,9 +148,9 @@ def stream_all(company: Company, kill: Callable[[], int] | None = None) -> list[
     with ThreadPoolExecutor(len(asks)) as pool:
         running = [pool.submit(way, company, request, show(i)) for i, (way, request) in enumerate(asks)]
         if kill is not None:
-            assert all(event.wait(30) for event in flowing)
+            assert all(event.wait(PATIENCE) for event in flowing)
             kill()
-        return [answer.result(60) for answer in running]
+        return [answer.result(3 * PATIENCE) for answer in running]
 
 
 def own(events: Events) -> Any:
@@ -183,9 +192,7 @@ def test_a_response_that_nobody_comes_back_for_is_aborted() -> None:
         with pytest.raises(openai.APIStatusError) as caught:
             until_back(lambda: client.responses.create(**body(company, 8)))
         assert caught.value.status_code == 503
-        deadline = time.monotonic() + 15
-        while not free_of_work(company):
-            assert time.monotonic() < deadline, company.actor("scheduler.0")
+        until(lambda: free_of_work(company), "nothing left to do")
         for number in (8, 9):
             assert client.responses.create(**body(company, number)).status == "incomplete"
         for id in ids:
@@ -196,21 +203,27 @@ def test_a_response_that_nobody_comes_back_for_is_aborted() -> None:
 
 
 def test_another_frontend_takes_the_clients(company: Company) -> None:
-    stream_all(company)  # so that the prefix cache knows the prompts, as it does in the other company
-    calm = [own(events) for events in stream_all(company)]
-    with serving(*HASH, "--frontends", "2") as pair:
-        stream_all(pair)
+    """The next incarnation of the dead one takes its time, so that the clients come to the other."""
+    stream_all(company, tokens=2)  # so that the prefix cache knows the prompts, as in the other company
+    calm = [own(events) for events in stream_all(company, tokens=LONG)]
+    late = {failpoints.VARIABLE: "frontend.*/frontend.recovered=pause:3000#2"}
+    with serving(*HASH, "--frontends", "2", environment=late) as pair:
+        stream_all(pair, tokens=2)
         killed: list[str] = []
-        answers = stream_all(pair, lambda: killed.append(kill_the_busier(pair)))
+        answers = stream_all(pair, lambda: killed.append(kill_the_busier(pair)), tokens=LONG)
         assert [own(events) for events in answers] == calm
         (victim,) = killed
-        restarts = {name: pair.actor(name)["restarts"] for name in ("frontend.0", "frontend.1")}
-        assert restarts == {"frontend.0": 0, "frontend.1": 0} | {victim: 1}
+        (survivor,) = {"frontend.0", "frontend.1"} - {victim}
+        lines = [json.loads(line) for line in pair.stderr().splitlines()]
+        assert survivor in {line["actor"] for line in lines if line["event"] == "response_adopted"}
+        until(lambda: pair.actor(victim)["restarts"] == 1, "the victim to be back")
+        assert pair.actor(survivor)["restarts"] == 0
 
 
 def kill_the_busier(pair: Company) -> str:
-    """SIGKILL the frontend with more open requests; its name."""
-    frontends = [actor for actor in pair.status()["actors"] if actor["kind"] == "frontend"]
+    """SIGKILL the frontend with more open requests, at once: without a process that asks for the status."""
+    status = admin.ask(admin.address(pair.name), {"verb": "status"})
+    frontends = [actor for actor in status["actors"] if actor["kind"] == "frontend"]
     victim = max(frontends, key=lambda actor: int(actor["open_requests"]))
     os.kill(victim["pid"], signal.SIGKILL)
     return str(victim["name"])

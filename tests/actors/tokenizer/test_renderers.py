@@ -25,6 +25,7 @@ from tests.actors.tokenizer.parts import chat, chat_template
 from tests.patience import PATIENCE
 
 SOURCES = Sources({"default": templates.CHATML}, {})
+OFFERED = frame(SOURCES)
 LOOPS = """{%- set ns = namespace(n=0) -%}
 {%- if messages[0].content == 'for ever' -%}
 {%- for a in range(99999) %}{% for b in range(99999) %}{% set ns.n = ns.n + 1 %}{% endfor %}{% endfor -%}
@@ -116,7 +117,7 @@ async def test_who_is_cancelled_leaves_no_helper_in_the_middle_of_a_prompt() -> 
         assert await made.render(chat("next")) == "next"
 
 
-@pytest.mark.parametrize("said", [b"", frame(SOURCES)[:9], frame(SOURCES), frame(SOURCES) + frame(chat("Hi"))])
+@pytest.mark.parametrize("said", [b"", OFFERED[:9], OFFERED, OFFERED + frame(chat("Hi"))])
 def test_a_helper_whose_tokenizer_is_gone_ends_without_a_word(said: bytes) -> None:
     """Also where it dies with an answer unread, which resets the connection."""
     ours, theirs = socket.socketpair()
@@ -125,7 +126,7 @@ def test_a_helper_whose_tokenizer_is_gone_ends_without_a_word(said: bytes) -> No
         helper = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=(theirs.fileno(),))
         theirs.close()
         ours.sendall(said)
-        if len(said) >= len(frame(SOURCES)):
+        if len(said) >= len(OFFERED):
             assert ours.recv(1, socket.MSG_PEEK)
         ours.close()
         _, complaint = helper.communicate(timeout=PATIENCE)
