@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from actors.frontend import delivery, parameters, prompts
-from actors.frontend.engine import Job
+from actors.frontend.jobs import Job
 from actors.frontend.service import Service, new_id, read, trace_of
 from actors.frontend.text import Collector, Meter, Pending
 from protocols.errors import ErrorBody, UserError

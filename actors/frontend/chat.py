@@ -9,7 +9,7 @@ import msgspec
 from actors.frontend import parameters, prompts
 from actors.frontend.chat_writer import ChatWriter
 from actors.frontend.choices import AnswerHead, answer, check
-from actors.frontend.engine import Job
+from actors.frontend.jobs import Job
 from actors.frontend.reading import Reading, reading_of
 from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, read, trace_of

@@ -10,7 +10,7 @@ import msgspec
 
 from actors.frontend import delivery, parameters
 from actors.frontend.chunks import ChunkStream, Dialect
-from actors.frontend.engine import Job
+from actors.frontend.jobs import Job
 from actors.frontend.service import Service, new_id, now
 from actors.frontend.text import Collector, Pending
 from protocols.config import ModelCard

@@ -9,7 +9,7 @@ import msgspec
 
 from actors.frontend import parameters, prompts
 from actors.frontend.choices import AnswerHead, answer, check
-from actors.frontend.engine import Job
+from actors.frontend.jobs import Job
 from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, read, trace_of
 from actors.frontend.text import FINISH_REASONS, Collector, Pending, usage_document

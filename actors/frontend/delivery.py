@@ -11,7 +11,9 @@ from typing import Protocol
 
 import trio
 
-from actors.frontend.engine import Engine, Generation, Job, Sink
+from actors.frontend.engine import Engine
+from actors.frontend.generation import Generation, Sink
+from actors.frontend.jobs import Job
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import TextRow
 from runtime.http import Exchange

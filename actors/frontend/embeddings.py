@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.frontend import delivery, parameters, prompts
-from actors.frontend.engine import Job
+from actors.frontend.jobs import Job
 from actors.frontend.service import Service, read, trace_of
 from actors.frontend.text import Collector
 from protocols.errors import UserError

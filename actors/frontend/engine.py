@@ -12,21 +12,19 @@ A generation that another process started can be adopted: its tokenizer then sen
 from __future__ import annotations
 
 import copy
-import dataclasses
-import secrets
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, assert_never
+from collections.abc import Iterable
+from typing import Any, assert_never
 
-import msgspec
 import trio
 
 from actors.frontend.accounts import Account
+from actors.frontend.generation import Choice, Generation, Sink
+from actors.frontend.jobs import Job, mails_of
 from actors.frontend.questions import Questions
 from actors.frontend.slots import Slots
 from protocols.config import Config
 from protocols.errors import ErrorBody, UserError
-from protocols.grammar import Rules
 from protocols.messages import (
     Abort,
     Decoded,
@@ -38,179 +36,13 @@ from protocols.messages import (
     Replay,
     TextRow,
 )
-from protocols.request import Finish, OutputOptions, Prompt, slot_of
-from protocols.sampling import SamplingParams
+from protocols.request import Finish, slot_of
 from runtime.channel import Mail, Outbox
 from runtime.ledger import Ledger
 from runtime.tracing import trace_fields
 
 EXPIRE_EVERY = 0.1
 """Seconds between looks at requests that wait for their first token."""
-
-_FREE = Rules()
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a client asked for: `n` choices for each prompt; choice i * n + j is number j of prompt i.
-    client, default_tokens, truncate and rules: see Generate."""
-
-    prompts: tuple[Prompt, ...]
-    sampling: SamplingParams
-    output: OutputOptions
-    n: int = 1
-    priority: int = 0
-    salt: str = ""
-    trace: str = ""
-    client: bytes = b""
-    default_tokens: int = 0
-    truncate: int = 0
-    rules: Rules = _FREE
-
-
-class Sink(Protocol):
-    """Where the text of a generation goes. Calls are synchronous and must not wait."""
-
-    def feed(self, index: int, row: TextRow) -> None:
-        """New text of choice `index`; rows come in order and never overlap."""
-
-    def fail(self, error: ErrorBody) -> None:
-        """The generation ended with an error; nothing follows."""
-
-    def pump(self) -> None:
-        """Rows have come: show what there is, as far as the client takes it."""
-
-
-class Choice:
-    """One choice on its way: how much of it was seen, by which the next row is cut (characters, tokens, and
-    tokens of a listed prompt). catching_up: its rows are being sent again, and those that come before the
-    replay are not wanted."""
-
-    __slots__ = (
-        "billed",
-        "catching_up",
-        "characters",
-        "generation",
-        "index",
-        "prompt",
-        "read",
-        "rid",
-        "tokens",
-    )
-
-    def __init__(self, rid: int, index: int, generation: Generation) -> None:
-        self.catching_up = generation.adopted
-        self.rid = rid
-        self.index = index
-        self.generation = generation
-        self.billed = self.prompt = 0
-        self.characters = 0
-        self.tokens = 0
-        self.read = 0
-
-    def cut(self, row: TextRow) -> TextRow:
-        """The part of `row` that is new. A stop token that the client did not name is the model's own end,
-        and not shown. Raises UserError when text before it never came."""
-        if row.offset == self.characters and row.stop is None and not (row.logprobs or row.token_ids):
-            self.characters += len(row.text)
-            return row
-        if type(row.stop) is int and row.stop not in self.generation.mails[0].sampling.stop_token_ids:
-            row = msgspec.structs.replace(row, stop=None)
-        seen, known = self.characters - row.offset, self._listed(row) - row.first_token
-        if seen < 0:
-            raise UserError(
-                "Part of the answer was lost.", status=500, type="server_error", code="internal_error"
-            )
-        listed = bool(row.logprobs or row.token_ids)
-        if row.pieces:
-            pieces = row.pieces[max(known, 0) :] if listed else _beyond(row.pieces, seen)
-            row = msgspec.structs.replace(row, pieces=pieces)
-        if seen:
-            row = msgspec.structs.replace(row, offset=self.characters, text=row.text[seen:])
-        if known > 0 and listed:
-            row = msgspec.structs.replace(
-                row,
-                first_token=row.first_token + known,
-                logprobs=row.logprobs[known:],
-                token_ids=row.token_ids[known:],
-            )
-        self.characters += len(row.text)
-        listed_to = row.first_token + max(len(row.logprobs), len(row.token_ids))
-        if row.tokens:
-            self.tokens = max(self.tokens, listed_to)
-        else:
-            self.read = max(self.read, listed_to)
-        return row
-
-    def _listed(self, row: TextRow) -> int:
-        """How many were seen of the tokens that such a row lists."""
-        return self.tokens if row.tokens else self.read
-
-    def bill(self, row: TextRow) -> int:
-        """Tokens up to `row` that were not charged yet; the first choice of each prompt pays for it."""
-        if row.usage is not None and self.index % self.generation.n == 0:
-            self.prompt = row.usage.prompt_tokens
-        new = max(0, self.prompt + row.tokens - self.billed)
-        self.billed += new
-        return new
-
-    def follows(self, row: TextRow) -> bool:
-        """Whether `row` leaves nothing out."""
-        listed = bool(row.logprobs or row.token_ids)
-        return row.offset <= self.characters and not (listed and row.first_token > self._listed(row))
-
-
-def _beyond(pieces: tuple[int, ...], seen: int) -> tuple[int, ...]:
-    """What is left of `pieces` behind their first `seen` characters."""
-    for i, length in enumerate(pieces):
-        if seen < length:
-            return (length - seen, *pieces[i + 1 :])
-        seen -= length
-    return ()
-
-
-class Generation:
-    """A started job. begun: the first row or the refusal has come; done: nothing more will. adopted: another
-    process started it. account: of the key that pays. waits: no token has come yet."""
-
-    def __init__(
-        self,
-        mails: tuple[Generate, ...],
-        sink: Sink,
-        *,
-        account: Account | None = None,
-        adopted: bool = False,
-    ) -> None:
-        self.mails = mails
-        self.adopted = adopted
-        self.account = account
-        self.waits = not adopted
-        self._leave: Callable[[], None] | None = None
-        self.sink = sink
-        self.begun = trio.Event()
-        self.done = trio.Event()
-        self.error: ErrorBody | None = None
-        rids = [rid for mail in mails for rid in mail.rids]
-        self.choices = tuple(Choice(rid, index, self) for index, rid in enumerate(rids))
-        self.open = len(rids)
-
-    @property
-    def n(self) -> int:
-        """Choices of each prompt."""
-        return len(self.mails[0].rids)
-
-    def enter(self) -> None:
-        """Take a place among the requests of the key. Raises UserError where it may have no more."""
-        if self.account is not None:
-            self._leave = self.account.admit(len(self.choices))
-
-    def end(self) -> None:
-        """Nothing more will come; idempotent."""
-        if self._leave is not None:
-            self._leave()
-            self._leave = None
-        self.begun.set()
-        self.done.set()
 
 
 class Engine:
@@ -243,7 +75,9 @@ class Engine:
         """Send a job down, under `rids` if they are claimed already; parks while the tokenizer's ring is
         full. Raises UserError: 400 when it can never fit, 429 or 503 when there is no room now."""
         rids = rids or self.slots.claim(len(job.prompts) * job.n)
-        generation = Generation(self._mails(job, rids), sink, account=self._account)
+        generation = Generation(
+            mails_of(job, rids, self._index, self._salted(job.salt)), sink, account=self._account
+        )
         for choice in generation.choices:
             self._choices[choice.rid] = choice
         unsent = list(generation.mails)
@@ -341,25 +175,8 @@ class Engine:
                 elif not generation.begun.is_set() and self._unknown(mail.rids):
                     await self._outbox.send(name, mail)
 
-    def _mails(self, job: Job, rids: tuple[int, ...]) -> tuple[Generate, ...]:
-        return tuple(
-            Generate(
-                rids=rids[i * job.n : (i + 1) * job.n],
-                origin=self._index,
-                prompt=prompt,
-                sampling=_seeded(job.sampling),
-                output=job.output,
-                priority=job.priority,
-                salt=job.salt if self._account is None else self._account.salted(job.salt),
-                trace=job.trace,
-                arrived_ns=time.monotonic_ns(),
-                client=job.client,
-                default_tokens=job.default_tokens,
-                truncate=job.truncate,
-                rules=job.rules,
-            )
-            for i, prompt in enumerate(job.prompts)
-        )
+    def _salted(self, salt: str) -> str:
+        return salt if self._account is None else self._account.salted(salt)
 
     def _tokenizer(self, rid: int) -> str:
         return f"tokenizer.{slot_of(rid) % self.config.tokenizers}"
@@ -464,10 +281,3 @@ _QUEUED = ErrorBody(
 )
 _NONE, _ERROR = Finish.NONE, Finish.ERROR
 _FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "internal_error")
-
-
-def _seeded(sampling: SamplingParams) -> SamplingParams:
-    """With a seed, drawn where the client gave none."""
-    if sampling.seed is not None:
-        return sampling
-    return msgspec.structs.replace(sampling, seed=secrets.randbits(63))

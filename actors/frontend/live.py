@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import trio
 
-from actors.frontend.engine import Engine, Generation
+from actors.frontend.engine import Engine
+from actors.frontend.generation import Generation
 from actors.frontend.prompts import Message
 from actors.frontend.response_stream import Event, Phase, ResponseStream
 from protocols.errors import ErrorBody

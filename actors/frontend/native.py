@@ -8,7 +8,7 @@ import msgspec
 
 from actors.frontend import delivery, parameters, prompts
 from actors.frontend.choices import MAX_CHOICES
-from actors.frontend.engine import Job
+from actors.frontend.jobs import Job
 from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, new_id, read, trace_of
 from protocols.errors import ErrorBody, UserError

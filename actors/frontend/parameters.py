@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from actors.frontend.engine import Job
+from actors.frontend.jobs import Job
 from actors.frontend.reading import Reading
 from protocols.config import ModelCard
 from protocols.errors import ErrorBody, UserError

@@ -16,9 +16,9 @@ from actors.frontend import anthropic, chat, completions, embeddings, native, op
 from actors.frontend.access import Access, Scope
 from actors.frontend.accounts import Account
 from actors.frontend.delivery import collect
-from actors.frontend.engine import Job
 from actors.frontend.finder import Finder
 from actors.frontend.health import Health
+from actors.frontend.jobs import Job
 from actors.frontend.page import Page
 from actors.frontend.service import Service
 from actors.frontend.socket_mode import SocketMode

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from actors.frontend import parameters, prompts
-from actors.frontend.engine import Job
+from actors.frontend.jobs import Job
 from actors.frontend.live import Conversation
 from actors.frontend.prompts import Message
 from actors.frontend.reading import reading_of

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.frontend import slots
-from actors.frontend.engine import Engine, Generation, Job
+from actors.frontend.engine import Engine
+from actors.frontend.generation import Generation
+from actors.frontend.jobs import Job
 from protocols.config import Config
 from protocols.errors import ErrorBody, UserError
 from protocols.ledger import Layout

@@ -1,0 +1,63 @@
+"""What a client asked of the model, and the mail that asks it of a tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+
+import msgspec
+
+from protocols.grammar import Rules
+from protocols.messages import Generate
+from protocols.request import OutputOptions, Prompt
+from protocols.sampling import SamplingParams
+
+_FREE = Rules()
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a client asked for: `n` choices for each prompt; choice i * n + j is number j of prompt i.
+    client, default_tokens, truncate and rules: see Generate."""
+
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingParams
+    output: OutputOptions
+    n: int = 1
+    priority: int = 0
+    salt: str = ""
+    trace: str = ""
+    client: bytes = b""
+    default_tokens: int = 0
+    truncate: int = 0
+    rules: Rules = _FREE
+
+
+def mails_of(job: Job, rids: tuple[int, ...], origin: int, salt: str) -> tuple[Generate, ...]:
+    """One message for each prompt, with `job.n` of `rids`. origin: of the frontend. salt: see Generate."""
+    return tuple(
+        Generate(
+            rids=rids[i * job.n : (i + 1) * job.n],
+            origin=origin,
+            prompt=prompt,
+            sampling=_seeded(job.sampling),
+            output=job.output,
+            priority=job.priority,
+            salt=salt,
+            trace=job.trace,
+            arrived_ns=time.monotonic_ns(),
+            client=job.client,
+            default_tokens=job.default_tokens,
+            truncate=job.truncate,
+            rules=job.rules,
+        )
+        for i, prompt in enumerate(job.prompts)
+    )
+
+
+def _seeded(sampling: SamplingParams) -> SamplingParams:
+    """With a seed, drawn where the client gave none."""
+    if sampling.seed is not None:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=secrets.randbits(63))
