@@ -95,7 +95,7 @@ def message_job(request: MessageRequest, service: Service, trace: str) -> Job:
         service.model.vocab_size,
         max_tokens=request.max_tokens,
         logprobs=None,
-        names={"stop": "stop_sequences"},
+        names={"stop": "stop_sequences", "prompt": "messages"},
         trace=trace,
     )
 

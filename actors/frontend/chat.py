@@ -70,7 +70,7 @@ async def create(service: Service, exchange: Exchange) -> None:
 def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
     """The validated job; raises UserError."""
     n = check(request, service.model, chat.NEUTRAL)
-    names, max_tokens = {"logprobs": "top_logprobs"}, request.max_tokens
+    names, max_tokens = {"logprobs": "top_logprobs", "prompt": "messages"}, request.max_tokens
     if request.max_completion_tokens is not None:
         names["max_tokens"], max_tokens = "max_completion_tokens", request.max_completion_tokens
     return parameters.job(

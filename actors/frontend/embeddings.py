@@ -69,7 +69,7 @@ def _job(request: EmbeddingRequest, service: Service, asked: tuple[Prompt, ...],
         max_tokens=0,
         least=0,
         logprobs=None,
-        names={},
+        names={"prompt": "input"},
         trace=trace,
     )
     return dataclasses.replace(job, sampling=msgspec.structs.replace(job.sampling, pool=pool))

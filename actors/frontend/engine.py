@@ -75,9 +75,8 @@ class Engine:
         """Send a job down, under `rids` if they are claimed already; parks while the tokenizer's ring is
         full. Raises UserError: 400 when it can never fit, 429 or 503 when there is no room now."""
         rids = rids or self.slots.claim(len(job.prompts) * job.n)
-        generation = Generation(
-            mails_of(job, rids, self._index, self._salted(job.salt)), sink, account=self._account
-        )
+        mails = mails_of(job, rids, self._index, self._salted(job.salt))
+        generation = Generation(mails, sink, account=self._account, names=job.names)
         for choice in generation.choices:
             self._choices[choice.rid] = choice
         unsent = list(generation.mails)
@@ -238,10 +237,9 @@ class Engine:
             generation.end()
 
     def _fail(self, generation: Generation, error: ErrorBody) -> None:
-        generation.error = error
         self.abort(generation)
         try:
-            generation.sink.fail(error)
+            generation.fail(error)
         except Exception:
             self._report(generation)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -116,7 +117,7 @@ def _beyond(pieces: tuple[int, ...], seen: int) -> tuple[int, ...]:
 
 class Generation:
     """A started job. begun: the first row or the refusal has come; done: nothing more will. adopted: another
-    process started it. account: of the key that pays. waits: no token has come yet."""
+    process started it. account: of the key that pays. waits: no token has come yet. names: see Job."""
 
     def __init__(
         self,
@@ -125,7 +126,9 @@ class Generation:
         *,
         account: Account | None = None,
         adopted: bool = False,
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._names = names
         self.mails = mails
         self.adopted = adopted
         self.account = account
@@ -148,6 +151,12 @@ class Generation:
         """Take a place among the requests of the key. Raises UserError where it may have no more."""
         if self.account is not None:
             self._leave = self.account.admit(len(self.choices))
+
+    def fail(self, error: ErrorBody) -> None:
+        """It ends with an error, which the client is told in the words of its endpoint."""
+        param = self._names.get(error.param or "", error.param)
+        self.error = msgspec.structs.replace(error, param=param)
+        self.sink.fail(self.error)
 
     def end(self) -> None:
         """Nothing more will come; idempotent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -19,7 +20,8 @@ _FREE = Rules()
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What a client asked for: `n` choices for each prompt; choice i * n + j is number j of prompt i.
-    client, default_tokens, truncate and rules: see Generate."""
+    client, default_tokens, truncate and rules: see Generate. names: what the endpoint calls those of our
+    fields that it calls differently."""
 
     prompts: tuple[Prompt, ...]
     sampling: SamplingParams
@@ -32,6 +34,7 @@ class Job:
     default_tokens: int = 0
     truncate: int = 0
     rules: Rules = _FREE
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def mails_of(job: Job, rids: tuple[int, ...], origin: int, salt: str) -> tuple[Generate, ...]:

@@ -138,6 +138,7 @@ def job(
         default_tokens=default_tokens,
         truncate=truncate,
         rules=rules,
+        names=names,
     )
 
 

@@ -83,7 +83,7 @@ def prepare(
         max_tokens=0 if silent else request.max_output_tokens,
         least=0 if silent else 1,
         logprobs=parameters.top_logprobs(wanted, request.top_logprobs),
-        names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
+        names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "prompt": "input"},
         trace=trace,
         rules=rules_of(
             request,

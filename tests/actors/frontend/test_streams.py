@@ -14,7 +14,7 @@ from tests.actors.frontend.harness import Raw, ask, chat_body, look, world
 from tests.patience import PATIENCE
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
-TOO_LONG = ErrorBody(400, "Too long.", code="context_length_exceeded", param="messages")
+TOO_LONG = ErrorBody(400, "Too long.", code="context_length_exceeded", param="prompt")
 
 
 def bodies(**fields: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -33,6 +33,7 @@ async def test_a_refusal_is_a_status(which: int, stream: bool) -> None:
         w.engine.refusal = TOO_LONG
         answer = await ask(w.port, path, body)
         assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+        assert answer.error["param"] == ("messages", "prompt", "input")[which]
         assert w.open_slots() == 0
 
 
