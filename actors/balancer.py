@@ -7,6 +7,7 @@ new balancer, which sends again what its predecessor may have had in its hands (
 
 from __future__ import annotations
 
+import time
 from typing import assert_never
 
 import msgspec
@@ -20,6 +21,7 @@ from protocols.board import Column, State
 from protocols.errors import PeerError
 from protocols.messages import Abort, BalancerMail, StopHere, Submit
 from protocols.request import Finish
+from protocols.spans import Kind, is_sampled
 from protocols.stored import decode_stored
 from runtime.actor import Context
 from runtime.board import Row
@@ -53,6 +55,7 @@ class Dispatcher:
         self._schedulers = _rows(context, "scheduler")
         self._executors = _rows(context, "executor")
         self._balancer = Balancer(replicas, context.config.balance)
+        self._box = context.box
         self._aborted = Aborts()
 
     async def serve(self) -> None:
@@ -108,11 +111,13 @@ class Dispatcher:
             return None
 
     def _submit(self, submit: Submit) -> None:
-        assignment = self._ledger.assignment(submit.rid)
+        start, assignment = time.monotonic_ns(), self._ledger.assignment(submit.rid)
         if assignment is None:
             assignment = self._balancer.choose(self._loads(), len(submit.tokens) // 4)
             self._ledger.assign(submit.rid, *assignment)
         self._send(*assignment, submit)
+        if is_sampled(submit.trace) or self._box.recording:
+            self._box.span(Kind.ROUTE, submit.rid, start, time.monotonic_ns() - start, a=assignment[0])
         if submit.rid in self._aborted:
             self.post.send(f"scheduler.{assignment[0]}", Abort(submit.rid))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from protocols.board import Column
 from protocols.config import Config, ExecutorKind
 from protocols.messages import ExecutorMail
 from protocols.plan import ExecutorReady, Plan, StepDone
+from protocols.spans import Kind
 from runtime.actor import Context
 from runtime.failpoints import reach
 
@@ -133,16 +135,18 @@ async def _in_turn(context: Context[ExecutorMail], executor: Executor) -> None:
     while True:
         for mail in await context.inbox.receive():
             if gate.admits(mail.message):
+                start = time.monotonic_ns()
                 with context.busy():
                     flight = executor.launch(mail.message)
                     reach("executor.launched")
                     done = executor.finish(flight)
+                _note(context, mail.message, start)
                 await _report(context, done)
 
 
 async def _overlapped(context: Context[ExecutorMail], executor: Executor) -> None:
     """Launch each plan when it comes, and report each when it lands."""
-    launched, landing = trio.open_memory_channel[Any](math.inf)
+    launched, landing = trio.open_memory_channel[tuple[Plan, int, Any]](math.inf)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_land, context, executor, landing)
         gate = Gate()
@@ -150,17 +154,30 @@ async def _overlapped(context: Context[ExecutorMail], executor: Executor) -> Non
             for mail in await context.inbox.receive():
                 if gate.admits(mail.message):
                     with context.busy():
-                        launched.send_nowait(executor.launch(mail.message))
+                        start = time.monotonic_ns()
+                        launched.send_nowait((mail.message, start, executor.launch(mail.message)))
                         reach("executor.launched")
 
 
 async def _land(
-    context: Context[ExecutorMail], executor: Executor, landing: trio.MemoryReceiveChannel[Any]
+    context: Context[ExecutorMail],
+    executor: Executor,
+    landing: trio.MemoryReceiveChannel[tuple[Plan, int, Any]],
 ) -> None:
-    async for flight in landing:
+    async for plan, start, flight in landing:
         with context.busy():
             done = await trio.to_thread.run_sync(executor.finish, flight, abandon_on_cancel=True)
+        _note(context, plan, start)
         await _report(context, done)
+
+
+def _note(context: Context[ExecutorMail], plan: Plan, start: int) -> None:
+    """When a step ran, from its launch at `start` on, where anybody wants to know."""
+    if plan.traced or context.box.recording:
+        chunks = sum(len(chunk.tokens) for chunk in plan.chunks) // 4
+        rows = len(plan.chunks) + len(plan.decodes) // 4
+        now = time.monotonic_ns()
+        context.box.span(Kind.STEP, 0, start, now - start, rows, plan.epoch, plan.step, chunks)
 
 
 async def _report(context: Context[ExecutorMail], done: StepDone) -> None:

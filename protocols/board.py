@@ -33,6 +33,7 @@ class Column(enum.IntEnum):
     of all its requests; LAST_DISPATCH = highest `Submit.dispatch` it has taken into that count.
     The executor's sizes, for a scheduler that starts later: PAGES_TOTAL, PAGE_SIZE, SLOTS.
     The scheduler's DRAFTED_TOTAL: tokens guessed by speculation; ACCEPTED_TOTAL: those that were right.
+    PAGES_AVAILABLE: free, or cached and in nobody's use. The frontend's WEBSOCKETS: those that are open.
     Counters (…_TOTAL, MESSAGES_…) only grow, within one incarnation.
     """
 
@@ -71,6 +72,8 @@ class Column(enum.IntEnum):
     SLOTS = 36
     DRAFTED_TOTAL = 37
     ACCEPTED_TOTAL = 38
+    PAGES_AVAILABLE = 39
+    WEBSOCKETS = 40
 
 
 SUPERVISOR_COLUMNS = 8

@@ -86,6 +86,8 @@ class Config(msgspec.Struct, frozen=True):
     must have occurred before, in this order, for a guess. tool_parser, reasoning_parser: the formats of
     calls and of thoughts that are looked for in answers (`actors.answers.formats`), "none" for none.
 
+    trace_sample: share of the requests that are traced where their clients do not say.
+
     api_keys: SHA-256 digests. origins: of web pages that may use the company, hosts: names under which they
     may find it. max_bodies: bytes of all request bodies together that a frontend holds; max_connections: of
     one frontend. Seconds, and what has to happen within: head, body: arrive; idle: the next request on a
@@ -130,6 +132,7 @@ class Config(msgspec.Struct, frozen=True):
     tls_key: str = ""
     log_level: str = "info"
     log_format: str = "auto"
+    trace_sample: float = 0.0
     socket: str = ""
     drain_seconds: float = 30.0
     orphan_seconds: float = 60.0

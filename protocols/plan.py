@@ -68,7 +68,8 @@ class Plan(Message, frozen=True, array_like=True, tag=16):
     guess that the sampler confirms is a further token of this step. Guesses go no further than the pages
     granted and `max_tokens`; a slot that has nothing left to sample there has no row at all.
     rounds: how many times the decodes run, one token further each time; more than once only where there are
-    neither chunks nor drafts. Pages are granted for all rounds.
+    neither chunks nor drafts. Pages are granted for all rounds. traced: somebody in it is traced, so the
+    executor notes when it ran.
     """
 
     epoch: int
@@ -80,6 +81,7 @@ class Plan(Message, frozen=True, array_like=True, tag=16):
     decodes: bytes = b""
     drafts: bytes = b""
     rounds: int = 1
+    traced: bool = False
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):

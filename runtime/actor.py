@@ -13,6 +13,7 @@ import trio
 
 from protocols.board import Column, State
 from protocols.config import Config
+from runtime.blackbox import BlackBox
 from runtime.board import Board, Row
 from runtime.channel import Inbox, Outbox
 from runtime.ledger import Ledger
@@ -37,7 +38,8 @@ class Context(Generic[T]):
 
     listener, vault: the company's listening socket and its keys, None unless the actor serves clients.
     stopping: set once the actor is asked to finish its open work and return. rows: row numbers of all actors
-    on the board. log: structlog logger that knows the actor and its incarnation.
+    on the board. box: where it notes what others may want to see. log: structlog logger that knows the actor
+    and its incarnation.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Context(Generic[T]):
     log: Any
     listener: socket.socket | None = None
     vault: Vault | None = None
+    box: BlackBox = field(default_factory=BlackBox.private)
     stopping: trio.Event = field(default_factory=trio.Event)
     report: Callable[[Report], None] = _nobody
     _works: list[int] = field(default_factory=list, init=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
 
 @dataclass(frozen=True)
@@ -89,3 +89,14 @@ def describe(notice: Notice) -> str:
             return sentence
         case _:
             assert_never(notice)
+
+
+def log(notice: Notice, logger: Any) -> None:
+    """The notice as a line of a log."""
+    match notice:
+        case Lost(name, reason, delay):
+            logger.warning("actor lost", name=name, reason=reason, delay=delay)
+        case Failed(sentence):
+            logger.error("company failed", reason=sentence)
+        case _:
+            logger.info(describe(notice))

@@ -22,8 +22,9 @@ import msgspec
 import trio
 
 from protocols.errors import StartError
-from runtime import failpoints, tracing
+from runtime import failpoints, logs
 from runtime.actor import Context, heartbeat
+from runtime.blackbox import BlackBox
 from runtime.board import Board
 from runtime.channel import Outbox, inbox_for
 from runtime.doorbell import Doorbell
@@ -64,7 +65,7 @@ def _lanes(edge: Edge) -> tuple[Ring, Ring]:
     return Ring.attach(edge.control), Ring.attach(edge.data)
 
 
-def attach(spec: Spec, accepts: Any, log: Any) -> Context[Any]:
+def attach(spec: Spec, accepts: Any, log: Any, box: BlackBox) -> Context[Any]:
     """Map what was inherited. `accepts`: union of the messages that the actor takes."""
     for fd in spec.descriptors():
         os.set_inheritable(fd, False)
@@ -94,6 +95,7 @@ def attach(spec: Spec, accepts: Any, log: Any) -> Context[Any]:
         log=log,
         listener=socket.socket(fileno=spec.listener) if spec.listener >= 0 else None,
         vault=Vault.attach(spec.vault, spec.config.frontends) if spec.vault >= 0 else None,
+        box=box,
         report=Reporter(spec.report),
     )
 
@@ -121,12 +123,12 @@ def _cause(error: BaseException) -> BaseException:
     return next((each for each in causes if isinstance(each, StartError)), causes[0])
 
 
-def perform(spec: Spec, log: Any, report: Reporter) -> int:
+def perform(spec: Spec, log: Any, box: BlackBox, report: Reporter) -> int:
     """Be the actor; returns the process's exit code."""
     try:
         name, _, function = spec.entry.partition(":")
         module = importlib.import_module(name)
-        context = attach(spec, module.accepts, log)
+        context = attach(spec, module.accepts, log, box)
         trio.run(act, context, getattr(module, function))
     except BaseException as error:
         cause = _cause(error)
@@ -149,10 +151,11 @@ def main(arguments: list[str]) -> NoReturn:
     failpoints.begin(spec.name, spec.incarnation)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
-    log = tracing.configure(
-        spec.config.log_level, spec.config.log_format, actor=spec.name, incarnation=spec.incarnation
+    box = BlackBox.attach(spec.box, spec.incarnation)
+    log = logs.configure(
+        spec.config.log_level, spec.config.log_format, actor=spec.name, incarnation=spec.incarnation, box=box
     )
-    code = perform(spec, log, Reporter(spec.report))
+    code = perform(spec, log, box, Reporter(spec.report))
     # Shared memory has no name and needs no clean-up; the teardown of large libraries is slow and may crash.
     os._exit(code)
 

@@ -26,7 +26,8 @@ import trio
 
 from protocols.board import SUPERVISOR_COLUMNS, Column, State
 from protocols.errors import StartError
-from runtime import admin, kin, notices, status, tracing, verbs
+from runtime import admin, kin, logs, notices, status, verbs
+from runtime.blackbox import BlackBox
 from runtime.door import admin_door, client_door
 from runtime.events import (
     Command,
@@ -46,6 +47,7 @@ from runtime.events import (
 from runtime.launch import Process, ending, oom_kills
 from runtime.lifecycle import Act, Lifecycle
 from runtime.report import Failed, Progress, Ready, Reports
+from runtime.sight import NAME, Sight
 from runtime.tree import Budget, Child, Company, Group, Strategy, check, leaves
 from runtime.understudy import Understudies
 from runtime.vault import load_keys
@@ -88,7 +90,9 @@ class _Running:
 class Supervisor:
     """A company while it runs."""
 
-    def __init__(self, company: Company, wiring: Wiring, announce: notices.Announce, log: Any) -> None:
+    def __init__(
+        self, company: Company, wiring: Wiring, announce: notices.Announce, log: Any, box: BlackBox
+    ) -> None:
         self._company = company
         self._wiring = wiring
         self._announce = announce
@@ -97,6 +101,7 @@ class Supervisor:
         self._rows = {name: wiring.row(name) for name in self._children}
         self._life = Lifecycle(company.root, company.config.drain_seconds)
         self._running: dict[str, _Running] = {}
+        self._sight = Sight(company.config, wiring, self._children, box)
         self._understudies = Understudies(company.root, wiring)
         self._nursery: trio.Nursery
         self._changed = trio.Event()
@@ -278,6 +283,7 @@ class Supervisor:
     def _reset_row(self, name: str, incarnation: int) -> None:
         """Make the row a new incarnation's. Nobody else writes to it: the previous one was reaped."""
         row = self._rows[name]
+        self._sight.bury(name, row)
         for column in Column:
             if column >= SUPERVISOR_COLUMNS:
                 row[column] = 0
@@ -295,8 +301,9 @@ class Supervisor:
         if isinstance(notice, notices.Serving):
             self._understudies.open(time.monotonic())
             notice = self._whereabouts(notice)
+        self._sight.hear(notice)
         if self._company.config.log_format == "json":
-            self._log_notice(notice)
+            notices.log(notice, self._log)
         else:
             self._announce(notice)
 
@@ -306,16 +313,6 @@ class Supervisor:
         if not config.port:
             return notice
         return dataclasses.replace(notice, model=config.model.name, url=status.url(config))
-
-    def _log_notice(self, notice: notices.Notice) -> None:
-        """A notice among the log's lines, so that whoever asked for JSON reads nothing else."""
-        match notice:
-            case notices.Lost(name, reason, delay):
-                self._log.warning("actor lost", name=name, reason=reason, delay=delay)
-            case notices.Failed(sentence):
-                self._log.error("company failed", reason=sentence)
-            case _:
-                self._log.info(notices.describe(notice))
 
     def _leave_nobody(self) -> None:
         """Kill the understudies, and actors if there are any, as when this supervisor itself has failed."""
@@ -428,7 +425,8 @@ def supervise(company: Company, *, announce: notices.Announce = write_notice) ->
     _allow_many_descriptors()
     kin.adopt_orphans()
     config = company.config
-    log = tracing.configure(config.log_level, config.log_format, actor="supervisor")
+    box = BlackBox.private()
+    log = logs.configure(config.log_level, config.log_format, actor=NAME, box=box)
     with contextlib.ExitStack() as stack:
         door = stack.enter_context(admin_door(admin.address(config.name, config.socket)))
         listener = None
@@ -437,4 +435,4 @@ def supervise(company: Company, *, announce: notices.Announce = write_notice) ->
             config = msgspec.structs.replace(config, port=listener.getsockname()[1])
         company = dataclasses.replace(company, config=config)
         wiring = stack.enter_context(contextlib.closing(Wiring(company, listener)))
-        return trio.run(Supervisor(company, wiring, announce, log).run, door)
+        return trio.run(Supervisor(company, wiring, announce, log, box).run, door)

@@ -16,6 +16,7 @@ import msgspec
 
 from protocols.config import Config
 from protocols.ledger import Layout
+from runtime.blackbox import BlackBox
 from runtime.board import Board, Row
 from runtime.doorbell import Doorbell
 from runtime.ledger import Ledger
@@ -42,7 +43,7 @@ class Edge(msgspec.Struct, frozen=True):
 class Spec(msgspec.Struct, frozen=True, tag="spec"):
     """All that a process needs to become an actor. Integers that name a thing are descriptors; -1: none.
 
-    row: the actor's row of the board; rows: everybody's. report: pipe to the supervisor.
+    row: the actor's row of the board; rows: everybody's. box: its black box. report: pipe to the supervisor.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Spec(msgspec.Struct, frozen=True, tag="spec"):
     rows: dict[str, int]
     ledger: int
     layout: Layout
+    box: int
     report: int
     listener: int = -1
     vault: int = -1
@@ -69,7 +71,7 @@ class Spec(msgspec.Struct, frozen=True, tag="spec"):
         edges = [
             fd for edge in (*self.inbox, *self.outbox) for fd in (edge.control, edge.data, edge.doorbell)
         ]
-        single = (self.doorbell, self.board, self.ledger, self.report, self.listener, self.vault)
+        single = (self.doorbell, self.board, self.ledger, self.box, self.report, self.listener, self.vault)
         return tuple({fd for fd in (*edges, *single) if fd >= 0})
 
 
@@ -117,6 +119,7 @@ class Wiring:
         self._rows = {child.name: row for row, child in enumerate(children)}
         self._rings: dict[tuple[str, str], tuple[int, int]] = {}
         self._bells: dict[str, Doorbell] = {}
+        self.boxes = {child.name: BlackBox.create() for child in children}
         self._layout = ledger_layout(company.config)
         self._board = Board.create(len(children))
         self._ledger = Ledger.create(self._layout, company.config.frontends)
@@ -153,6 +156,7 @@ class Wiring:
             rows=self._rows,
             ledger=self._ledger.fd,
             layout=self._layout,
+            box=self.boxes[child.name].fd,
             report=report,
             listener=listener,
             vault=self.vault.fd if child.listens else -1,
@@ -182,6 +186,8 @@ class Wiring:
                 os.close(fd)
         for bell in self._bells.values():
             bell.close()
+        for box in self.boxes.values():
+            box.close()
         self._board.close()
         self._ledger.close()
         self.vault.close()

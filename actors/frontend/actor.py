@@ -26,7 +26,7 @@ accepts = FrontendMail
 async def run(context: Context[FrontendMail]) -> None:
     """Serve `context.listener` until asked to stop, then finish what is open."""
     assert context.listener is not None and context.vault is not None, "a frontend is given both"
-    engine = Engine(context.index, context.config, context.ledger, context.outbox, context.log)
+    engine = Engine(context.index, context.config, context.ledger, context.outbox, context.log, context.box)
     service = Service(context.config, engine, context.log, now())
     access = Access(context.config, context.vault, context.index)
     finder = Finder(
@@ -46,7 +46,7 @@ async def run(context: Context[FrontendMail]) -> None:
         nursery.start_soon(finder.note)
         if engine.patience:
             nursery.start_soon(engine.expire)
-        nursery.start_soon(_watch, context, engine, health, access, server)
+        nursery.start_soon(_watch, context, engine, health, access, server, sockets)
         nursery.start_soon(_stop, context, sockets, server, engine)
         context.ready()
         await server.serve(context.listener)
@@ -72,7 +72,12 @@ async def _mail(context: Context[FrontendMail], engine: Engine) -> None:
 
 
 async def _watch(
-    context: Context[FrontendMail], engine: Engine, health: Health, access: Access, server: HttpServer
+    context: Context[FrontendMail],
+    engine: Engine,
+    health: Health,
+    access: Access,
+    server: HttpServer,
+    sockets: SocketMode,
 ) -> None:
     """Look at the board from time to time, and send again what a dead tokenizer may have lost."""
     while True:
@@ -82,6 +87,7 @@ async def _watch(
         access.look_around()
         context.vitals[Column.CONNECTIONS] = server.connections
         context.vitals[Column.OPEN_REQUESTS] = engine.open
+        context.vitals[Column.WEBSOCKETS] = sockets.open
         await trio.sleep(LOOK_EVERY)
 
 

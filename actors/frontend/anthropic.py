@@ -6,7 +6,7 @@ import msgspec
 
 from actors.frontend import delivery, parameters, prompts
 from actors.frontend.jobs import Job
-from actors.frontend.service import Service, new_id, read, trace_of
+from actors.frontend.service import Service, new_id, read
 from actors.frontend.text import Collector, Meter, Pending
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import Encode, TextRow
@@ -50,7 +50,7 @@ def error_document(body: ErrorBody, request_id: str) -> bytes:
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/messages`."""
     request = await read(_message, await exchange.body())
-    job = message_job(request, service, trace_of(exchange))
+    job = message_job(request, service, service.trace_of(exchange))
     id, model = new_id("msg_"), service.model.name
     if request.stream:
         await delivery.stream(exchange, service.engine, job, MessageStream(id, model, exchange.id))

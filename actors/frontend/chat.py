@@ -12,7 +12,7 @@ from actors.frontend.choices import AnswerHead, answer, check
 from actors.frontend.jobs import Job
 from actors.frontend.reading import Reading, reading_of
 from actors.frontend.rules import rules_of
-from actors.frontend.service import Service, read, trace_of
+from actors.frontend.service import Service, read
 from actors.frontend.text import Collector, Pending, finish_reason, usage_document
 from protocols.config import Config
 from protocols.errors import UserError
@@ -62,7 +62,7 @@ async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/chat/completions`."""
     request = await read(_decoder, await exchange.body())
     reading = _reading(request, service.config)
-    job = chat_job(request, service, trace_of(exchange))
+    job = chat_job(request, service, service.trace_of(exchange))
     document = functools.partial(_document, request, reading)
     await answer(service, exchange, request, job, ChatDialect(reading), document)
 

@@ -11,7 +11,7 @@ import msgspec
 from actors.frontend import delivery, parameters
 from actors.frontend.chunks import ChunkStream, Dialect
 from actors.frontend.jobs import Job
-from actors.frontend.service import Service, new_id, now
+from actors.frontend.service import Service, now
 from actors.frontend.text import Collector, Pending
 from protocols.config import ModelCard
 from protocols.errors import UserError
@@ -58,7 +58,7 @@ async def answer(
     document: Callable[[AnswerHead, Collector], msgspec.Struct],
 ) -> None:
     """Run the job and answer, as a stream where the request asks for it."""
-    head = AnswerHead(new_id(dialect.prefix), now(), service.model.name)
+    head = AnswerHead(dialect.prefix + exchange.id[-32:], now(), service.model.name)
     choices = len(job.prompts) * job.n
     if request.stream:
         await delivery.stream(exchange, service.engine, job, _source(request, head, dialect, choices, job.n))

@@ -11,7 +11,7 @@ from actors.frontend import parameters, prompts
 from actors.frontend.choices import AnswerHead, answer, check
 from actors.frontend.jobs import Job
 from actors.frontend.rules import rules_of
-from actors.frontend.service import Service, read, trace_of
+from actors.frontend.service import Service, read
 from actors.frontend.text import FINISH_REASONS, Collector, Pending, usage_document
 from protocols.messages import TextLogprob
 from protocols.openai import completions
@@ -58,7 +58,7 @@ class TextDialect:
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/completions`."""
     request = await read(_decoder, await exchange.body())
-    job = completion_job(request, service, trace_of(exchange))
+    job = completion_job(request, service, service.trace_of(exchange))
     document = functools.partial(_document, request)
     await answer(service, exchange, request, job, TextDialect(), document)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from actors.frontend import delivery, parameters, prompts
 from actors.frontend.jobs import Job
-from actors.frontend.service import Service, read, trace_of
+from actors.frontend.service import Service, read
 from actors.frontend.text import Collector
 from protocols.errors import UserError
 from protocols.openai.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
@@ -33,7 +33,7 @@ async def create(service: Service, exchange: Exchange) -> None:
     request = await read(_decoder, await exchange.body())
     parameters.check_model(request.model, service.model)
     asked = prompts.plain_prompts(request.input, service.model.vocab_size, "input")
-    job = _job(request, service, asked, trace_of(exchange))
+    job = _job(request, service, asked, service.trace_of(exchange))
     data: list[Embedding] = []
     tokens = 0
     together = min(TOGETHER, service.engine.slots.capacity)

@@ -20,6 +20,7 @@ import trio
 
 from actors.frontend.accounts import Account
 from actors.frontend.generation import Choice, Generation, Sink
+from actors.frontend.instruments import Instruments
 from actors.frontend.jobs import Job, mails_of
 from actors.frontend.questions import Questions
 from actors.frontend.slots import Slots
@@ -37,6 +38,7 @@ from protocols.messages import (
     TextRow,
 )
 from protocols.request import Finish, slot_of
+from runtime.blackbox import BlackBox
 from runtime.channel import Mail, Outbox
 from runtime.ledger import Ledger
 from runtime.tracing import trace_fields
@@ -48,13 +50,22 @@ EXPIRE_EVERY = 0.1
 class Engine:
     """All generations of one frontend."""
 
-    def __init__(self, index: int, config: Config, ledger: Ledger, outbox: Outbox, log: Any) -> None:
+    def __init__(
+        self,
+        index: int,
+        config: Config,
+        ledger: Ledger,
+        outbox: Outbox,
+        log: Any,
+        box: BlackBox | None = None,
+    ) -> None:
         self._index = index
         self.config = config
         self._ledger = ledger
         self._outbox = outbox
         self._log = log
         self._choices: dict[int, Choice] = {}
+        self.instruments = Instruments(box or BlackBox.private())
         self.questions = Questions(index, config.tokenizers, outbox)
         self.slots = Slots(index, ledger, self._abort_nowait, config.orphan_seconds)
         self._handing_over = trio.Event()
@@ -83,6 +94,7 @@ class Engine:
         try:
             generation.enter()
             while unsent:
+                self.instruments.began(unsent[0])
                 await self._outbox.send(self._tokenizer(unsent[0].rids[0]), unsent[0])
                 del unsent[0]
         except ValueError:
@@ -98,6 +110,7 @@ class Engine:
         for choice in generation.choices:
             if self._choices.pop(choice.rid, None) is not None:
                 self.slots.leave(choice.rid, aborted=True)
+                self.instruments.ended(choice, _ABORT if generation.error is None else _ERROR)
         generation.end()
 
     def adopt(self, stored: Generate, sink: Sink) -> Generation:
@@ -145,6 +158,7 @@ class Engine:
     def deliver(self, mails: Iterable[Mail[FrontendMail]]) -> None:
         """Take in mail of the tokenizers."""
         woken: dict[Generation, None] = {}
+        self.instruments.delivering()
         for mail in mails:
             match mail.message:
                 case Deltas(rows=rows):
@@ -158,6 +172,7 @@ class Engine:
                     assert_never(message)
         for generation in woken:
             self._pump(generation)
+        self.instruments.delivered()
 
     async def resend(self, tokenizer: int) -> None:
         """Send again what a dead incarnation of a tokenizer may have read and never written to the ledger,
@@ -195,6 +210,8 @@ class Engine:
                 return
             choice.catching_up = False
         woken[generation] = None
+        if row.tokens:
+            self.instruments.heard(choice, row)
         if row.finish is _ERROR:
             self._fail(generation, row.error or _FAILED)
             return
@@ -208,6 +225,7 @@ class Engine:
             return
         if row.finish is not _NONE:
             self._end(choice)
+            self.instruments.ended(choice, row.finish, row.tokens)
         generation.begun.set()
 
     def _refused(self, rid: int, error: ErrorBody, woken: dict[Generation, None]) -> None:
@@ -277,5 +295,5 @@ _QUEUED = ErrorBody(
     "server_overloaded",
     retry_after=1,
 )
-_NONE, _ERROR = Finish.NONE, Finish.ERROR
+_NONE, _ABORT, _ERROR = Finish.NONE, Finish.ABORT, Finish.ERROR
 _FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "internal_error")

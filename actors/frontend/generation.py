@@ -12,6 +12,7 @@ import trio
 from actors.frontend.accounts import Account
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import Generate, TextRow
+from protocols.spans import is_sampled
 
 
 class Sink(Protocol):
@@ -30,18 +31,22 @@ class Sink(Protocol):
 class Choice:
     """One choice on its way: how much of it was seen, by which the next row is cut (characters, tokens, and
     tokens of a listed prompt). catching_up: its rows are being sent again, and those that come before the
-    replay are not wanted."""
+    replay are not wanted. arrived, last, resumed, traced: see `instruments.Timed`."""
 
     __slots__ = (
+        "arrived",
         "billed",
         "catching_up",
         "characters",
         "generation",
         "index",
+        "last",
         "prompt",
         "read",
+        "resumed",
         "rid",
         "tokens",
+        "traced",
     )
 
     def __init__(self, rid: int, index: int, generation: Generation) -> None:
@@ -53,6 +58,9 @@ class Choice:
         self.characters = 0
         self.tokens = 0
         self.read = 0
+        self.arrived, self.last = generation.mails[0].arrived_ns, 0
+        self.resumed = generation.adopted
+        self.traced = is_sampled(generation.mails[0].trace)
 
     def cut(self, row: TextRow) -> TextRow:
         """The part of `row` that is new. A stop token that the client did not name is the model's own end,

@@ -10,7 +10,7 @@ from actors.frontend import delivery, parameters, prompts
 from actors.frontend.choices import MAX_CHOICES
 from actors.frontend.jobs import Job
 from actors.frontend.rules import rules_of
-from actors.frontend.service import Service, new_id, read, trace_of
+from actors.frontend.service import Service, new_id, read
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import TextLogprob, TextRow
 from protocols.openai import native
@@ -42,7 +42,7 @@ _NAMES = {
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /generate`."""
     request = await read(_decoder, await exchange.body())
-    job = native_job(request, service, trace_of(exchange))
+    job = native_job(request, service, service.trace_of(exchange))
     answers = Answers(request, job)
     if request.stream:
         await delivery.stream(exchange, service.engine, job, answers)

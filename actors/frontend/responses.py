@@ -11,7 +11,7 @@ from actors.frontend import delivery, items, turns
 from actors.frontend.finder import Finder, Memo
 from actors.frontend.live import Conversation, LiveResponse, Reader
 from actors.frontend.response_stream import DELTA, Event
-from actors.frontend.service import Service, new_id, read, trace_of
+from actors.frontend.service import Service, new_id, read
 from actors.frontend.turns import Turn
 from protocols.errors import UserError
 from protocols.openai.responses import ResponseDeleted
@@ -25,7 +25,7 @@ async def create(service: Service, finder: Finder, exchange: Exchange) -> None:
     body = await exchange.body()
     request = await read(turns.decoder, body)
     previous = await previous_conversation(finder, request.previous_response_id, service.owner)
-    turn = turns.prepare(request, service, previous, trace_of(exchange), len(body))
+    turn = turns.prepare(request, service, previous, service.trace_of(exchange), len(body))
     live = await launch(service, finder, turn)
     if request.background:
         await _begun(live)

@@ -15,7 +15,6 @@ from actors.frontend.engine import Engine
 from protocols.config import Config, ModelCard
 from protocols.openai.body import read_body
 from runtime.http import Exchange
-from runtime.tracing import TraceContext
 
 T = TypeVar("T")
 
@@ -37,6 +36,17 @@ class Service:
     def charged_to(self, account: Account) -> Service:
         """The same, for the requests of one key."""
         return dataclasses.replace(self, engine=self.engine.charged_to(account), account=account)
+
+    def trace_of(self, exchange: Exchange, unique: str = "") -> str:
+        """The traceparent that travels with the request: a span below the client's, or of a trace of its own
+        that is named as the request is; the answer tells it. unique: 32 hexadecimal digits, where one
+        exchange brings many requests, which have no such answer."""
+        header = exchange.head.value("traceparent")
+        own = self.engine.instruments.arrived(header, unique or exchange.id[-32:]).header()
+        if not unique:
+            told = exchange.extra
+            exchange.extra = lambda: (*told(), ("traceparent", own))
+        return own
 
     @property
     def owner(self) -> str:
@@ -64,9 +74,3 @@ def new_id(prefix: str) -> str:
 def now() -> int:
     """Seconds since the epoch."""
     return int(time.time())
-
-
-def trace_of(exchange: Exchange) -> str:
-    """The traceparent that travels with the request: a span below the client's; "" where it sent none."""
-    context = TraceContext.parse(exchange.head.value("traceparent"))
-    return context.child().header() if context is not None else ""

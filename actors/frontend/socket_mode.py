@@ -9,6 +9,7 @@ resumed was created elsewhere, and only loses a reader.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import urllib.parse
 from typing import Any, assert_never
 
@@ -21,7 +22,7 @@ from actors.frontend.finder import Finder
 from actors.frontend.lanes import MAX_NAMED, Create, Lanes, lane_of
 from actors.frontend.live import Conversation, LiveResponse, Reader
 from actors.frontend.response_stream import Event, Phase
-from actors.frontend.service import Service, read, trace_of
+from actors.frontend.service import Service, read
 from actors.frontend.slots import overloaded
 from protocols.errors import ErrorBody, UserError
 from protocols.openai.body import ErrorDetail
@@ -60,6 +61,11 @@ class SocketMode:
             finally:
                 self._sessions.discard(session)
 
+    @property
+    def open(self) -> int:
+        """Sessions."""
+        return len(self._sessions)
+
     def stop(self) -> None:
         """Let every session finish what runs, then close it with 1012."""
         self._stopping = True
@@ -77,7 +83,7 @@ class Session:
         self._finder = finder
         self._access = access
         self._socket = socket
-        self._trace = trace_of(exchange)
+        self._exchange = exchange
         self._model = urllib.parse.parse_qs(exchange.head.query).get("model", [None])[-1]
         most = service.account.key.limits.lanes if service.account is not None else 0
         self._lanes = Lanes(4 * service.config.max_body, most or MAX_NAMED)
@@ -174,7 +180,8 @@ class Session:
 
     async def _run_new(self, create: Create, request: ResponsesRequest) -> None:
         previous = await self._previous(request.previous_response_id)
-        turn = turns.prepare(request, self._service, previous, self._trace, create.size)
+        trace = self._service.trace_of(self._exchange, secrets.token_hex(16))
+        turn = turns.prepare(request, self._service, previous, trace, create.size)
         live = await responses.launch(self._service, self._finder, turn)
         try:
             await live.generation.begun.wait()

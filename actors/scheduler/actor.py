@@ -18,6 +18,7 @@ import trio
 from actors.post import Post
 from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
 from actors.scheduler.core import Core
+from actors.scheduler.instruments import Instruments
 from actors.scheduler.speculation import Speculation
 from actors.sizes import portions
 from protocols.board import Column, State
@@ -58,6 +59,7 @@ _SHOWN = (
     Column.STEP_US_TOTAL,
     Column.DRAFTED_TOTAL,
     Column.ACCEPTED_TOTAL,
+    Column.PAGES_AVAILABLE,
 )
 """Where the fields of a Load go, in their order, but for the last one."""
 _LEDGER_FULL = ErrorBody(
@@ -92,6 +94,7 @@ class Scheduler:
         self._context = context
         self._executor = f"executor.{context.index}"
         self._told = 0
+        self._instruments = Instruments(context.box)
         self._core = Core(
             depth=config.depth,
             chunk_size=config.chunk_size,
@@ -111,9 +114,12 @@ class Scheduler:
     def turn(self, mail: Sequence[Incoming]) -> None:
         """One turn, and more while carrying it out brings news (a request that has gone)."""
         while True:
-            start = time.perf_counter_ns()
+            start = time.monotonic_ns()
+            for message in mail:
+                self._instruments.heard(message)
             commands = self._core.turn(mail)
-            self._context.vitals.add(Column.TURN_NS_TOTAL, time.perf_counter_ns() - start)
+            self._context.vitals.add(Column.TURN_NS_TOTAL, time.monotonic_ns() - start)
+            self._instruments.turned(start, len(mail))
             mail = [Abort(rid) for rid in self._carry_out(commands)]
             if not mail:
                 return
@@ -188,13 +194,14 @@ class Scheduler:
         for command in commands:
             match command:
                 case Launch(plan):
-                    self.post.send(self._executor, plan)
+                    self.post.send(self._executor, self._instruments.launched(plan))
                 case Emit(origin, rows):
                     kept = self._commit(rows, gone)
                     reach("scheduler.committed")
                     self._send_rows(origin, kept)
                     self._context.worked()
                 case Settle(rid, finish):
+                    self._instruments.ended(rid)
                     self._settle(rid, finish)
                 case Load():
                     self._show(command)
@@ -204,6 +211,8 @@ class Scheduler:
         """Write rows to the ledger; returns those that may be sent. The rows of nearly all choices bring
         tokens and nothing else: these go together, the others one by one."""
         special = {row.rid for row in rows if not _is_plain(row)}
+        if special:
+            self._instruments.finished(rows)
         plain = [row for row in rows if row.rid not in special] if special else rows
         owners = [row for row in plain for _ in row.tokens]
         tokens = [token for row in plain for token in row.tokens]

@@ -63,6 +63,7 @@ class Load(NamedTuple):
     step_us: int
     drafted: int
     accepted: int
+    pages_available: int
     last_dispatch: int
 
 

@@ -357,6 +357,7 @@ class Core:
             step_us=self._step_us,
             drafted=self._drafted,
             accepted=self._accepted,
+            pages_available=cache.available if cache is not None else 0,
         )
 
 

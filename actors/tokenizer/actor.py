@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
+import time
 from collections import deque
 from typing import assert_never
 
@@ -22,6 +23,7 @@ import trio
 
 from actors.tokenizer.codec import Codec, load_codec
 from actors.tokenizer.core import Core, Outgoing
+from actors.tokenizer.instruments import Instruments
 from actors.tokenizer.model_files import read_chat_templates
 from actors.tokenizer.outgoing import Desk
 from actors.tokenizer.questions import Question
@@ -34,6 +36,7 @@ from protocols.config import Config
 from protocols.errors import UserError
 from protocols.messages import Abort, Decode, Encode, Generate, Replay, TokenizerMail, Tokens
 from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
+from protocols.spans import Kind
 from runtime.actor import Context
 from runtime.failpoints import reach
 from runtime.ledger import Ledger
@@ -97,6 +100,7 @@ class Actor:
         self._core = core
         self._renderers = renderers
         self._nursery = nursery
+        self._instruments = Instruments(context.box)
         ring_bytes = context.config.ring_bytes
         self._desk = Desk(context.outbox, context.ledger, nursery, context.log, ring_bytes, self._moved)
         self._queue: deque[Generate | Question] = deque()
@@ -111,6 +115,7 @@ class Actor:
             for to, message in self._core.recover():
                 self._desk.post(to, message)
                 await trio.lowlevel.checkpoint()
+        self._instruments.follow(self._core.sampled())
 
     async def read(self) -> None:
         """Take in mail, for ever."""
@@ -138,11 +143,15 @@ class Actor:
     def _handle(self, message: TokenizerMail) -> None:
         match message:
             case Tokens(rows):
+                start = self._instruments.begin()
                 self._post(self._core.take(rows))
+                if start:
+                    self._instruments.detokenised(rows, start)
             case Generate() | Encode() | Decode():
                 self._queue.append(message)
                 self._queued.set()
-            case Abort():
+            case Abort(rid):
+                self._instruments.leave(rid)
                 self._post(self._core.abort(message))
             case Replay():
                 self._post(self._core.replay(message))
@@ -161,12 +170,15 @@ class Actor:
             self._take_up_here(message, "")
 
     async def _take_up_chat(self, message: Generate | Encode, prompt: ChatPrompt) -> None:
+        start = time.monotonic_ns()
         try:
             rendered = await self._render(message, prompt)
         except UserError as error:
             self._away -= 1
             self._post(self._core.refuse(message, error.body))
         else:
+            if isinstance(message, Generate):
+                self._instruments.took_up(message, Kind.RENDER, start)
             if _takes_long(message, len(rendered)):
                 await self._take_up_in_thread(message, rendered)
                 return
@@ -185,15 +197,19 @@ class Actor:
 
     def _take_up_here(self, message: Generate | Question, rendered: str) -> None:
         if isinstance(message, Generate):
+            start = time.monotonic_ns()
             self._post(self._core.admit(message, self._core.prepare(message, rendered)))
+            self._instruments.took_up(message, Kind.ENCODE, start)
         else:
             self._post(self._core.answer(message, rendered))
 
     async def _take_up_in_thread(self, message: Generate | Question, rendered: str) -> None:
         run = functools.partial(trio.to_thread.run_sync, limiter=self._limiter)
         if isinstance(message, Generate):
+            start = time.monotonic_ns()
             prompted = await run(self._core.prepare, message, rendered)
             out = self._core.admit(message, prompted)
+            self._instruments.took_up(message, Kind.ENCODE, start)
         else:
             out = await run(self._core.answer, message, rendered)
         self._away -= 1

@@ -40,6 +40,7 @@ from protocols.messages import (
 )
 from protocols.request import ChatPrompt, Finish, TextPrompt, TokenPrompt
 from protocols.sampling import SamplingParams
+from protocols.spans import is_sampled
 from protocols.stored import StoredRequest, decode_stored
 from protocols.wire import encode
 from runtime.ledger import Ledger, StaleRequest
@@ -79,6 +80,10 @@ class Core:
     def open(self) -> int:
         """Choices that have not finished."""
         return len(self._streams)
+
+    def sampled(self) -> Iterator[int]:
+        """The open choices that are traced."""
+        return (rid for rid, stream in self._streams.items() if is_sampled(stream.submit.trace))
 
     # --- down
 

@@ -158,6 +158,7 @@ def test_how_an_actor_fails(entry: str, failed: Failed) -> None:
     """In a process of its own, as it takes over the descriptors it is given."""
     script = (
         "import os, structlog\n"
+        "from runtime.blackbox import BlackBox\n"
         "from runtime.process import perform\n"
         "from tests.runtime.test_actor import _company\n"
         "from runtime.tree import Child\n"
@@ -166,7 +167,8 @@ def test_how_an_actor_fails(entry: str, failed: Failed) -> None:
         "reader, writer = os.pipe()\n"
         "spec = Wiring(_company(child), None).spec(child, 1, writer)\n"
         "told = []\n"
-        "code = perform(spec, structlog.get_logger(), told.append)\n"
+        "box = BlackBox.private()\n"
+        "code = perform(spec, structlog.get_logger(), box, told.append)\n"
         "assert code == 1\n"
         f"assert told[-1].__class__.__name__ == 'Failed' and told[-1].sentence == {failed.sentence!r}\n"
         f"assert told[-1].exit_code == {failed.exit_code!r}\n"

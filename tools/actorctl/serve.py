@@ -212,6 +212,13 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     show_default=True,
     help="auto: for people on a terminal, JSON lines elsewhere.",
 )
+@click.option(
+    "--trace-sample",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of the requests that are traced, besides those whose client says so (traceparent).",
+)
 def serve(model: str | None, **options: Any) -> None:
     """Serve MODEL (a Hugging Face directory, or a hub id where the network allows) until interrupted.
 

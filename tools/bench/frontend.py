@@ -31,12 +31,13 @@ from protocols.config import Config, ModelCard
 from protocols.ledger import Layout
 from protocols.messages import Deltas, FrontendMail, Generate, TextRow, TokenizerMail
 from protocols.wire import Decoder, encode
+from runtime.blackbox import BlackBox
 from runtime.board import Board
 from runtime.channel import Inbox, Mail
 from runtime.http import HttpServer, Limits
 from runtime.ledger import Ledger
+from runtime.logs import configure
 from runtime.memory import Exchange
-from runtime.tracing import configure
 from runtime.vault import Vault
 from tools.bench.statistics import spread
 
@@ -88,7 +89,7 @@ async def _world(streams: int) -> AsyncIterator[tuple[Engine, Inbox[TokenizerMai
     config = Config(model=card)
     ledger = Ledger.create(Layout(slots=streams, tokens=64, request_bytes=4096, extra_bytes=4096))
     exchange = Exchange(("frontend.0", "tokenizer.0"), capacity=1 << 24)
-    log = configure("error", "json", actor="bench")
+    log = configure("error", "json", actor="bench", box=BlackBox.private())
     engine = Engine(0, config, ledger, exchange.outbox("frontend.0"), log)
     service, board = Service(config, engine, log, 0), Board.create(1)
     vault = Vault.create(config.frontends)

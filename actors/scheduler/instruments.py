@@ -1,0 +1,196 @@
+"""What a scheduler measures: how long its requests wait, are prefilled and decode, and whose each step was.
+
+It watches what goes in and out of the core, and decides nothing. For a request that nobody traces it does
+something when it comes, when a plan opens or prefills it, and when it ends; for a step, one look at its size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from actors.scheduler.commands import Resume
+from protocols.messages import SchedulerMail, Submit, TokenRow
+from protocols.meters import DECODE, ITERATION, PREFILL, QUEUE, Count
+from protocols.plan import Plan, StepDone
+from protocols.request import Finish
+from protocols.spans import Kind, is_sampled
+from runtime.blackbox import BlackBox
+
+_NONE = Finish.NONE
+
+
+class _Request:
+    """What is known of an open choice. waits, opened, first: when it began to wait for a plan, when one
+    opened it, when its first token came (nanoseconds, 0: not yet). resumed: an earlier incarnation had it.
+    again: what is prefilled now was computed before."""
+
+    __slots__ = ("again", "first", "opened", "resumed", "rid", "traced", "waits")
+
+    def __init__(self, submit: Submit, *, resumed: bool) -> None:
+        self.rid = submit.rid
+        self.traced = is_sampled(submit.trace)
+        self.waits = submit.arrived_ns
+        self.opened = self.first = 0
+        self.resumed = self.again = resumed
+
+
+class _Share(NamedTuple):
+    """One row of a step that is traced."""
+
+    kind: Kind
+    rid: int
+    tokens: int
+
+
+class _Flight(NamedTuple):
+    """A step in the air. firsts: whose first token it brings."""
+
+    epoch: int
+    step: int
+    launched: int
+    tokens: int
+    firsts: tuple[_Request, ...]
+    shares: tuple[_Share, ...]
+
+
+class Instruments:
+    """Of one scheduler."""
+
+    def __init__(self, box: BlackBox) -> None:
+        self._box = box
+        self._requests: dict[int, _Request] = {}
+        self._slots: dict[int, _Request] = {}
+        self._flights: deque[_Flight] = deque()
+        self._traced = 0
+        self._epoch = -1
+
+    def heard(self, message: SchedulerMail | Resume) -> None:
+        """The core is about to be told this."""
+        match message:
+            case StepDone():
+                self._landed(message)
+            case Submit():
+                self._came(message, resumed=False)
+            case Resume(submit):
+                self._came(submit, resumed=True)
+            case _:
+                pass
+
+    def _came(self, submit: Submit, *, resumed: bool) -> None:
+        if submit.rid not in self._requests:
+            request = self._requests[submit.rid] = _Request(submit, resumed=resumed)
+            self._traced += request.traced
+
+    def ended(self, rid: int) -> None:
+        """It takes no more part in any step."""
+        request = self._requests.pop(rid, None)
+        if request is None:
+            return
+        self._traced -= request.traced
+        if request.first:
+            self._box.observe(DECODE, time.monotonic_ns() - request.first)
+
+    def finished(self, rows: Sequence[TokenRow]) -> None:
+        """Rows of which some may be the last of their choices."""
+        for row in rows:
+            if row.finish is not _NONE:
+                self.ended(row.rid)
+
+    def launched(self, plan: Plan) -> Plan:
+        """A step leaves; the plan as it is to be sent."""
+        now = time.monotonic_ns()
+        if plan.epoch != self._epoch:
+            self._epoch = plan.epoch
+            self._leave(list(self._slots), now)
+            self._flights.clear()
+        self._leave(plan.closes, now)
+        for opening in plan.opens:
+            request = self._requests.get(opening.rid)
+            if request is not None:
+                self._slots[opening.slot] = request
+                self._open(request, now, opening.prompt_len)
+        tokens = len(plan.decodes) // 4 * plan.rounds
+        firsts: tuple[_Request, ...] = ()
+        if plan.chunks:
+            tokens += sum(len(chunk.tokens) for chunk in plan.chunks) // 4
+            firsts = self._prefilled(plan)
+        self._box.observe(ITERATION, tokens)
+        tracing = self._traced or self._box.recording
+        shares = self._shares(plan) if tracing else ()
+        self._flights.append(_Flight(plan.epoch, plan.step, now, tokens, firsts, shares))
+        return msgspec.structs.replace(plan, traced=True) if shares else plan
+
+    def _landed(self, done: StepDone) -> None:
+        if not self._flights or (self._flights[0].epoch, self._flights[0].step) != (done.epoch, done.step):
+            return
+        flight, now = self._flights.popleft(), time.monotonic_ns()
+        for request in flight.firsts:
+            if not request.first:
+                request.first = now
+                self._box.observe(PREFILL, now - request.opened)
+        for kind, rid, tokens in flight.shares:
+            self._box.span(
+                kind,
+                rid,
+                flight.launched,
+                now - flight.launched,
+                a=flight.epoch,
+                b=flight.step,
+                c=tokens,
+                d=flight.tokens,
+            )
+
+    def turned(self, start: int, mail: int) -> None:
+        """A turn that began at `start` is over; it took in so many messages."""
+        if self._traced or self._box.recording:
+            self._box.span(Kind.TURN, 0, start, time.monotonic_ns() - start, mail)
+
+    def _open(self, request: _Request, now: int, prompt_len: int) -> None:
+        if request.traced or self._box.recording:
+            self._box.span(Kind.QUEUE, request.rid, request.waits, now - request.waits, a=prompt_len)
+        if request.opened:
+            request.again = True
+            return
+        request.opened = now
+        if not request.resumed:
+            self._box.observe(QUEUE, now - request.waits)
+
+    def _leave(self, slots: Sequence[int], now: int) -> None:
+        """Whoever had these slots has ended, or waits again."""
+        for slot in slots:
+            request = self._slots.pop(slot, None)
+            if request is not None:
+                request.waits = now
+
+    def _prefilled(self, plan: Plan) -> tuple[_Request, ...]:
+        firsts = []
+        for chunk in plan.chunks:
+            request = self._slots.get(chunk.slot)
+            if request is None:
+                continue
+            if request.again:
+                self._box.count(Count.REPLAYED, len(chunk.tokens) // 4)
+            if chunk.sample and not request.first and not request.resumed:
+                firsts.append(request)
+        return tuple(firsts)
+
+    def _shares(self, plan: Plan) -> tuple[_Share, ...]:
+        """The rows of those who are traced."""
+        everybody = self._box.recording
+        shares = [
+            _Share(Kind.PREFILL, request.rid, len(chunk.tokens) // 4)
+            for chunk in plan.chunks
+            if (request := self._slots.get(chunk.slot)) and (request.traced or everybody)
+        ]
+        decoding = np.frombuffer(plan.decodes, "<i4").tolist()
+        return tuple(shares) + tuple(
+            _Share(Kind.DECODE, request.rid, plan.rounds)
+            for slot in decoding
+            if (request := self._slots.get(slot)) and (request.traced or everybody)
+        )
