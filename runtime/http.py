@@ -80,7 +80,7 @@ Headers = tuple[tuple[str, str], ...]
 
 class Exchange:
     """One request and its answer, on a connection that may carry more of them. extra: headers that its answer
-    has whatever it is. document: how a refusal is written. transport: the connection below."""
+    has whatever it is. document: how a refusal is written. transport, limits: of the connection below."""
 
     def __init__(self, head: Head, connection: Connection) -> None:
         self.head = head
@@ -90,6 +90,7 @@ class Exchange:
         self.extra: Callable[[], Headers] = tuple
         self.document: Callable[[ErrorBody], bytes] = error_document
         self.transport = connection.transport
+        self.limits = connection.limits
         self._connection = connection
         self._chunked = True
 
@@ -141,6 +142,19 @@ class Exchange:
         self.started = self.upgraded = True
         return self._connection.protocol.trailing_data[0]
 
+    def hold(self, size: int) -> None:
+        """Count `size` bytes of the client's, instead of what was said before, among those that the server
+        keeps. Raises UserError 503 where they are too many."""
+        self._connection.hold(size)
+
+    def rest(self, give_way: Callable[[], None]) -> None:
+        """An upgraded connection has nothing to do: `give_way` is called when its place is needed."""
+        self._connection.server.resting[give_way] = None
+
+    def work(self, give_way: Callable[[], None]) -> None:
+        """It has something to do, or is over."""
+        self._connection.server.resting.pop(give_way, None)
+
     def _send_head(self, status: int, headers: Headers) -> None:
         closing = (("connection", "close"),) if self._connection.closing else ()
         raw = [
@@ -164,7 +178,7 @@ class Connection:
         tls = Tls(server.tls) if server.tls is not None else None
         self.transport = Transport(sock, tls=tls, write_seconds=server.limits.write_seconds)
         self.protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=server.limits.head_bytes)
-        self._server = server
+        self.server = server
         self._fresh = True
         self._suspect = False
         self._held = 0
@@ -172,11 +186,11 @@ class Connection:
     @property
     def closing(self) -> bool:
         """Whether the answer being given is this connection's last."""
-        return self._server.stopping or self._suspect
+        return self.server.stopping or self._suspect
 
     async def run(self, handler: Handler) -> None:
         """Serve the connection until one side closes it."""
-        with trio.move_on_after(self.limits.head_seconds) as scope, self._server.idle(scope):
+        with trio.move_on_after(self.limits.head_seconds) as scope, self.server.idle(scope):
             if not await self.transport.shake_hands():
                 scope.cancel()
         if scope.cancel_called:
@@ -203,17 +217,17 @@ class Connection:
                     body += data
                     if len(body) > self.limits.body_bytes:
                         raise too_large(self.limits.body_bytes)
-                    self._hold(len(body))
+                    self.hold(len(body))
                 case h11.EndOfMessage():
                     return bytes(body)
                 case event:
                     raise UserError(f"The request ended early ({type(event).__name__}).")
 
-    def _hold(self, size: int) -> None:
+    def hold(self, size: int) -> None:
         """Count the current body among those of the server. Raises UserError 503 where they are too many."""
-        self._server.held += size - self._held
+        self.server.held += size - self._held
         self._held = size
-        if self._server.held > self.limits.bodies_bytes:
+        if self.server.held > self.limits.bodies_bytes:
             raise UserError(
                 "The server has no memory for another request.",
                 status=503,
@@ -241,7 +255,7 @@ class Connection:
             with self.transport.cancelled_when_lost() as scope:
                 await self._answer(handler, exchange)
         finally:
-            self._hold(0)
+            self.hold(0)
         if scope.cancelled_caught or exchange.upgraded:
             return False
         if not self._at_rest():
@@ -272,7 +286,7 @@ class Connection:
             if not exchange.started:
                 await exchange.refuse(ErrorBody(error.error_status_hint, f"Bad HTTP request: {error}."))
         except Exception:
-            self._server.log.exception("request_failed", request_id=exchange.id)
+            self.server.log.exception("request_failed", request_id=exchange.id)
             if not exchange.started:
                 message = "The server failed on this request."
                 await exchange.refuse(ErrorBody(500, message, "server_error", "internal_error"))
@@ -290,7 +304,7 @@ class Connection:
         """The next request; None when the connection is over, or has to give its place to another at once."""
         if not await self._await_request():
             return None
-        with trio.move_on_after(self.limits.head_seconds) as scope, self._server.idle(scope, parts=False):
+        with trio.move_on_after(self.limits.head_seconds) as scope, self.server.idle(scope, parts=False):
             event = await self._next_event()
             return _head(event) if isinstance(event, h11.Request) else None
         if trio.current_time() >= scope.deadline:
@@ -303,7 +317,7 @@ class Connection:
             return True
         patience = self.limits.head_seconds if self._fresh else self.limits.idle_seconds
         self._fresh = False
-        with trio.move_on_after(patience) as scope, self._server.idle(scope):
+        with trio.move_on_after(patience) as scope, self.server.idle(scope):
             data = await self.transport.receive()
             self.protocol.receive_data(data)
             return bool(data)
@@ -352,6 +366,7 @@ class HttpServer:
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
         self._idle: dict[trio.CancelScope, bool] = {}
+        self.resting: dict[Callable[[], None], None] = {}
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept until `stop`, then return when the last connection has ended."""
@@ -393,9 +408,11 @@ class HttpServer:
 
     async def _make_room(self, capacity: trio.Semaphore) -> None:
         """Take a place for a new connection. Where there is none, the one that has waited longest for its
-        next request gives its own up."""
+        next request gives its own up, or else the upgraded one that has rested longest."""
         if capacity.value == 0 and self._idle:
             next(iter(self._idle)).cancel()
+        elif capacity.value == 0 and self.resting:
+            next(iter(self.resting))()
         await capacity.acquire()
 
     async def _accept(self, listener: socket.socket) -> socket.socket:

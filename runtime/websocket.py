@@ -2,16 +2,18 @@
 
 `receive` hands out whole messages and answers pings and closes on the way; whoever owns the socket must
 keep calling it. Sending never parks: frames go to the kernel or into the transport's bounded
-backlog. Protocol errors close with 1002, bad UTF-8 with 1007, too large a message with 1009.
+backlog. Protocol errors close with 1002, bad UTF-8 with 1007, too large a message with 1009, one that does
+not arrive in time with 1008, and one that the server has no memory for with 1013.
 """
 
 from __future__ import annotations
 
 import codecs
 import io
+import math
 from codecs import IncrementalDecoder as Decoder
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 import trio
@@ -41,10 +43,20 @@ _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class WebSocket:
-    """An open socket."""
+    """An open socket. hold: see Exchange. seconds: for a message to arrive whole."""
 
-    def __init__(self, transport: Transport, protocol: ServerProtocol) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        protocol: ServerProtocol,
+        hold: Callable[[int], None],
+        seconds: float,
+    ) -> None:
         self.transport = transport
+        self._seconds = seconds
+        self._deadline = math.inf
+        self._hold = hold
+        self._queued = 0
         self._protocol = protocol
         self._text: Decoder | None = None
         self._parts = io.StringIO()
@@ -64,7 +76,8 @@ class WebSocket:
         response.headers["x-request-id"] = exchange.id
         early = exchange.upgrade()
         exchange.transport.write_nowait(response.serialize())
-        socket = cls(exchange.transport, ServerProtocol(state=OPEN, max_size=max_size))
+        protocol = ServerProtocol(state=OPEN, max_size=max_size)
+        socket = cls(exchange.transport, protocol, exchange.hold, exchange.limits.body_seconds)
         socket._unread = memoryview(early)
         return socket
 
@@ -95,9 +108,13 @@ class WebSocket:
         if self.transport.backlog > MAX_UNSENT:
             await self.transport.drained()
         if not self._unread:
-            self._unread = memoryview(await self.transport.receive())
-            if not self._unread:
-                self._protocol.receive_eof()
+            with trio.move_on_at(self._deadline) as patience:
+                self._unread = memoryview(await self.transport.receive())
+                if not self._unread:
+                    self._protocol.receive_eof()
+            if patience.cancelled_caught:
+                self._fail(CloseCode.POLICY_VIOLATION, "the message did not arrive in time")
+                self._flush()
         return bool(self._unread)
 
     def send_nowait(self, messages: list[bytes]) -> None:
@@ -105,12 +122,18 @@ class WebSocket:
         if self._protocol.state is OPEN:
             self.transport.write_nowait(b"".join([_text_frame(message) for message in messages]))
 
-    async def close(self, code: int, reason: str = "") -> None:
-        """Close and wait a moment for the peer to do the same."""
+    def queued(self, size: int) -> None:
+        """How many bytes of whole messages wait to be worked on; they count as unfinished ones do."""
+        self._queued = size
+        self._count()
+        self._flush()
+
+    async def close(self, code: int, reason: str = "", *, seconds: float = CLOSE_SECONDS) -> None:
+        """Close and wait for the peer to do the same, for so long."""
         if self._protocol.state is OPEN and self.transport.loss is None:
             self._protocol.send_close(code, reason)
             self._flush()
-        with trio.move_on_after(CLOSE_SECONDS):
+        with trio.move_on_after(seconds):
             await self.transport.drained()
             while not self._protocol.eof_sent and await self._some():
                 self._absorb()
@@ -122,7 +145,20 @@ class WebSocket:
         for event in self._protocol.events_received():
             assert isinstance(event, Frame)
             self._frame(event)
+        self._count()
         self._flush()
+
+    def _count(self) -> None:
+        """Have the server count what has come of a message that is not whole, and what is queued."""
+        unfinished = self._parts.tell() + len(self._protocol.reader.buffer)
+        if not unfinished and self._text is None:
+            self._deadline = math.inf
+        elif self._deadline == math.inf:
+            self._deadline = trio.current_time() + self._seconds
+        try:
+            self._hold(unfinished + self._queued)
+        except UserError:
+            self._fail(CloseCode.TRY_AGAIN_LATER, "no memory for this message now")
 
     def _frame(self, frame: Frame) -> None:
         match frame.opcode:
@@ -146,7 +182,7 @@ class WebSocket:
             return
         if frame.fin:
             self._messages.append(self._parts.getvalue())
-            self._text = None
+            self._text, self._parts = None, io.StringIO()
 
     def _fail(self, code: CloseCode, reason: str) -> None:
         if self._protocol.state is OPEN:

@@ -51,12 +51,17 @@ class Lanes:
         """Whether nothing runs and nothing waits."""
         return not self._running and not self._queue
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of the requests that wait for their turn."""
+        return sum(create.size for create in self._queue)
+
     def offer(self, create: Create) -> None:
         """Queue a request; raises UserError (code `invalid_stream_id`, `websocket_stream_limit_reached`,
         `rate_limit_exceeded`)."""
         self._check_name(create.lane)
-        waiting = sum(queued.size for queued in self._queue)
-        if len(self._queue) >= MAX_QUEUED or (self._queue and waiting + create.size > self._queue_bytes):
+        too_many = self.waiting + create.size > self._queue_bytes
+        if len(self._queue) >= MAX_QUEUED or (self._queue and too_many):
             raise UserError(
                 "Too many requests wait on this connection.",
                 status=429,

@@ -28,13 +28,14 @@ from protocols.errors import ErrorBody, UserError
 from protocols.openai.body import ErrorDetail
 from protocols.openai.responses import CancelEvent, Envelope, ResponsesRequest, ResumeEvent, SteerEvent
 from runtime.http import Exchange
-from runtime.websocket import WebSocket
+from runtime.websocket import CLOSE_SECONDS, WebSocket
 
 _envelope = msgspec.json.Decoder(Envelope)
 _steer = msgspec.json.Decoder(SteerEvent)
 _cancel = msgspec.json.Decoder(CancelEvent)
 _resume = msgspec.json.Decoder(ResumeEvent)
 RESTART = 1012
+TRY_AGAIN_LATER = 1013
 INTERNAL_ERROR = 1011
 POLICY = 1008
 
@@ -90,22 +91,31 @@ class Session:
         self._readers: dict[LiveResponse, tuple[Reader, str | None]] = {}
         self._reading = trio.CancelScope()
         self._stopping = False
+        self._exchange = exchange
+        self._code = RESTART
 
     async def run(self) -> None:
-        """Serve until the socket closes, the client goes away, or the server restarts."""
+        """Serve until the socket closes, the client goes away, the server restarts or needs the place."""
         self._socket.transport.on_drained = self._pump
-        code = RESTART
+        self._exchange.rest(self._give_way)
         try:
             async with trio.open_nursery() as nursery:
                 with self._reading:
-                    code = await self._read(nursery)
+                    self._code = await self._read(nursery)
                 nursery.cancel_scope.cancel()
         except Exception:
             self._service.log.exception("session_failed")
-            code = INTERNAL_ERROR
+            self._code = INTERNAL_ERROR
         finally:
             self._socket.transport.on_drained = None
-        await self._socket.close(code)
+            self._exchange.work(self._give_way)
+        await self._socket.close(self._code, seconds=0 if self._code == TRY_AGAIN_LATER else CLOSE_SECONDS)
+
+    def _give_way(self) -> None:
+        """Others need the place of this socket, which has nothing to do."""
+        self._exchange.work(self._give_way)
+        self._code = TRY_AGAIN_LATER
+        self._reading.cancel()
 
     def stop(self) -> None:
         """Finish what runs, take nothing new, then close."""
@@ -154,11 +164,17 @@ class Session:
         if self._stopping:
             raise overloaded("The server is restarting.")
         self._lanes.offer(create)
+        self._exchange.work(self._give_way)
         self._start(nursery)
 
     def _start(self, nursery: trio.Nursery) -> None:
         for create in self._lanes.start():
             nursery.start_soon(self._respond, create, nursery)
+        self._socket.queued(self._lanes.waiting)
+        if not self._socket.open:
+            self._reading.cancel()
+        if self._lanes.idle:
+            self._exchange.rest(self._give_way)
 
     async def _respond(self, create: Create, nursery: trio.Nursery) -> None:
         """Run one request to its end, then let the next ones begin."""

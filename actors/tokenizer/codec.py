@@ -6,6 +6,7 @@ format is converted by `transformers`, imported for that purpose and never trust
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from actors.tokenizer.detokenizer import REPLACEMENT, TextStream, open_stream
+from actors.tokenizer.extent import longest_token
 from actors.tokenizer.model_files import read_special_tokens
 from actors.tokenizer.pieces import Joint, Pieces
 from protocols.errors import StartError, TroupeError, UserError
@@ -73,6 +75,11 @@ class Codec:
         except BaseException as error:
             raise _codec_error(error) from error
         return np.asarray(ids, dtype="<i4")
+
+    @functools.cached_property
+    def longest(self) -> int | None:
+        """Characters that one token stands for at most; None where that cannot be said."""
+        return longest_token(self._tokenizer)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """The text of a whole sequence."""

@@ -53,6 +53,8 @@ class Prompter:
         """Tokenise and check. rendered: the text of a chat. Raises UserError, or CodecError where the
         tokenizer fails."""
         check_stops(message.output.stop)
+        if not message.truncate:
+            self._check_length(message.prompt, rendered)
         ids = self.ids(message.prompt, rendered)
         ids = ids[-self._kept(message) :]
         if not len(ids):
@@ -79,7 +81,27 @@ class Prompter:
 
     def fits(self, message: Generate, rendered: str) -> bool:
         """Whether a chat that reads `rendered` leaves room for its answer."""
-        return len(self.ids(message.prompt, rendered)) <= self.room(message)
+        return not self._is_hopeless(len(rendered)) and len(self.ids(message.prompt, rendered)) <= self.room(
+            message
+        )
+
+    def _check_length(self, prompt: Prompt, rendered: str) -> None:
+        """Refuse at once what no tokens of the context could say: to encode it would take its time."""
+        text = rendered if isinstance(prompt, ChatPrompt) else getattr(prompt, "text", "")
+        if self._is_hopeless(len(text)):
+            raise UserError(
+                f"This model's maximum context length is {self._model.context} tokens, and the prompt's"
+                f" {len(text)} characters are far more than they can say. Please shorten the prompt.",
+                code=_TOO_LONG,
+                param="prompt",
+            )
+
+    def _is_hopeless(self, characters: int) -> bool:
+        """Whether so long a text is too long however it is encoded."""
+        if characters <= self._model.context:
+            return False
+        longest = self._codec.longest
+        return longest is not None and characters > self._model.context * longest
 
     def ids(self, prompt: Prompt, rendered: str, *, add_special: bool | None = None) -> Ids:
         """Ids of a prompt, all within the vocabulary. add_special: None as the kind of prompt has it."""

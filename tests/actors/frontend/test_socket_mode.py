@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 import trio
@@ -418,3 +419,85 @@ async def test_a_lane_goes_on_from_a_response_that_it_resumed() -> None:
         assert contents == ["one", "one", "two"]
         assert w.engine.replays == [w.engine.generates[0].rids[0]]
         await second.aclose()
+
+
+async def test_a_full_server_closes_the_socket_that_rested_longest_with_1013() -> None:
+    async with world(max_connections=2) as w:
+        w.engine.manual = True
+        oldest, busy = await Socket.connect(w.port), await Socket.connect(w.port)
+        third = await Socket.connect(w.port)
+        assert await oldest.close_code() == 1013
+        await busy.create()
+        rid = (await w.engine.next()).rids[0]
+        fourth = await Socket.connect(w.port)
+        assert await third.close_code() == 1013
+        await fourth.aclose()
+        silent = await Raw.connect(w.port)
+        await silent.get("/version")
+        assert (await silent.answer()).status == 200
+        await w.engine.say(rid, "done", finish=Finish.STOP)
+        assert (await busy.events())[-1]["type"] == "response.completed"
+        fifth = await Socket.connect(w.port)
+        assert await silent.to_eof() == b"", "a connection between two requests gives way first"
+        await fifth.create()
+        await w.engine.next()
+        assert (await look(w.port, "/version")).status == 200
+        assert await busy.close_code() == 1013
+        for client in (oldest, busy, third, fifth, silent):
+            await client.aclose()
+
+
+async def test_an_internal_error_closes_with_1011(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with world() as w:
+        s = await Socket.connect(w.port)
+        monkeypatch.setattr("actors.frontend.turns.prepare", fail)
+        await s.create()
+        assert await s.close_code() == 1011
+        await s.aclose()
+        monkeypatch.undo()
+        other = await Socket.connect(w.port)
+        await other.create()
+        assert (await other.events())[-1]["type"] == "response.completed"
+        await other.aclose()
+
+
+async def test_messages_that_the_server_has_no_memory_for_close_with_1013() -> None:
+    """Unfinished ones in one piece or many, and those that wait their turn; others are served."""
+    half = 40_000
+    async with world(max_bodies=100_000, max_body=90_000) as w:
+        w.engine.manual = True
+        first, second = await Socket.connect(w.port), await Socket.connect(w.port)
+        await first.raw.send(struct.pack("!BBQ", 0x81, 0xFF, 80_000) + bytes(4) + b"a" * half)
+        await second.raw.send(struct.pack("!BBQ", 0x01, 0xFF, half) + bytes(4) + b"a" * half)
+        await second.raw.send(struct.pack("!BBQ", 0x00, 0xFF, half) + bytes(4) + b"a" * half)
+        assert await second.close_code() == 1013
+        await second.aclose()
+        third = await Socket.connect(w.port)
+        await third.create()
+        rid = (await w.engine.next()).rids[0]
+        for _ in range(2):
+            await third.create("b" * half)
+        while (event := await third.any_frame())[0] != 8:
+            pass
+        assert struct.unpack("!H", event[1][:2])[0] == 1013
+        await third.aclose()
+        await w.engine.until(lambda: w.engine.aborted == [rid])
+        assert (await look(w.port, "/version")).status == 200
+        await first.raw.send(b"a" * half)
+        assert (await first.event())["error"]["code"] == "invalid_json"
+        await first.aclose()
+
+
+@pytest.mark.parametrize("start", [b"\x81\x85\0\0\0\0ab", b"\x01\x80\0\0\0\0", b"\x81"])
+async def test_a_message_that_does_not_end_closes_with_1008(start: bytes) -> None:
+    async with world(body_seconds=0.2) as w:
+        idle, slow = await Socket.connect(w.port), await Socket.connect(w.port)
+        await slow.raw.send(start)
+        assert await slow.close_code() == 1008
+        await slow.aclose()
+        await idle.create()
+        assert (await idle.events())[-1]["type"] == "response.completed"
+        await idle.aclose()

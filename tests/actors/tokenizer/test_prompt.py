@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from actors.tokenizer.codec import Codec, Ids
 from actors.tokenizer.prompt import Prompted, Prompter
 from protocols.config import ModelCard
 from protocols.errors import ErrorBody, UserError
@@ -120,3 +124,38 @@ def test_more_tokens_at_least_than_can_follow() -> None:
 
 def test_stop_strings_are_checked() -> None:
     assert refusal(tokens(1), output=OutputOptions(stop=("",))).param == "stop"
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "llama", "gemma"])
+def test_a_hopeless_prompt_is_refused_without_encoding_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = codec_of(kind)
+    assert codec.longest is not None
+    prompter, most = Prompter(CARD, codec), codec.longest * CONTEXT
+    encoded: list[int] = []
+
+    def spy(text: str, *, add_special: bool) -> Ids:
+        encoded.append(len(text))
+        return Codec.encode(codec, text, add_special=add_special)
+
+    monkeypatch.setattr(codec, "encode", spy)
+    for count, expected in ((most, [most]), (most + 1, [])):
+        message = Generate((1,), 0, TextPrompt("x" * count), SamplingParams(), OutputOptions())
+        with pytest.raises(UserError, match="maximum context length is 200 tokens") as caught:
+            prompter(message, "")
+        assert (caught.value.body.code, encoded) == ("context_length_exceeded", expected)
+        encoded.clear()
+    assert not prompter.fits(message, "x" * (most + 1)) and not encoded
+    cut = msgspec.structs.replace(message, truncate=5, sampling=SamplingParams(max_tokens=1))
+    assert len(np.frombuffer(prompter(cut, "").tokens, "<i4")) == 5
+
+
+@given(st.text(max_size=400), st.sampled_from(["byte_level", "llama", "gemma"]))
+def test_no_tokens_say_more_than_they_can(text: str, kind: str) -> None:
+    codec = codec_of(kind)
+    assert codec.longest is not None
+    assert len(text) <= len(codec.encode(text, add_special=False)) * codec.longest
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "word_piece", "bare"])
+def test_of_tokenizers_that_drop_characters_nothing_is_said(kind: str) -> None:
+    assert codec_of(kind).longest is None
