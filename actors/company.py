@@ -10,6 +10,7 @@ a spare process that has imported what the kind needs, so that a return takes no
 
 from __future__ import annotations
 
+from actors.control.table import VERBS
 from actors.sizes import least_ring_bytes
 from protocols.config import Config
 from protocols.errors import StartError
@@ -37,6 +38,7 @@ def company(config: Config) -> Company:
                 Group("edge", Strategy.ONE_FOR_ONE, (*_tokenizers(config), *_frontends(config))),
             ),
         ),
+        VERBS,
     )
 
 

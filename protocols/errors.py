@@ -61,3 +61,12 @@ class StartError(TroupeError):
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class VerbError(TroupeError):
+    """An administrator's wish is refused. code: "usage", "not_found", "conflict" (the wrong moment),
+    "timeout" or "failed"."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -13,10 +13,12 @@ import trio
 
 from protocols.board import Column, State
 from protocols.config import Config
+from protocols.orders import Standing
 from runtime.blackbox import BlackBox
 from runtime.board import Board, Row
 from runtime.channel import Inbox, Outbox
 from runtime.ledger import Ledger
+from runtime.orders import Handler, obey
 from runtime.report import Progress, Ready, Report
 from runtime.vault import Vault
 
@@ -39,7 +41,8 @@ class Context(Generic[T]):
     listener, vault: the company's listening socket and its keys, None unless the actor serves clients.
     stopping: set once the actor is asked to finish its open work and return. rows: row numbers of all actors
     on the board. box: where it notes what others may want to see. log: structlog logger that knows the actor
-    and its incarnation.
+    and its incarnation. standing: what holds from its start on, until an order changes it. line: of the
+    supervisor's orders, None where nobody gives any.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Context(Generic[T]):
     listener: socket.socket | None = None
     vault: Vault | None = None
     box: BlackBox = field(default_factory=BlackBox.private)
+    standing: Standing = field(default_factory=Standing)
+    line: socket.socket | None = None
     stopping: trio.Event = field(default_factory=trio.Event)
     report: Callable[[Report], None] = _nobody
     _works: list[int] = field(default_factory=list, init=False)
@@ -77,6 +82,13 @@ class Context(Generic[T]):
         """Count a piece of work: an incarnation that got work done may die without counting against
         its group's budget."""
         self.vitals.add(_WORK_TICK)
+
+    async def obey(self, handler: Handler) -> None:
+        """Carry out the supervisor's orders, one after another, for ever. Run it beside the actor's work: its
+        `handler` runs in the same loop, so between two pieces of work that do not await."""
+        if self.line is not None:
+            await obey(self.line, handler)
+        await trio.sleep_forever()
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The admin socket: who may ask what of a running company, on both ends.
 
-A frame is a 4-byte big-endian length and a msgpack map. A request is {"verb": name, ...}; its answer is
+A frame (`runtime.frames`) holds a msgpack map. A request is {"verb": name, ...}; its answer is
 {"ok": true, ...} or {"ok": false, "code": word, "error": sentence}, preceded by any number of frames with
 {"more": true, ...} where a verb streams. Verbs are a table that the server is given.
 
@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 import trio
 
-from protocols.errors import PeerError, TroupeError
+from protocols.errors import PeerError, TroupeError, VerbError
+from runtime import frames
 
 LIMIT = 1024 * 1024
 """Longest frame in bytes."""
@@ -29,12 +30,11 @@ CONNECTIONS = 32
 PATIENCE = 30.0
 """Seconds for a frame to arrive whole, or to be taken."""
 
-_LENGTH = struct.Struct(">I")
 _CREDENTIALS = struct.Struct("iII")
 
 Scalar = None | bool | int | float | str
-Value = Scalar | list[Scalar] | dict[str, Scalar]
-"""What a request may hold: values two levels deep."""
+Value = Scalar | list[Scalar | list[Scalar]] | dict[str, Scalar | list[Scalar]]
+"""What a request may hold: values three levels deep."""
 Request = dict[str, Value]
 Reply = dict[str, Any]
 Send = Callable[[Reply], Awaitable[None]]
@@ -47,14 +47,6 @@ _encode = msgspec.msgpack.Encoder().encode
 
 class Unreachable(TroupeError):
     """No company answers at this address."""
-
-
-class VerbError(TroupeError):
-    """The company refuses a request. code: "usage", "not_found", "conflict" or "failed"."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def address(name: str, path: str = "") -> str:
@@ -80,40 +72,9 @@ def is_trusted(uid: int) -> bool:
     return uid in {0, os.geteuid()}
 
 
-# Frames.
-
-
-async def send_frame(stream: trio.SocketStream, frame: Reply | Request) -> None:
+async def send_frame(stream: trio.abc.SendStream, frame: Reply | Request) -> None:
     """Write one frame."""
-    data = _encode(frame)
-    await stream.send_all(_LENGTH.pack(len(data)) + data)
-
-
-async def receive_frame(stream: trio.SocketStream) -> bytes | None:
-    """Read one frame; None at the end. Raises PeerError where it is too long or cut off."""
-    head = await _exactly(stream, _LENGTH.size)
-    if not head:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    if length > LIMIT:
-        raise PeerError(f"a frame of {length} bytes; {LIMIT} at most")
-    body = await _exactly(stream, length)
-    if len(body) < length:
-        raise PeerError("the connection ended within a frame")
-    return body
-
-
-async def _exactly(stream: trio.SocketStream, count: int) -> bytes:
-    """`count` bytes, or nothing at all when the stream ends before the first."""
-    data = b""
-    while len(data) < count:
-        more = await stream.receive_some(count - len(data))
-        if not more:
-            if data:
-                raise PeerError("the connection ended within a frame")
-            break
-        data += more
-    return data
+    await frames.send(stream, _encode(frame))
 
 
 # Server.
@@ -148,7 +109,7 @@ class Server:
 
     async def _next(self, stream: trio.SocketStream) -> bytes | None:
         with trio.fail_after(PATIENCE):
-            return await receive_frame(stream)
+            return await frames.receive(stream, LIMIT)
 
     async def _send(self, stream: trio.SocketStream, frame: Reply) -> None:
         """A deadline, because whoever does not read would keep a place for ever."""
@@ -218,7 +179,7 @@ async def _connect(address: str) -> trio.SocketStream:
 
 
 async def _reply(stream: trio.SocketStream, more: Callable[[Reply], None] | None) -> Reply:
-    while (data := await receive_frame(stream)) is not None:
+    while (data := await frames.receive(stream, LIMIT)) is not None:
         reply = _decode_reply(data)
         if reply.pop("more", False):
             if more is not None:

@@ -92,6 +92,12 @@ POINTS = (
     Point("frontend.recovered", ("frontend",), "what its predecessor left is looked after", starting=True),
 )
 
+ORDERED = (
+    Point("order.before", ("scheduler",), "an order has come and is not carried out"),
+    Point("order.after", ("scheduler",), "an order is carried out and not answered"),
+)
+"""Failpoints that are passed only where an administrator wishes something."""
+
 
 class Action(enum.StrEnum):
     """What happens at a point."""
@@ -130,7 +136,7 @@ def _rule(text: str) -> Rule:
     match = _RULE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no failpoint rule: ACTOR/POINT=kill|stop|pause:MS[@PASSAGE][xN|#I].")
-    if match["point"] not in {point.name for point in POINTS}:
+    if match["point"] not in {point.name for point in (*POINTS, *ORDERED)}:
         raise ValueError(f"there is no failpoint {match['point']!r}.")
     first = int(match["only"] or 1)
     return Rule(

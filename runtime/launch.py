@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -69,6 +71,32 @@ class Process:
                 os.waitpid(-self.pid, 0)
         os.close(self.pidfd)
         return code
+
+
+@dataclasses.dataclass(frozen=True)
+class Launched:
+    """A process and what its starter holds of it. reports: read end of its reports; line: our end of the
+    line of its orders."""
+
+    process: Process
+    reports: int
+    line: socket.socket
+
+
+def launch(part: Callable[[int, int], Part], env: Mapping[str, str]) -> Launched:
+    """Start a process. part: makes it of the descriptors of its ends, of the pipe of its reports and of the
+    line of its orders. Raises OSError as Process does."""
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        ours.callback(os.close, reader)
+        theirs.callback(os.close, writer)
+        os.set_blocking(reader, False)
+        line, end = socket.socketpair()
+        ours.callback(line.close)
+        theirs.callback(end.close)
+        launched = Launched(Process(part(writer, end.fileno()), env), reader, line)
+        ours.pop_all()
+        return launched
 
 
 @contextlib.contextmanager

@@ -96,6 +96,8 @@ def attach(spec: Spec, accepts: Any, log: Any, box: BlackBox) -> Context[Any]:
         listener=socket.socket(fileno=spec.listener) if spec.listener >= 0 else None,
         vault=Vault.attach(spec.vault, spec.config.frontends) if spec.vault >= 0 else None,
         box=box,
+        standing=spec.standing,
+        line=socket.socket(fileno=spec.line) if spec.line >= 0 else None,
         report=Reporter(spec.report),
     )
 

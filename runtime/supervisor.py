@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import resource
 import select
 import signal
@@ -25,7 +24,6 @@ import msgspec
 import trio
 
 from protocols.board import SUPERVISOR_COLUMNS, Column, State
-from protocols.errors import StartError
 from runtime import admin, kin, logs, notices, status, verbs
 from runtime.blackbox import BlackBox
 from runtime.door import admin_door, client_door
@@ -37,22 +35,21 @@ from runtime.events import (
     Hangs,
     IsReady,
     Kill,
-    Replace,
     Say,
     Spawn,
     Stop,
     Terminate,
     Tick,
 )
-from runtime.launch import Process, ending, oom_kills
+from runtime.incarnation import Incarnation
+from runtime.launch import Launched, ending, launch
 from runtime.lifecycle import Act, Lifecycle
-from runtime.report import Failed, Progress, Ready, Reports
+from runtime.report import Failed, Progress, Ready, Report
+from runtime.root import Root
 from runtime.sight import NAME, Sight
 from runtime.tree import Budget, Child, Company, Group, Strategy, check, leaves
 from runtime.understudy import Understudies
-from runtime.vault import load_keys
-from runtime.watch import Watch
-from runtime.wiring import Wiring
+from runtime.wiring import Part, Wiring
 
 __all__ = ["Budget", "Child", "Company", "Group", "Strategy", "Supervisor", "supervise"]
 
@@ -70,23 +67,6 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 """Exit codes of a company that is told a second time to stop, and therefore ends at once."""
 
 
-@dataclasses.dataclass
-class _Running:
-    """One incarnation and what is known of it. pipe: read end of its reports. oom_kills: those of the
-    machine before its start. ready_at: its work tick when it became ready. fenced: this supervisor has
-    sent it SIGKILL."""
-
-    child: Child
-    process: Process
-    pipe: int
-    watch: Watch
-    oom_kills: int
-    reports: Reports = dataclasses.field(default_factory=Reports)
-    ready_at: int | None = None
-    failed: Failed | None = None
-    fenced: bool = False
-
-
 class Supervisor:
     """A company while it runs."""
 
@@ -100,12 +80,12 @@ class Supervisor:
         self._children = {child.name: child for child in leaves(company.root)}
         self._rows = {name: wiring.row(name) for name in self._children}
         self._life = Lifecycle(company.root, company.config.drain_seconds)
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Incarnation] = {}
         self._sight = Sight(company.config, wiring, self._children, box)
+        self._root = Root(company, wiring, self._life, self._running, self._feed, self._sight, log)
         self._understudies = Understudies(company.root, wiring)
         self._nursery: trio.Nursery
         self._changed = trio.Event()
-        self._begun = time.monotonic()
         self._code = 1
 
     async def run(self, door: socket.socket) -> int:
@@ -116,9 +96,8 @@ class Supervisor:
                     self._nursery.start_soon(self._obey, signals)
                     self._nursery.start_soon(self._keep_time)
                     self._nursery.start_soon(self._look_after)
-                    self._nursery.start_soon(admin.Server(door, verbs.table(self), self._log).run)
-                    self._begun = time.monotonic()
-                    self._carry_out(self._life.begin(self._begun))
+                    self._nursery.start_soon(self._serve_administrators, door)
+                    self._carry_out(self._life.begin(time.monotonic()))
         finally:
             self._leave_nobody()
         return self._code
@@ -155,38 +134,35 @@ class Supervisor:
             if self._life.act is Act.SERVING:
                 self._understudies.look(now)
             for name, running in tuple(self._running.items()):
-                row = self._rows[name]
-                reason = running.watch.look(
-                    now,
-                    tick=row[Column.LOOP_TICK],
-                    busy_since=row[Column.BUSY_SINCE_NS],
-                    ready=running.ready_at is not None,
-                )
-                if reason is not None and not running.fenced:
+                reason = running.hangs(now, self._rows[name])
+                if reason is not None:
                     self._feed(Hangs(name, reason))
 
-    async def _attend(self, running: _Running) -> None:
+    async def _serve_administrators(self, door: socket.socket) -> None:
+        table = verbs.table(self._root, self._company.verbs)
+        await admin.Server(door, table, self._log).run()
+
+    async def _attend(self, running: Incarnation) -> None:
         """See one incarnation through to its death."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen_to, running)
-            await trio.lowlevel.wait_readable(running.process.pidfd)
+            nursery.start_soon(running.line.run)
+            await trio.lowlevel.wait_readable(running.launched.process.pidfd)
             nursery.cancel_scope.cancel()
         self._bury(running)
 
-    async def _listen_to(self, running: _Running) -> None:
+    async def _listen_to(self, running: Incarnation) -> None:
         while self._read_reports(running):
-            await trio.lowlevel.wait_readable(running.pipe)
+            await trio.lowlevel.wait_readable(running.launched.reports)
 
-    def _read_reports(self, running: _Running) -> bool:
+    def _read_reports(self, running: Incarnation) -> bool:
         """Take in all reports that are there; False when no more can come."""
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(running.pipe, 65536):
-                for report in running.reports.feed(data):
-                    self._take(running, report)
-            return False
-        return True
+        reports, more = running.heard()
+        for report in reports:
+            self._take(running, report)
+        return more
 
-    def _take(self, running: _Running, report: Ready | Progress | Failed) -> None:
+    def _take(self, running: Incarnation, report: Report) -> None:
         match report:
             case Ready(work_tick):
                 if running.ready_at is None:
@@ -199,38 +175,25 @@ class Supervisor:
             case _:
                 assert_never(report)
 
-    def _bury(self, running: _Running) -> None:
+    def _bury(self, running: Incarnation) -> None:
         """Reap a dead process, take its last words and let the lifecycle decide."""
         name, row = running.child.name, self._rows[running.child.name]
         self._read_reports(running)
-        code = running.process.reap()
-        row.add(Column.EXCUSED, self._from_outside(running, code))
-        os.close(running.pipe)
+        code = running.bury()
+        row.add(Column.EXCUSED, running.killed_from_outside(code))
         del self._running[name]
         row[Column.PID], row[Column.STATE] = 0, State.DOWN
         failed = running.failed or Failed("")
-        refusal = failed.sentence if failed.exit_code is not None else ""
         self._feed(
             Died(
                 name,
                 ending(code, failed.sentence),
-                progress=self._got_on(running, code),
+                progress=running.got_on(code, row),
                 itself=code >= 0,
-                refusal=refusal,
+                refusal=failed.sentence if failed.exit_code is not None else "",
                 exit_code=failed.exit_code or 1,
             )
         )
-
-    def _got_on(self, running: _Running, code: int) -> bool:
-        """Whether a death speaks for itself: work was done since it was ready, or somebody else killed it."""
-        if self._from_outside(running, code):
-            return True
-        done = self._rows[running.child.name][Column.WORK_TICK]
-        return running.ready_at is not None and done > running.ready_at
-
-    def _from_outside(self, running: _Running, code: int) -> bool:
-        """Whether somebody else killed it, and not the kernel for want of memory."""
-        return code == -signal.SIGKILL and not running.fenced and oom_kills() == running.oom_kills
 
     async def _stillborn(self, name: str, error: OSError) -> None:
         self._feed(Died(name, f"could not be started ({error.strerror})", progress=False))
@@ -243,7 +206,7 @@ class Supervisor:
                 case Spawn(name, incarnation):
                     self._spawn(self._children[name], incarnation)
                 case Terminate(name):
-                    self._running[name].process.send(signal.SIGTERM)
+                    self._running[name].launched.process.send(signal.SIGTERM)
                 case Kill(name):
                     self._kill(name)
                 case Say(notice):
@@ -254,31 +217,27 @@ class Supervisor:
                 case _:
                     assert_never(command)
         self._changed.set()
+        self._root.changed()
 
     def _spawn(self, child: Child, incarnation: int) -> None:
         self._reset_row(child.name, incarnation)
         try:
-            taken = self._understudies.take(child, incarnation, time.monotonic())
-            process, reader = taken or self._launch(child, incarnation)
+            launched = self._understudies.take(child, incarnation, time.monotonic())
+            launched = launched or self._launch(child, incarnation)
         except OSError as error:
             self._nursery.start_soon(self._stillborn, child.name, error)
             return
-        self._rows[child.name][Column.PID] = process.pid
-        watch = Watch(child.hang_seconds, child.busy_seconds)
-        running = _Running(child, process, reader, watch, oom_kills())
-        self._running[child.name] = running
+        self._rows[child.name][Column.PID] = launched.process.pid
+        running = self._running[child.name] = Incarnation.of(child, launched)
         self._nursery.start_soon(self._attend, running)
 
-    def _launch(self, child: Child, incarnation: int) -> tuple[Process, int]:
-        """Start an interpreter: its process and the read end of its reports."""
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            return Process(self._wiring.spec(child, incarnation, writer), child.env), reader
-        except OSError:
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
+    def _launch(self, child: Child, incarnation: int) -> Launched:
+        """Start an interpreter."""
+
+        def part(report: int, line: int) -> Part:
+            return self._wiring.spec(child, incarnation, report, line)
+
+        return launch(part, child.env)
 
     def _reset_row(self, name: str, incarnation: int) -> None:
         """Make the row a new incarnation's. Nobody else writes to it: the previous one was reaped."""
@@ -294,8 +253,7 @@ class Supervisor:
 
     def _kill(self, name: str) -> None:
         if name in self._running:
-            self._running[name].fenced = True
-            self._running[name].process.kill()
+            self._running[name].kill()
 
     def _say(self, notice: notices.Notice) -> None:
         if isinstance(notice, notices.Serving):
@@ -317,81 +275,14 @@ class Supervisor:
     def _leave_nobody(self) -> None:
         """Kill the understudies, and actors if there are any, as when this supervisor itself has failed."""
         self._understudies.close()
-        for running in self._running.values():
-            running.process.kill()
-        for running in self._running.values():
+        left = [running.launched.process for running in self._running.values()]
+        for process in left:
+            process.kill()
+        for process in left:
             poll = select.poll()
-            poll.register(running.process.pidfd, select.POLLIN)
+            poll.register(process.pidfd, select.POLLIN)
             if poll.poll(LAST_WAIT_MS):
-                running.process.reap()
-
-    # Administrators' wishes (verbs.Root).
-
-    def status(self) -> admin.Reply:
-        """The company and all its actors, from the board."""
-        config = self._company.config
-        actors = [
-            status.describe_actor(child, self._life, self._rows[name])
-            for name, child in self._children.items()
-        ]
-        return {
-            "state": status.company_state(self._life.act, actors),
-            "name": config.name,
-            "model": config.model.name,
-            "url": status.url(config),
-            "host": config.host,
-            "port": config.port,
-            "pid": os.getpid(),
-            "uptime_seconds": time.monotonic() - self._begun,
-            "actors": actors,
-        }
-
-    def tree(self) -> admin.Reply:
-        """The supervision tree with the actors' states."""
-        return {"tree": status.describe_member(self._company.root, self._life, self._rows)}
-
-    def stop(self, reason: str, *, at_once: bool) -> admin.Reply:
-        """End the company: its open work first, or at once."""
-        if at_once or self._life.act in {Act.STARTING, Act.SERVING}:
-            self._feed(Stop(reason, 1))
-        if at_once and self._life.act is Act.STOPPING:
-            self._feed(Stop(reason, 1))
-        return {"state": self._life.act.value}
-
-    def keys(self) -> admin.Reply:
-        """The API keys by name, their limits, and what each has used; never a digest."""
-        _, keyring, _ = self._wiring.vault.read()
-        return {
-            "keys": [
-                {
-                    "name": key.name,
-                    "admin": key.admin,
-                    **msgspec.to_builtins(key.limits),
-                    **self._wiring.vault.used(key.name),
-                }
-                for key in keyring.keys
-            ]
-        }
-
-    def reload_keys(self) -> admin.Reply:
-        """Read the key file again; where it is wrong, the keys stay as they are."""
-        try:
-            self._wiring.vault.publish(load_keys(self._company.config))
-        except StartError as error:
-            raise admin.VerbError("failed", f"{error} The keys are as they were.") from error
-        return self.keys()
-
-    def replace(self, name: str, *, gently: bool) -> admin.Reply:
-        """Replace an actor: SIGTERM first if `gently`, else SIGKILL."""
-        if name not in self._children:
-            known = ", ".join(self._children)
-            raise admin.VerbError("not_found", f"there is no actor {name!r}; there are {known}.")
-        if name not in self._running or self._life.act not in {Act.STARTING, Act.SERVING}:
-            raise admin.VerbError("conflict", f"{name} is {self._life.phase(name).value}.")
-        running = self._running[name]
-        reply = {"name": name, "pid": running.process.pid, "incarnation": self._life.incarnation(name)}
-        self._feed(Replace(name, gently))
-        return reply
+                process.reap()
 
 
 def _signals() -> list[signal.Signals]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from protocols.config import Config
+
+if TYPE_CHECKING:
+    from runtime.verbs import Verb
 
 
 class Strategy(enum.StrEnum):
@@ -73,10 +77,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Company:
-    """A configuration and the whole tree that serves it."""
+    """A configuration and the whole tree that serves it. verbs: what administrators may ask of this company
+    beyond what they may ask of any."""
 
     config: Config
     root: Group
+    verbs: Mapping[str, Verb] = field(default_factory=dict)
 
 
 Member = Child | Group

@@ -8,16 +8,15 @@ once) an actor is started from nothing, and is ready later: an understudy is nev
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 from dataclasses import dataclass
 
 import msgspec
 
-from runtime.launch import Process
+from runtime.launch import Launched, Process, launch
 from runtime.tree import Child, Group, troupes
-from runtime.wiring import Spec, Wiring
+from runtime.wiring import Part, Spec, Wiring
 
 PAUSE = 0.1
 """Seconds between the use of an understudy and the start of the next, and between two starts: a company
@@ -28,17 +27,22 @@ PAUSE_AFTER_DEATH = 10.0
 
 @dataclass
 class _Spare:
-    """A waiting process. reader: read end of its reports; report: number of their write end in the
-    process; cue: write end of the pipe that it waits for."""
+    """A waiting process. report, line: numbers of their other ends in the process; cue: write end of the pipe
+    that it waits for."""
 
-    process: Process
-    reader: int
+    launched: Launched
     report: int
+    line: int
     cue: int
 
+    @property
+    def process(self) -> Process:
+        return self.launched.process
+
     def close(self) -> None:
-        os.close(self.reader)
+        os.close(self.launched.reports)
         os.close(self.cue)
+        self.launched.line.close()
 
     def cast(self, spec: Spec) -> bool:
         """Send it its part; False where that cannot be done, or would be of no use as it is stopped."""
@@ -83,20 +87,20 @@ class Understudies:
             del self._due[due[0]]
             self._start(due[0], now)
 
-    def take(self, child: Child, incarnation: int, now: float) -> tuple[Process, int] | None:
-        """Make an understudy the next incarnation of `child`: its process and the read end of its
-        reports, which are the caller's from now on. None where there is none."""
+    def take(self, child: Child, incarnation: int, now: float) -> Launched | None:
+        """Make an understudy, which is the caller's from now on, the next incarnation of `child`. None where
+        there is none."""
         name = child.understudy
         spare = self._spares.get(name)
         if spare is None:
             return None
         self._due[name] = now + PAUSE
-        if not spare.cast(self._wiring.spec(child, incarnation, spare.report)):
+        if not spare.cast(self._wiring.spec(child, incarnation, spare.report, spare.line)):
             self._dismiss(name)
             return None
         os.close(spare.cue)
         del self._spares[name]
-        return spare.process, spare.reader
+        return spare.launched
 
     def close(self) -> None:
         """Kill all that wait, and start no more."""
@@ -112,26 +116,25 @@ class Understudies:
 
     def _launch(self, name: str) -> _Spare:
         children = self._troupes[name]
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            reader, report = _pipe(ours, theirs)
-            waiting, cue = _pipe(theirs, ours)
-            os.set_blocking(reader, False)
+        waiting, cue = os.pipe2(os.O_CLOEXEC)
+        ends = (-1, -1)
+
+        def part(report: int, line: int) -> Part:
+            nonlocal ends
+            ends = report, line
+            return self._wiring.understudy(name, children, report, line, waiting)
+
+        try:
             os.set_blocking(cue, False)
-            part = self._wiring.understudy(name, children, report, waiting)
-            spare = _Spare(Process(part, children[0].env), reader, report, cue)
-            ours.pop_all()
-            return spare
+            return _Spare(launch(part, children[0].env), *ends, cue)
+        except OSError:
+            os.close(cue)
+            raise
+        finally:
+            os.close(waiting)
 
     def _dismiss(self, name: str) -> None:
         spare = self._spares.pop(name)
         spare.process.kill()
         spare.process.reap()
         spare.close()
-
-
-def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack) -> tuple[int, int]:
-    """A new pipe, read end and write end, each to be closed by whom it belongs to."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    readers.callback(os.close, reader)
-    writers.callback(os.close, writer)
-    return reader, writer

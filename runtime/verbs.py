@@ -1,32 +1,17 @@
-"""What an administrator may ask of a company: the table behind the admin socket."""
+"""What an administrator may ask of any company; those of its own kind it brings along (`Company.verbs`)."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import functools
+from collections.abc import Awaitable, Callable, Mapping
 
-from runtime.admin import Reply, Request, Send, Verb, VerbError
+from protocols.errors import VerbError
+from runtime import admin
+from runtime.admin import Reply, Request, Send
+from runtime.root import Root
 
-
-class Root(Protocol):
-    """What the verbs need of the supervisor."""
-
-    def status(self) -> Reply:
-        """The company and all its actors."""
-
-    def tree(self) -> Reply:
-        """The supervision tree."""
-
-    def stop(self, reason: str, *, at_once: bool) -> Reply:
-        """End the company."""
-
-    def keys(self) -> Reply:
-        """The API keys and what they have used."""
-
-    def reload_keys(self) -> Reply:
-        """Read the key file again."""
-
-    def replace(self, name: str, *, gently: bool) -> Reply:
-        """Replace an actor by its next incarnation."""
+Verb = Callable[[Root, Request, Send], Awaitable[Reply]]
+"""Carries out a request, and may tell progress meanwhile. Raises VerbError to refuse it."""
 
 
 def text(request: Request, key: str) -> str:
@@ -37,36 +22,52 @@ def text(request: Request, key: str) -> str:
     return value
 
 
-def table(root: Root) -> dict[str, Verb]:
-    """Every verb by its name."""
+async def status(root: Root, _request: Request, _more: Send) -> Reply:
+    """The company and all its actors."""
+    return root.status()
 
-    async def status(_request: Request, _more: Send) -> Reply:
-        return root.status()
 
-    async def tree(_request: Request, _more: Send) -> Reply:
-        return root.tree()
+async def tree(root: Root, _request: Request, _more: Send) -> Reply:
+    """The supervision tree."""
+    return root.tree()
 
-    async def stop(request: Request, _more: Send) -> Reply:
-        return root.stop("an administrator asked for it", at_once=bool(request.get("now")))
 
-    async def kill(request: Request, _more: Send) -> Reply:
-        return root.replace(text(request, "name"), gently=False)
+async def stop(root: Root, request: Request, _more: Send) -> Reply:
+    """End the company."""
+    return root.stop("an administrator asked for it", at_once=bool(request.get("now")))
 
-    async def restart(request: Request, _more: Send) -> Reply:
-        return root.replace(text(request, "name"), gently=True)
 
-    async def keys(_request: Request, _more: Send) -> Reply:
-        return root.keys()
+async def kill(root: Root, request: Request, _more: Send) -> Reply:
+    """SIGKILL an actor."""
+    return root.replace(text(request, "name"), gently=False)
 
-    async def reload_keys(_request: Request, _more: Send) -> Reply:
-        return root.reload_keys()
 
-    return {
-        "keys.list": keys,
-        "keys.reload": reload_keys,
-        "status": status,
-        "tree": tree,
-        "stop": stop,
-        "actor.kill": kill,
-        "actor.restart": restart,
-    }
+async def restart(root: Root, request: Request, _more: Send) -> Reply:
+    """Replace an actor once it has finished what it does."""
+    return root.replace(text(request, "name"), gently=True)
+
+
+async def keys(root: Root, _request: Request, _more: Send) -> Reply:
+    """The API keys and what they have used."""
+    return root.keys()
+
+
+async def reload_keys(root: Root, _request: Request, _more: Send) -> Reply:
+    """Read the key file again."""
+    return root.reload_keys()
+
+
+VERBS: Mapping[str, Verb] = {
+    "keys.list": keys,
+    "keys.reload": reload_keys,
+    "status": status,
+    "tree": tree,
+    "stop": stop,
+    "actor.kill": kill,
+    "actor.restart": restart,
+}
+
+
+def table(root: Root, own: Mapping[str, Verb]) -> dict[str, admin.Verb]:
+    """Every verb by its name, also the company's `own`, for the admin socket."""
+    return {name: functools.partial(verb, root) for name, verb in {**VERBS, **own}.items()}

@@ -16,6 +16,7 @@ import msgspec
 
 from protocols.config import Config
 from protocols.ledger import Layout
+from protocols.orders import Standing
 from runtime.blackbox import BlackBox
 from runtime.board import Board, Row
 from runtime.doorbell import Doorbell
@@ -43,7 +44,8 @@ class Edge(msgspec.Struct, frozen=True):
 class Spec(msgspec.Struct, frozen=True, tag="spec"):
     """All that a process needs to become an actor. Integers that name a thing are descriptors; -1: none.
 
-    row: the actor's row of the board; rows: everybody's. box: its black box. report: pipe to the supervisor.
+    row: the actor's row of the board; rows: everybody's. box: its black box. report: pipe to the supervisor;
+    line: of the supervisor's orders (`runtime.orders`). standing: what it is born knowing.
     """
 
     name: str
@@ -63,21 +65,23 @@ class Spec(msgspec.Struct, frozen=True, tag="spec"):
     layout: Layout
     box: int
     report: int
+    line: int = -1
     listener: int = -1
     vault: int = -1
+    standing: Standing = Standing()
 
     def descriptors(self) -> tuple[int, ...]:
         """Every descriptor that the process inherits."""
         edges = [
             fd for edge in (*self.inbox, *self.outbox) for fd in (edge.control, edge.data, edge.doorbell)
         ]
-        single = (self.doorbell, self.board, self.ledger, self.box, self.report, self.listener, self.vault)
-        return tuple({fd for fd in (*edges, *single) if fd >= 0})
+        single = (self.doorbell, self.board, self.ledger, self.box, self.report, self.line)
+        return tuple({fd for fd in (*edges, *single, self.listener, self.vault) if fd >= 0})
 
 
 class Understudy(msgspec.Struct, frozen=True, tag="understudy"):
     """All that a process needs to wait for a part: it imports `modules`, then reads a Spec from the pipe
-    `cue`. inherited: every descriptor that any of its parts may need; report: as in the Spec to come."""
+    `cue`. inherited: every descriptor that any of its parts may need; report and line: as in the Spec."""
 
     name: str
     supervisor: int
@@ -85,11 +89,12 @@ class Understudy(msgspec.Struct, frozen=True, tag="understudy"):
     modules: tuple[str, ...]
     inherited: tuple[int, ...]
     report: int
+    line: int
     cue: int
 
     def descriptors(self) -> tuple[int, ...]:
         """Every descriptor that the process inherits."""
-        return (*self.inherited, self.report, self.cue)
+        return (*self.inherited, self.report, self.line, self.cue)
 
 
 Part = Spec | Understudy
@@ -108,12 +113,14 @@ def ledger_layout(config: Config) -> Layout:
 
 
 class Wiring:
-    """The supervisor's hold on all shared objects of a company."""
+    """The supervisor's hold on all shared objects of a company. standing: what the next actor to start is
+    born knowing."""
 
     def __init__(self, company: Company, listener: socket.socket | None) -> None:
         """Make everything. Raises StartError when /dev/shm has no room, or the key file is wrong."""
         keyring = load_keys(company.config)
         children = list(leaves(company.root))
+        self.standing = Standing()
         self._config = company.config
         self._listener = listener
         self._rows = {child.name: row for row, child in enumerate(children)}
@@ -137,8 +144,9 @@ class Wiring:
         """Row of actor `name` on the board."""
         return self._board.row(self._rows[name])
 
-    def spec(self, child: Child, incarnation: int, report: int) -> Spec:
-        """What the next process of `child` inherits; `report` is the write end of its pipe."""
+    def spec(self, child: Child, incarnation: int, report: int, line: int = -1) -> Spec:
+        """What the next process of `child` inherits; `report` is the write end of its pipe, `line` its end of
+        its line."""
         listener = self._listener.fileno() if child.listens and self._listener is not None else -1
         return Spec(
             name=child.name,
@@ -158,20 +166,25 @@ class Wiring:
             layout=self._layout,
             box=self.boxes[child.name].fd,
             report=report,
+            line=line,
+            standing=self.standing,
             listener=listener,
             vault=self.vault.fd if child.listens else -1,
         )
 
-    def understudy(self, name: str, children: Iterable[Child], report: int, cue: int) -> Understudy:
+    def understudy(
+        self, name: str, children: Iterable[Child], report: int, line: int, cue: int
+    ) -> Understudy:
         """What a process inherits that may become any of `children`."""
-        specs = [self.spec(child, 0, report) for child in children]
+        specs = [self.spec(child, 0, report, line) for child in children]
         return Understudy(
             name=f"understudy.{name}",
             supervisor=os.getpid(),
             config=self._config,
             modules=tuple(sorted({spec.entry.partition(":")[0] for spec in specs})),
-            inherited=tuple(sorted({fd for spec in specs for fd in spec.descriptors()} - {report})),
+            inherited=tuple(sorted({fd for spec in specs for fd in spec.descriptors()} - {report, line})),
             report=report,
+            line=line,
             cue=cue,
         )
 

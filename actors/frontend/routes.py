@@ -12,7 +12,17 @@ from typing import Any
 import msgspec
 import trio
 
-from actors.frontend import anthropic, chat, completions, embeddings, native, openapi, responses, tokens
+from actors.frontend import (
+    admin_routes,
+    anthropic,
+    chat,
+    completions,
+    embeddings,
+    native,
+    openapi,
+    responses,
+    tokens,
+)
 from actors.frontend.access import Access, Scope
 from actors.frontend.accounts import Account
 from actors.frontend.delivery import collect
@@ -33,7 +43,7 @@ Route = Callable[..., Awaitable[None]]
 Table = list[tuple[re.Pattern[str], dict[str, Route]]]
 OPEN = ("/", "/health", "/version", "/openapi.json")
 """Paths that need no key."""
-ADMIN = ("/admin/keys",)
+ADMIN = frozenset({"/admin/keys", *admin_routes.ROUTES})
 """Paths that need an administrator's key."""
 GENERATE_SECONDS = 15.0
 _ID = r"(?P<id>[^/]{1,200})"
@@ -94,6 +104,7 @@ class Routes:
             },
             f"/v1/responses/{_ID}/input_items": {"GET": bound(responses.input_items, service, finder)},
             f"/v1/responses/{_ID}/cancel": {"POST": bound(responses.cancel, service, finder)},
+            **admin_routes.table(service.config),
         }
         return [(re.compile(pattern), methods) for pattern, methods in table.items()]
 

@@ -17,13 +17,24 @@ import trio
 
 from actors.post import Post
 from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
-from actors.scheduler.core import Core
+from actors.scheduler.core import Core, Mail
 from actors.scheduler.instruments import Instruments
 from actors.scheduler.speculation import Speculation
 from actors.sizes import portions
 from protocols.board import Column, State
 from protocols.errors import ErrorBody, PeerError
 from protocols.messages import Abort, SchedulerMail, Submit, TokenRow, Tokens
+from protocols.orders import (
+    Answer,
+    Continue,
+    Done,
+    Flush,
+    Flushed,
+    Order,
+    Pause,
+    Paused,
+    PauseMode,
+)
 from protocols.plan import ExecutorReady
 from protocols.request import Finish
 from protocols.stored import decode_stored, ending, pack_row
@@ -34,7 +45,6 @@ from runtime.tracing import trace_fields
 
 accepts = SchedulerMail
 
-Incoming = SchedulerMail | Resume
 
 TELL_EVERY = 10_000
 """Guessed tokens from one log line about them to the next."""
@@ -81,6 +91,7 @@ async def run(context: Context[SchedulerMail]) -> None:
         scheduler.turn(mail)
         context.ready()
         nursery.start_soon(scheduler.serve)
+        nursery.start_soon(context.obey, scheduler.obey)
         await context.stopping.wait()
         nursery.cancel_scope.cancel()
 
@@ -103,7 +114,9 @@ class Scheduler:
             speculation=Speculation.of(config),
             burst_us=int(config.burst_ms * 1000),
             epoch=context.incarnation << 32,
+            paused=context.standing.paused,
         )
+        self._turned = trio.lowlevel.ParkingLot()
 
     async def serve(self) -> None:
         """Mail in, commands out, for ever."""
@@ -111,7 +124,7 @@ class Scheduler:
             mails = await self._context.inbox.receive()
             self.turn([mail.message for mail in mails if self._is_news(mail.message)])
 
-    def turn(self, mail: Sequence[Incoming]) -> None:
+    def turn(self, mail: Sequence[Mail]) -> None:
         """One turn, and more while carrying it out brings news (a request that has gone)."""
         while True:
             start = time.monotonic_ns()
@@ -122,11 +135,30 @@ class Scheduler:
             self._instruments.turned(start, len(mail))
             mail = [Abort(rid) for rid in self._carry_out(commands)]
             if not mail:
-                return
+                break
+        self._turned.unpark_all()
 
-    def recovered(self) -> list[Incoming]:
+    async def obey(self, order: Order) -> Answer:
+        """Carry out an order of the supervisor's: it is mail for the core like any other."""
+        vitals = self._context.vitals
+        match order:
+            case Pause(mode):
+                self.turn([order])
+                while self._core.flying and mode is not PauseMode.WAIT:
+                    await self._turned.park()
+                return Paused(vitals[Column.RUNNING], vitals[Column.WAITING])
+            case Continue():
+                self.turn([order])
+                return Done()
+            case Flush():
+                before = vitals[Column.PAGES_CACHED]
+                self.turn([order])
+                kept = vitals[Column.PAGES_CACHED]
+                return Flushed(before - kept, kept)
+
+    def recovered(self) -> list[Mail]:
         """Mail that tells a new core where the ones before it stood."""
-        mail: list[Incoming] = list(self._open_requests())
+        mail: list[Mail] = list(self._open_requests())
         row = self._context.board.row(self._context.rows[self._executor])
         # Sizes stand there before it is READY; a predecessor may have read the mail that comes in between.
         if row[Column.STATE] in (State.STARTING, State.READY) and row[Column.SLOTS]:
@@ -160,7 +192,7 @@ class Scheduler:
         finish = ledger.finish(rid)
         if finish is Finish.NONE:
             yield Resume(submit, tokens)
-        elif finish is not Finish.ABORT:
+        else:
             row = ending(submit, tokens, finish, ledger.cached(rid), ledger.extras(rid))
             self._send_rows(submit.origin, [row] if row else [])
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from actors.scheduler.cache import KvCache
 from actors.scheduler.estimate import CLIP, NewTokenRatio
+from actors.scheduler.pace import Pace
 from actors.scheduler.queue import WaitingQueue
 from actors.scheduler.running import Flight, Mask, Running
 from actors.scheduler.sequence import Sequence, Stage
@@ -63,6 +64,7 @@ class Batcher:
         queue: WaitingQueue,
         speculation: Speculation,
         stride: Stride,
+        pace: Pace,
     ) -> None:
         usable = min(slots, max(1, chunk_size - cache.page_size))
         self.cache = cache
@@ -75,6 +77,7 @@ class Batcher:
         self._slots = usable
         self._speculation = speculation
         self._stride = stride
+        self._pace = pace
         self._ratio = NewTokenRatio()
         self._alone: Sequence | None = None
 
@@ -136,12 +139,20 @@ class Batcher:
         for sequence in self.queue.first(window, self._prefix):
             if draft.budget <= 0 or not self.running.room or draft.weight > HEAVY or sequence.suspect:
                 return
+            if not self._pace.admits(sequence):
+                return
             fill = sequence.known()
             if self.running.upcoming.covers(sequence, fill, self.cache.prefix(sequence, fill)):
                 continue
             if not self.cache.attach(sequence, fill, self._reserve(sequence)):
                 return
             self._open(sequence, draft)
+
+    def retract_all(self) -> None:
+        """Everybody who runs waits again."""
+        for sequence in self.running.runners():
+            sequence.retracted = True
+            self.running.leave(sequence, Stage.RETRACTED)
 
     def isolate(self, draft: Draft, flying: bool) -> bool:
         """Whether this draft belongs to a suspect alone: one that was in flight at several deaths of the

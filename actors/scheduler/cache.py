@@ -52,6 +52,11 @@ class KvCache:
         return self._tree.total
 
     @property
+    def locked(self) -> int:
+        """Pages in the radix tree that sequences use."""
+        return self._tree.locked
+
+    @property
     def available(self) -> int:
         """Pages that can be had now: free, or cached and not in use."""
         return len(self._pool) + self._tree.evictable
@@ -116,6 +121,10 @@ class KvCache:
             self._pool.give(own[full:])
             self._tree.release(sequence.node)
         sequence.node, sequence.shared, sequence.pages = None, 0, []
+
+    def flush(self) -> None:
+        """Forget every prefix that nobody uses."""
+        self._pool.give(self._tree.evict(self._tree.evictable))
 
     def conserved(self) -> bool:
         """The cheap form of `check`: the counts add up."""

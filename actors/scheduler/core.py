@@ -29,6 +29,7 @@ from actors.aborts import Aborts
 from actors.scheduler.batcher import Batcher
 from actors.scheduler.cache import KvCache
 from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
+from actors.scheduler.pace import Pace
 from actors.scheduler.queue import WaitingQueue
 from actors.scheduler.roles import Role, Unified
 from actors.scheduler.running import Flight
@@ -38,8 +39,12 @@ from actors.scheduler.stride import Stride
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
+from protocols.orders import Continue, Flush, Pause, PauseMode
 from protocols.plan import ExecutorReady, Logprobs, Reading, StepDone
 from protocols.request import Finish
+
+Mail = SchedulerMail | Resume | Pause | Continue | Flush
+"""What a turn takes: mail from other actors, and what the supervisor orders."""
 
 
 class Core:
@@ -56,6 +61,7 @@ class Core:
         speculation: Speculation | None = None,
         burst_us: int = 0,
         epoch: int = 0,
+        paused: PauseMode | None = None,
     ) -> None:
         self.depth = depth
         self.epoch = epoch
@@ -66,6 +72,7 @@ class Core:
         self._speculation = speculation or Speculation()
         self._stride = Stride(burst_us)
         self._queue = WaitingQueue(policy)
+        self._pace = Pace(paused)
         self._live: dict[int, Sequence] = {}
         self._aborted = Aborts()
         self._flights: deque[Flight] = deque()
@@ -86,7 +93,12 @@ class Core:
         self._accepted = 0
         self._past: tuple[int, int, int] = (0, 0, 0)
 
-    def turn(self, mail: Items[SchedulerMail | Resume]) -> list[Command]:
+    @property
+    def flying(self) -> int:
+        """Plans in the air."""
+        return len(self._flights)
+
+    def turn(self, mail: Items[Mail]) -> list[Command]:
         """Absorb `mail`, fill the pipeline. Plans come first, so that the executor need not wait for the
         commits; rows come before Settle, as a settled choice takes no more of them; Load comes last."""
         for message in mail:
@@ -107,7 +119,7 @@ class Core:
         if self.batcher is not None:
             self.batcher.cache.check(self.batcher.running.sequences())
 
-    def _absorb(self, message: SchedulerMail | Resume) -> None:
+    def _absorb(self, message: Mail) -> None:
         match message:
             case StepDone():
                 self._land(message)
@@ -122,6 +134,21 @@ class Core:
             case Resume(submit, committed):
                 self._last_dispatch = max(self._last_dispatch, submit.dispatch)
                 self._accept(Sequence(submit, self._arrivals, committed))
+            case Pause(mode):
+                self._pause(mode)
+            case Continue():
+                self._pace.mode = None
+            case Flush():
+                if self.batcher is not None:
+                    self.batcher.cache.flush()
+
+    def _pause(self, mode: PauseMode) -> None:
+        self._pace.mode = mode
+        if mode is PauseMode.ABORT:
+            for sequence in list(self._live.values()):
+                self._finish(sequence, Finish.ABORT)
+        elif mode is PauseMode.RETRACT and self.batcher is not None:
+            self.batcher.retract_all()
 
     # --- requests come and go
 
@@ -195,7 +222,7 @@ class Core:
     def _launch(self) -> Launch | None:
         """The next plan, or None when nobody can do anything."""
         batcher = self.batcher
-        if batcher is None:
+        if batcher is None or self._pace.stands:
             return None
         draft = batcher.draft()
         if not batcher.isolate(draft, flying=bool(self._flights)):
@@ -302,7 +329,7 @@ class Core:
             self._recall(before, guilty)
         cache = KvCache(ready.pages, ready.page_size, self._radix)
         self.batcher = Batcher(
-            cache, ready.slots, self._chunk_size, self._queue, self._speculation, self._stride
+            cache, ready.slots, self._chunk_size, self._queue, self._speculation, self._stride, self._pace
         )
         for sequence in self._queue.all():
             self._fit(sequence, cache.capacity)

@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 
 from actors.scheduler.commands import Resume
-from protocols.messages import SchedulerMail, Submit, TokenRow
+from actors.scheduler.core import Mail
+from protocols.messages import Submit, TokenRow
 from protocols.meters import DECODE, ITERATION, PREFILL, QUEUE, Count
 from protocols.plan import Plan, StepDone
 from protocols.request import Finish
@@ -70,7 +71,7 @@ class Instruments:
         self._traced = 0
         self._epoch = -1
 
-    def heard(self, message: SchedulerMail | Resume) -> None:
+    def heard(self, message: Mail) -> None:
         """The core is about to be told this."""
         match message:
             case StepDone():

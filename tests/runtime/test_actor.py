@@ -129,7 +129,7 @@ def test_each_actor_inherits_its_edges_and_no_others() -> None:
     assert first.descriptors() == again.descriptors(), "the next incarnation has the same memory"
     assert [edge.peer for edge in wiring.spec(c, 1, report=9).inbox] == ["a"]
     assert first.listener == -1
-    spare = wiring.understudy("u", (a, c), report=9, cue=10)
+    spare = wiring.understudy("u", (a, c), report=9, line=11, cue=10)
     wanted = {*first.descriptors(), *wiring.spec(c, 1, report=9).descriptors()} - {9}
     assert set(spare.inherited) == wanted
     wiring.close()

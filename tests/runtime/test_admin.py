@@ -15,7 +15,7 @@ import pytest
 import structlog
 import trio
 
-from runtime import admin
+from runtime import admin, frames
 from runtime.admin import Reply, Request, Send, VerbError
 from tests.patience import PATIENCE
 
@@ -114,7 +114,7 @@ async def test_several_requests_in_one_connection() -> None:
         async with stream:
             for text in ("a", "b"):
                 await admin.send_frame(stream, {"verb": "echo", "text": text})
-                reply = await admin.receive_frame(stream)
+                reply = await frames.receive(stream, admin.LIMIT)
                 assert reply is not None
                 assert msgspec.msgpack.decode(reply) == {"ok": True, "said": text}
 

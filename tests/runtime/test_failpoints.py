@@ -16,12 +16,13 @@ from protocols import messages
 from runtime import failpoints
 from runtime.channel import Outbox
 from runtime.doorbell import Doorbell
-from runtime.failpoints import POINTS, Action, Rule, Trap, Watched, between, parse
+from runtime.failpoints import ORDERED, POINTS, Action, Rule, Trap, Watched, between, parse
 from runtime.ledger import Ledger
 from runtime.ring import Ring
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-NAMES = {point.name for point in POINTS}
+EVERY = (*POINTS, *ORDERED)
+NAMES = {point.name for point in EVERY}
 
 
 def _calls(function: str) -> Iterator[ast.Call]:
@@ -64,7 +65,7 @@ def _texts(names: ast.expr) -> Iterator[str]:
 
 
 def test_every_point_is_declared_once_and_reached() -> None:
-    assert len(NAMES) == len(POINTS)
+    assert len(NAMES) == len(EVERY)
     sent = {name for name in NAMES if name.startswith("send.")}
     assert _reached() == NAMES - sent
     assert {name.split(".")[1] for name in sent} <= set(dir(messages)) | {"Plan", "StepDone", "ExecutorReady"}
@@ -72,8 +73,8 @@ def test_every_point_is_declared_once_and_reached() -> None:
 
 
 def test_every_point_says_who_passes_it_and_what_it_means() -> None:
-    assert all(point.kinds and set(point.kinds) <= set(failpoints.EVERYBODY) for point in POINTS)
-    assert len({point.sentence for point in POINTS}) == len(POINTS)
+    assert all(point.kinds and set(point.kinds) <= set(failpoints.EVERYBODY) for point in EVERY)
+    assert len({point.sentence for point in EVERY}) == len(EVERY)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from protocols.config import Policy
 from protocols.messages import Abort
+from protocols.orders import PauseMode
 from protocols.request import Finish
 from tests.sim.world import World, tokens_of
 
@@ -133,6 +134,18 @@ class CoreMachine(RuleBasedStateMachine):
         for _ in range(steps):
             self.world.step()
 
+    @rule(mode=st.sampled_from(list(PauseMode)))
+    def pause(self, mode: PauseMode) -> None:
+        self.world.pause(mode)
+
+    @rule()
+    def resume(self) -> None:
+        self.world.resume()
+
+    @rule()
+    def flush(self) -> None:
+        self.world.flush()
+
     @rule()
     def executor_dies(self) -> None:
         self.world.restart()
@@ -148,6 +161,7 @@ class CoreMachine(RuleBasedStateMachine):
         if not self.world.incarnation:
             assert not self.world.plans, "planned for an executor that is not there"
             self.world.restart()
+        self.world.resume()
         self.world.drain()
         self.world.verify()
 

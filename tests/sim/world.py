@@ -11,11 +11,12 @@ import msgspec
 import numpy as np
 
 from actors.scheduler.commands import Emit, Launch, Load, Resume, Settle
-from actors.scheduler.core import Core
+from actors.scheduler.core import Core, Mail
 from actors.scheduler.speculation import Speculation
 from protocols.config import Policy
-from protocols.messages import Abort, SchedulerMail, StopHere, Submit
+from protocols.messages import Abort, StopHere, Submit
 from protocols.oracle import continuation, next_token, sequence_key
+from protocols.orders import Continue, Flush, Pause, PauseMode
 from protocols.plan import ExecutorReady, Plan
 from protocols.request import Finish
 from protocols.sampling import SamplingParams
@@ -88,6 +89,7 @@ class World:
         self.cached: dict[int, int] = {}
         self.errors: dict[int, str] = {}
         self.load: Load | None = None
+        self.paused: PauseMode | None = None
         self.incarnation = 0
         self.excused = 0
         self.scheduler_incarnation = 0
@@ -155,6 +157,23 @@ class World:
         self.finish.setdefault(rid, Finish.STOP)
         self.turn(StopHere(rid, len(self.output[rid])))
 
+    def pause(self, mode: PauseMode) -> None:
+        """An administrator stops it; in mode ABORT every open request ends, and its client is told."""
+        self.paused = mode
+        self.turn(Pause(mode))
+
+    def resume(self) -> None:
+        """It may go on."""
+        self.paused = None
+        self.turn(Continue())
+
+    def flush(self) -> None:
+        """Forget every prefix that nobody uses."""
+        self.turn(Flush())
+        assert self.load is not None
+        locked = self.core.batcher.cache.locked if self.core.batcher is not None else 0
+        assert self.load.pages_cached == locked
+
     def step(self) -> bool:
         """The executor runs the oldest plan; False when there is none."""
         if not self.air:
@@ -174,16 +193,16 @@ class World:
     def restart_scheduler(self) -> None:
         """The scheduler dies and comes back; the executor goes on with what it was sent."""
         self.scheduler_incarnation += 1
-        self.core = Core(**self._core_options, epoch=self.scheduler_incarnation << 32)
+        self.core = Core(**self._core_options, epoch=self.scheduler_incarnation << 32, paused=self.paused)
         pages, page_size, slots = self.sizes
-        mail: list[SchedulerMail | Resume] = [
+        mail: list[Mail] = [
             Resume(submit, tuple(self.output[rid]))
             for rid, submit in self.submits.items()
             if rid not in self.finish
         ]
         self.turn(*mail, ExecutorReady(self.incarnation, pages, page_size, slots, VOCAB, self.excused))
 
-    def turn(self, *mail: SchedulerMail | Resume) -> None:
+    def turn(self, *mail: Mail) -> None:
         """One turn of the core, its commands carried out and its invariants checked."""
         commands = self.core.turn(mail)
         for command in sorted(commands, key=lambda command: isinstance(command, Launch)):
@@ -211,6 +230,7 @@ class World:
     # --- what must be
 
     def _launch(self, plan: Plan) -> None:
+        assert self.paused in (None, PauseMode.WAIT), "a step is launched in a pause"
         plan = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan)
         tokens = plan.rounds * len(plan.decodes) // 4 + sum(len(chunk.tokens) // 4 for chunk in plan.chunks)
         tokens += sum(np.frombuffer(plan.drafts, "<i4").tolist())
@@ -225,7 +245,7 @@ class World:
     def _row(self, row) -> None:  # type: ignore[no-untyped-def]
         assert row.rid not in self.finish, f"request {row.rid} goes on after its end"
         assert row.start == len(self.output[row.rid]), "a token is lost or doubled"
-        assert row.finish is not Finish.ABORT, "aborts are not answered"
+        assert row.finish is not Finish.ABORT or self.paused, "a client's own abort is not answered"
         self.output[row.rid] += row.tokens
         if row.cached:
             self.cached[row.rid] = row.cached

@@ -8,6 +8,7 @@ import click
 
 from tools.actorctl.actor import actor
 from tools.actorctl.chat import chat
+from tools.actorctl.engine import engine
 from tools.actorctl.keys import keys
 from tools.actorctl.serve import serve
 from tools.actorctl.status import status
@@ -39,7 +40,7 @@ def stop(ask: Ask, now: bool) -> None:
     click.echo("the company is stopping.", err=True)
 
 
-for command in (serve, status, actor, keys, top, chat):
+for command in (serve, status, actor, engine, keys, top, chat):
     main.add_command(command)
 
 

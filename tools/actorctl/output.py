@@ -55,6 +55,15 @@ def show(
             print_table(rows, headings)
 
 
+def facts(document: Mapping[str, Any], output: str, name: str = "") -> None:
+    """Print one thing: a line for each of its fields. `name`: what `-o name` prints."""
+    if output == "name":
+        click.echo(name)
+        return
+    rows = [{"name": key, "value": value} for key, value in document.items()]
+    show(document, rows, output, headings=(("name", "FIELD"), ("value", "VALUE")))
+
+
 def print_table(rows: Sequence[Row], headings: Sequence[Heading]) -> None:
     """The rows under their headings, without borders, wide enough never to be cut in a pipe."""
     console = Console()

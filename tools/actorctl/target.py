@@ -9,11 +9,18 @@ from typing import Any
 
 import click
 
+from protocols.errors import VerbError
 from runtime import admin
 
-OK, FAILED, USAGE, UNHEALTHY, NOT_FOUND, CONFLICT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
 TIMEOUT, INTERRUPTED = 124, 130
-_CODES = {"usage": USAGE, "not_found": NOT_FOUND, "conflict": CONFLICT, "failed": FAILED}
+OK, FAILED, USAGE, UNHEALTHY, NOT_FOUND, CONFLICT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
+_CODES = {
+    "usage": USAGE,
+    "not_found": NOT_FOUND,
+    "conflict": CONFLICT,
+    "failed": FAILED,
+    "timeout": TIMEOUT,
+}
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 """Sends one request to the chosen company and returns its answer."""
@@ -38,7 +45,7 @@ def administers(command: Callable[..., None]) -> Callable[..., None]:
             command(ask, *arguments, **options)
         except admin.Unreachable as error:
             fail(str(error), UNREACHABLE)
-        except admin.VerbError as error:
+        except VerbError as error:
             fail(str(error), _CODES.get(error.code, FAILED))
         except TimeoutError as error:
             fail(str(error), TIMEOUT)

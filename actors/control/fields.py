@@ -1,0 +1,33 @@
+"""The fields of an administrator's request, checked."""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeVar
+
+from protocols.errors import VerbError
+from runtime.admin import Request
+
+E = TypeVar("E", bound=enum.StrEnum)
+
+
+def choice(request: Request, key: str, kind: type[E], default: E) -> E:
+    """One of a few words."""
+    value = request.get(key)
+    if value is None:
+        return default
+    try:
+        return kind(str(value))
+    except ValueError as error:
+        words = ", ".join(each.value for each in kind)
+        raise VerbError("usage", f"{key} must be one of {words}.") from error
+
+
+def number(request: Request, key: str, default: float, *, least: float = 0.0, most: float) -> float:
+    """A number between `least` and `most`."""
+    value = request.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise VerbError("usage", f"{key} must be a number from {least:g} to {most:g}.")
+    return float(value)

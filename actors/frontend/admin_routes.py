@@ -1,0 +1,75 @@
+"""The HTTP names of administrators' verbs: a frontend forwards them to the supervisor's admin socket.
+
+A body is a JSON object, or nothing. The fields that a route names become the verb's; others are left out, as
+the tools that call these names send fields of several engines. The answer is the verb's, with
+`"success": true`; a refusal is an error document with the status that its kind has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from protocols.config import Config
+from protocols.errors import UserError, VerbError
+from runtime import admin
+from runtime.http import Exchange
+
+STATUSES = {"usage": 400, "not_found": 404, "conflict": 409, "failed": 500, "timeout": 504}
+"""HTTP status of each kind of refusal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdminRoute:
+    """A verb and the names that its fields have in HTTP. constants: fields that the path itself gives."""
+
+    verb: str
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    methods: tuple[str, ...] = ("POST",)
+
+
+ROUTES: Mapping[str, AdminRoute] = {
+    "/pause_generation": AdminRoute("engine.pause", {"mode": "mode"}),
+    "/continue_generation": AdminRoute("engine.resume"),
+    "/flush_cache": AdminRoute("engine.flush-cache", methods=("GET", "POST")),
+}
+"""By path. GET where a tool calls it so."""
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+async def forward(config: Config, route: AdminRoute, exchange: Exchange) -> None:
+    """Ask the supervisor and answer with what it says."""
+    fields = _fields(route, await exchange.body())
+    request: admin.Request = {**fields, **route.constants, "verb": route.verb}
+    try:
+        reply = await admin.call(admin.address(config.name, config.socket), request)
+    except VerbError as error:
+        status = STATUSES.get(error.code, 500)
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        raise UserError(str(error), status=status, type=kind, code=error.code) from error
+    except admin.Unreachable as error:
+        raise UserError(str(error), status=503, type="server_error", retry_after=1) from error
+    await exchange.respond(200, msgspec.json.encode({"success": True, **reply}))
+
+
+def _fields(route: AdminRoute, body: bytes) -> admin.Request:
+    try:
+        document = _decode(body) if body.strip() else {}
+        taken = {route.fields[name]: value for name, value in document.items() if name in route.fields}
+        return msgspec.convert(taken, admin.Request)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"The body is not what {route.verb} takes: {error}.") from error
+
+
+def table(config: Config) -> dict[str, dict[str, Any]]:
+    """For the frontend's routes: by path and method, what answers."""
+    return {
+        path: dict.fromkeys(route.methods, functools.partial(forward, config, route))
+        for path, route in ROUTES.items()
+    }

@@ -1,0 +1,22 @@
+"""Whether the scheduler may launch steps, and for whom, while an administrator has paused generation."""
+
+from __future__ import annotations
+
+from actors.scheduler.sequence import Sequence
+from protocols.orders import PauseMode
+
+
+class Pace:
+    """Runs freely, or is paused in a mode."""
+
+    def __init__(self, mode: PauseMode | None = None) -> None:
+        self.mode = mode
+
+    @property
+    def stands(self) -> bool:
+        """Whether nothing may be launched."""
+        return self.mode not in (None, PauseMode.WAIT)
+
+    def admits(self, sequence: Sequence) -> bool:
+        """Whether a waiting `sequence` may begin: in mode WAIT only whoever had begun before."""
+        return self.mode is None or (self.mode is PauseMode.WAIT and sequence.retracted)

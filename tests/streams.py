@@ -1,0 +1,90 @@
+"""Clients of a real company that read in threads, and its administrative HTTP names."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from typing import Any
+
+from runtime import admin
+from tests.serving import Company
+
+
+class Stream:
+    """A completion that is read in a thread, from the moment it is made."""
+
+    def __init__(
+        self, company: Company, prompt: str = "on and on", tokens: int = 120, *, key: str = "", **fields: Any
+    ) -> None:
+        self.text, self.finish = "", ""
+        self._begun = threading.Event()
+        body = {
+            "model": company.model,
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "seed": 7,
+            "stream": True,
+            **fields,
+        }
+        self._request = _request(company, "/v1/completions", body, key)
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def begun(self) -> Stream:
+        """The stream, once its first text has come."""
+        assert self._begun.wait(60)
+        return self
+
+    def done(self) -> tuple[str, str]:
+        """Its text, and why it ended."""
+        self._thread.join(120)
+        assert not self._thread.is_alive()
+        return self.text, self.finish
+
+    def _read(self) -> None:
+        with urllib.request.urlopen(self._request, timeout=120) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    choice = json.loads(line[6:])["choices"][0]
+                    self.text += choice["text"]
+                    self.finish = choice["finish_reason"] or self.finish
+                    self._begun.set()
+
+
+def ask(company: Company, verb: str, **fields: Any) -> dict[str, Any]:
+    """An administrator's verb, without the time that a command takes to start."""
+    return admin.ask(admin.address(company.name), {"verb": verb, **fields}, timeout=60)
+
+
+def paused_amid(company: Company, mode: str, tokens: int = 400, *, key: str = "") -> Stream:
+    """A stream that was amid its answer when generation paused. Where a busy machine let it end before the
+    order came, another is begun."""
+    for _ in range(20):
+        stream = Stream(company, tokens=tokens, key=key).begun()
+        paused = ask(company, "engine.pause", mode=mode)
+        if paused["running"] + paused["waiting"]:
+            assert paused["mode"] == mode
+            return stream
+        ask(company, "engine.resume")
+        stream.done()
+    raise AssertionError("every stream ended before generation could be paused")
+
+
+def admin_http(
+    company: Company, path: str, body: Any = None, key: str = "boss"
+) -> tuple[int, dict[str, Any]]:
+    """POST `body` (GET without one) with an administrator's key: status and document."""
+    try:
+        with urllib.request.urlopen(_request(company, path, body, key), timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def _request(company: Company, path: str, body: Any, key: str) -> urllib.request.Request:
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    data = None if body is None else json.dumps(body).encode()
+    return urllib.request.Request(f"http://{company.host}:{company.port}{path}", data, headers)
