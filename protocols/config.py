@@ -193,6 +193,8 @@ def read_model_card(directory: pathlib.Path, *, name: str = "", max_model_len: i
     directory is not a model.
     """
     if not directory.is_dir():
+        if directory.exists():
+            raise StartError(f"{directory} is a file; a model is a directory with a config.json.")
         raise StartError(f"there is no model directory {directory}.")
     path = directory / "config.json"
     if not path.is_file():

@@ -54,6 +54,11 @@ def address(name: str, path: str = "") -> str:
     return path or f"@troupe-{os.geteuid()}-{name}"
 
 
+def describe(address: str) -> str:
+    """An address as people know it: the company's name, or where its socket lies."""
+    return f"named {address.split('-', 2)[2]}" if address.startswith("@") else f"at {address}"
+
+
 def native(address: str) -> str:
     """The address as the socket module wants it."""
     return f"\0{address[1:]}" if address.startswith("@") else address
@@ -160,7 +165,7 @@ async def call(address: str, request: Request, more: Callable[[Reply], None] | N
             await send_frame(stream, request)
             return await _reply(stream, more)
         except (trio.BrokenResourceError, PeerError, msgspec.MsgspecError) as error:
-            raise Unreachable(f"the company at {address} broke off: {error}") from error
+            raise Unreachable(f"the company {describe(address)} broke off: {error}") from error
 
 
 async def _connect(address: str) -> trio.SocketStream:
@@ -169,12 +174,12 @@ async def _connect(address: str) -> trio.SocketStream:
         await sock.connect(native(address))
     except OSError as error:
         sock.close()
-        raise Unreachable(f"no company is running at {address} ({error.strerror}).") from error
+        raise Unreachable(f"no company {describe(address)} is running ({error.strerror}).") from error
     stream = trio.SocketStream(sock)
     _, uid = peer(stream.socket)
     if not is_trusted(uid):
         await stream.aclose()
-        raise Unreachable(f"the socket {address} belongs to another user (uid {uid}).")
+        raise Unreachable(f"the company {describe(address)} belongs to another user (uid {uid}).")
     return stream
 
 
@@ -197,6 +202,6 @@ def ask(address: str, request: Request, *, timeout: float = 10.0) -> Reply:
     async def body() -> Reply:
         with trio.move_on_after(timeout):
             return await call(address, request)
-        raise TimeoutError(f"the company at {address} did not answer within {timeout:g} s.")
+        raise TimeoutError(f"the company {describe(address)} did not answer within {timeout:g} s.")
 
     return trio.run(body)

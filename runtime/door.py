@@ -84,12 +84,10 @@ def admin_door(address: str) -> Iterator[socket.socket]:
 
 
 def _admin_refusal(address: str, error: OSError) -> str:
+    company = f"company {admin.describe(address)}"
     if error.errno == errno.EADDRINUSE:
-        return (
-            f"a company is running at {address} already; stop it, or start this one with another --name "
-            "or --socket."
-        )
-    return f"cannot make the admin socket {address}: {error.strerror or error}."
+        return f"a {company} is running already; stop it, or start this one with another --name or --socket."
+    return f"cannot make the admin socket of the {company}: {error.strerror or error}."
 
 
 def _bind_path(listener: socket.socket, path: pathlib.Path) -> None:

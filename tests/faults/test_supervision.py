@@ -299,7 +299,7 @@ def test_the_socket_file_is_private_and_goes_with_the_company(tmp_path: pathlib.
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with playing("pair", tmp_path, ready=False, socket=str(path)) as second:
             assert second.process.wait(PATIENCE) == 1
-            assert "a company is running at" in second.errors
+            assert f"a company at {path} is running already" in second.errors
         assert stage.status() is not None
         assert stage.end() == 0
         assert not path.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 import pathlib
 import sys
 from typing import Any
@@ -15,6 +14,7 @@ from actors.answers.formats import AUTO, THOUGHT_FORMATS, TOOL_FORMATS, recognis
 from actors.company import company
 from actors.sizes import least_ring_bytes
 from actors.tokenizer.model_files import read_chat_templates
+from gpu.models.registry import check_architecture
 from protocols.config import (
     Balance,
     Config,
@@ -30,6 +30,7 @@ from protocols.errors import StartError
 from protocols.keys import digest_of
 from runtime.notices import Notice, describe
 from runtime.supervisor import supervise
+from tools.actorctl import hub
 from tools.actorctl.doors import check_doors, door_options
 from tools.actorctl.sizes import ByteSize
 
@@ -240,6 +241,8 @@ def resolve(model: str | None, options: dict[str, Any]) -> Config:
     card = _card(model, chosen.pop("served_name"), chosen.pop("max_model_len", 0))
     for key, kind in _CHOICES.items():
         chosen[key] = kind(chosen[key])
+    if chosen["executor"] is ExecutorKind.MODEL:
+        check_architecture(card.architecture)
     if chosen["page_size"] > 1024:
         raise StartError("--page-size may be 1024 at most.", exit_code=2)
     templates = read_chat_templates(pathlib.Path(card.path)).values()
@@ -271,32 +274,10 @@ def _card(model: str | None, name: str, max_model_len: int) -> ModelCard:
     if model is None:
         return read_model_card(DEMO_MODEL, name=name or "troupe-demo", max_model_len=max_model_len)
     directory = pathlib.Path(model).expanduser()
-    if not directory.exists() and _looks_like_hub_id(model):
-        directory = _from_hub(model)
+    if not directory.exists() and hub.could_have(model):
+        directory = hub.fetch(model)
         name = name or model
     return read_model_card(directory, name=name, max_model_len=max_model_len)
-
-
-def _looks_like_hub_id(model: str) -> bool:
-    parts = model.split("/")
-    return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
-
-
-def _from_hub(model: str) -> pathlib.Path:
-    """Download a model's weights and tokenizer; never its code."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    click.echo(f"fetching {model} from the hub ...", err=True)
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-    try:
-        return pathlib.Path(
-            snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"])
-        )
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        raise StartError(
-            f"there is no model directory {model}, and the hub did not give it: {type(error).__name__}."
-        ) from error
 
 
 def _announce(notice: Notice) -> None:
