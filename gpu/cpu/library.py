@@ -29,7 +29,8 @@ COLUMNS = 64
 """Rows of a weight matrix that are packed together."""
 HALF_PANEL = COLUMNS // 2
 """Gate rows, then as many up rows, make a panel."""
-_UNITS = 16
+UNITS = 16
+"""Rows of numbers that are multiplied are padded to a multiple of so many units of 4 bytes."""
 _SPARE_ROWS = 32
 
 
@@ -104,6 +105,25 @@ class ModelStruct(Structure):
     )
 
 
+class LowRankStruct(Structure):
+    """`struct LowRank`."""
+
+    _fields_ = (("ranks", c_int64), *((name, c_void_p) for name in ("down", "scale", "up", "blocks")))
+
+
+class AdaptedStruct(Structure):
+    """`struct Adapted`."""
+
+    _fields_ = (
+        ("change", c_void_p),
+        ("maps", c_int64),
+        ("adapter", c_void_p),
+        ("rows", c_void_p),
+        ("count", c_int64),
+        ("most", c_int64),
+    )
+
+
 class StepStruct(Structure):
     """`struct Step`."""
 
@@ -116,6 +136,7 @@ class StepStruct(Structure):
         ("tapped", c_void_p),
         ("tapped_count", c_int64),
         ("states", c_void_p),
+        ("adapted", AdaptedStruct),
     )
 
 
@@ -131,11 +152,14 @@ _LAYOUT = (
             LayerStruct,
             ModelStruct,
             StepStruct,
+            LowRankStruct,
+            AdaptedStruct,
         ),
     ),
     COLUMNS,
     _SPARE_ROWS,
-    _UNITS,
+    UNITS,
+    HALF_PANEL,
 )
 """As `layout` in `kernels/library.cpp` gives it: sizes of the structures, then constants."""
 
@@ -214,7 +238,7 @@ class Kernels:
     def linear(self, packed: Packed, x: Tensor) -> Tensor:
         """y = x W^T + b in float32, for checks: x [m, k] of float32 or bfloat16."""
         per_unit = 1 if packed.kind is Kind.FLOAT else 2
-        width = -(-packed.k // (per_unit * _UNITS)) * per_unit * _UNITS
+        width = -(-packed.k // (per_unit * UNITS)) * per_unit * UNITS
         padded = x.new_zeros(len(x) + _SPARE_ROWS, width)
         padded[: len(x), : packed.k] = x
         y = torch.empty(len(x), packed.n)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpu.attention import StepAttention
 from gpu.kv_pool import KvShape
+from gpu.lora.base import LoraSlots
 from gpu.weights import Tensors
 
 
@@ -30,6 +31,11 @@ class Model(Protocol):
         """What each attention layer keeps in the pages."""
         ...
 
+    @property
+    def lora(self) -> LoraSlots | None:
+        """Where adapters go; None for a model that takes none."""
+        ...
+
     def forward(
         self,
         tokens: Tensor,
@@ -37,10 +43,12 @@ class Model(Protocol):
         attention: StepAttention,
         rows: Tensor | None,
         tap: Tap | None = None,
+        adapters: Tensor | None = None,
     ) -> Tensor:
         """Run one flattened step.
 
-        tokens, positions: int64 [T]. rows: int64 [n], whose logits are wanted; None = all.
+        tokens, positions: int64 [T]. rows: int64 [n], whose logits are wanted; None = all. adapters: int64 [T],
+        slot of each row's adapter or -1; None where no row has one.
         Returns float32 logits [n, vocab_size].
         """
         ...

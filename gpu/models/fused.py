@@ -32,6 +32,7 @@ from gpu.cpu.library import (
 )
 from gpu.kv_pool import KvPool, KvShape
 from gpu.layers import Linear
+from gpu.lora.packed import PackedSlots
 from gpu.models.base import Tap
 from gpu.models.llama import Decoder, Layer
 from gpu.weights import Tensors, fill
@@ -74,6 +75,8 @@ class FusedDecoder:
         self._norm = decoder.norm.weight.float()
         shared = like is not None and like._decoder.head is decoder.head
         self._head: Packed = like._head if like is not None and shared else self._pack(decoder.head)
+        shapes, dtype = self.spec.modules, self._embedding.dtype
+        self.lora = like.lora if like is not None else PackedSlots(len(self._layers), shapes, dtype, _interleaved)
         self._cos, self._sin = (table.contiguous() for table in decoder.rotary.tables(context))
         self._bound: tuple[KvPool, ModelStruct, Any] | None = None
         self._logits = torch.empty(0)
@@ -90,6 +93,7 @@ class FusedDecoder:
         attention: StepAttention,
         rows: Tensor | None,
         tap: Tap | None = None,
+        adapters: Tensor | None = None,
     ) -> Tensor:
         """See `Model.forward`. The logits are valid until the next call."""
         assert isinstance(attention, CpuStep)
@@ -102,6 +106,8 @@ class FusedDecoder:
             tap.states = torch.empty(len(tap.rows), self.spec.hidden)
             step.tapped, step.tapped_count = tap.rows.data_ptr(), len(tap.rows)
             step.states = tap.states.data_ptr()
+        if adapters is not None:
+            step.adapted, _rows = self.lora.step(adapters)
         self._kernels.forward(self._model(attention.pool), step)
         return logits
 

@@ -22,6 +22,8 @@ from torch.nn import functional
 from gpu.attention import Spec, StepAttention
 from gpu.kv_pool import KvShape
 from gpu.layers import ACTIVATIONS, Linear, RMSNorm
+from gpu.lora.base import DOWN, GATE_UP, OUTPUT, PARTS, QKV, shapes
+from gpu.lora.dense import DenseSlots, StepLora
 from gpu.models.base import Tap
 from gpu.rotary import Rotary, rope_parameters
 from gpu.weights import Tensors, fill
@@ -64,6 +66,15 @@ class DecoderSpec:
     def kv(self) -> KvShape:
         """What each layer keeps of a token."""
         return KvShape(self.kv_heads, self.head_dim, self.head_dim)
+
+    @property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """(n, k) of every linear map that an adapter may change, by name."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = (query, key, key, self.hidden, self.intermediate, self.intermediate, self.hidden)
+        columns = (self.hidden,) * 3 + (query, self.hidden, self.hidden, self.intermediate)
+        names = (name for part in PARTS for name in part)
+        return shapes(len(self.windows), dict(zip(names, zip(rows, columns, strict=True), strict=True)))
 
 
 def read_spec(architecture: str, config: Json) -> DecoderSpec:
@@ -212,27 +223,42 @@ class Layer:
             linear.seal()
 
     def __call__(
-        self, x: Tensor, rotary: Rotary, turned: tuple[Tensor, Tensor], attention: StepAttention
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        turned: tuple[Tensor, Tensor],
+        attention: StepAttention,
+        lora: StepLora | None,
     ) -> Tensor:
         """[T, hidden] -> [T, hidden]; `x` is overwritten."""
-        x += self._attend(self.before_attention(x), rotary, turned, attention)
-        gate_up = self.gate_up(self.before_mlp(x))
+        x += self._attend(self.before_attention(x), rotary, turned, attention, lora)
+        gate_up = self._map(GATE_UP, self.gate_up, self.before_mlp(x), lora)
         inner = self._spec.intermediate
-        x += self.down(self._activation(gate_up[:, :inner]).mul_(gate_up[:, inner:]))
+        x += self._map(DOWN, self.down, self._activation(gate_up[:, :inner]).mul_(gate_up[:, inner:]), lora)
         return x
 
+    def _map(self, part: int, linear: Linear, x: Tensor, lora: StepLora | None) -> Tensor:
+        """A linear map with what the rows' adapters change of it."""
+        y = linear(x)
+        return y if lora is None else lora.add(self.index * len(PARTS) + part, x, y)
+
     def _attend(
-        self, x: Tensor, rotary: Rotary, turned: tuple[Tensor, Tensor], attention: StepAttention
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        turned: tuple[Tensor, Tensor],
+        attention: StepAttention,
+        lora: StepLora | None,
     ) -> Tensor:
         spec = self._spec
-        qkv = self.qkv(x).view(x.shape[0], -1, spec.head_dim)
+        qkv = self._map(QKV, self.qkv, x, lora).view(x.shape[0], -1, spec.head_dim)
         both = qkv[:, : self._turned_heads]
         if self.head_weights is not None:
             both = functional.rms_norm(both, (spec.head_dim,), None, spec.eps) * self.head_weights
         both = rotary.apply(both, turned)
         query, key = both[:, : spec.heads], both[:, spec.heads :]
         out = attention.attend(self.index, query, key, qkv[:, self._turned_heads :], self._attention)
-        return self.output(out.flatten(1))
+        return self._map(OUTPUT, self.output, out.flatten(1), lora)
 
 
 class Decoder:
@@ -245,6 +271,7 @@ class Decoder:
         self.layers = [Layer(spec, index, dtype, device) for index in range(len(spec.windows))]
         self.norm = RMSNorm(spec.hidden, spec.eps, dtype=dtype, device=device)
         self.head = _head(spec, self.embedding)
+        self.lora = DenseSlots(len(self.layers), spec.modules, dtype, device)
 
     @property
     def kv(self) -> tuple[KvShape, ...]:
@@ -337,12 +364,14 @@ class Decoder:
         attention: StepAttention,
         rows: Tensor | None,
         tap: Tap | None = None,
+        adapters: Tensor | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
+        lora = None if adapters is None else self.lora.step(adapters)
         x = functional.embedding(tokens, self.embedding)
         turned = self.rotary.turn(positions)
         for layer in self.layers:
-            x = layer(x, self.rotary, turned, attention)
+            x = layer(x, self.rotary, turned, attention, lora)
         if tap is not None:
             tap.states = self.norm(x.index_select(0, tap.rows))
         if rows is not None:

@@ -72,7 +72,9 @@ class _Bridge:
 
 
 class TransformersModel:
-    """`gpu.models.base.Model` of a transformers model."""
+    """`gpu.models.base.Model` of a transformers model. It takes no adapters."""
+
+    lora = None
 
     def __init__(self, vocab_size: int, dtype: torch.dtype, name: str) -> None:
         """`name`: under which our attention is registered. The model itself comes next."""
@@ -124,8 +126,10 @@ class TransformersModel:
         attention: StepAttention,
         rows: Tensor | None,
         tap: Tap | None = None,
+        adapters: Tensor | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
+        assert adapters is None
         self._bridge.step, self._bridge.layer = attention, 0
         keep: int | Tensor = 0 if rows is None else rows
         with _caught(self.model.base_model, tap):

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention.h"
+#include "lora.h"
 
 enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
@@ -36,6 +37,7 @@ struct Step {
     const i64* tapped;
     i64 tapped_count;
     float* states;
+    Adapted adapted;
 };
 
 inline f32x16 activate(i64 kind, f32x16 x) {
@@ -88,13 +90,15 @@ template <class X>
 struct Workspace {
     std::vector<float> x, qkv;
     std::vector<X> a, q, attended, inner;
+    Shrunk<X> shrunk;
     Layout layout;
     i64 ldx, ldqkv, lda, ldq, ldo, ldi;
 
     static i64 row_of(i64 k) { return units_of<X>(k) * Weight<X>::per_unit; }
 
-    void fit(const Model& model, const Batch& batch) {
+    void fit(const Model& model, const Step& step) {
         const Heads& h = model.heads;
+        const Batch& batch = step.batch;
         const i64 rows = batch.rows + ROWS;
         ldx = round_up(model.hidden, COLUMNS);
         ldqkv = round_up((h.heads + h.kv_heads) * h.key_dim + h.kv_heads * h.value_dim, COLUMNS);
@@ -108,6 +112,7 @@ struct Workspace {
         grow(q, rows * ldq);
         grow(attended, rows * ldo);
         grow(inner, rows * ldi);
+        if (step.adapted.count) grow(shrunk.numbers, batch.rows * step.adapted.most);
         layout.cut(batch, h.shared());
     }
 
@@ -138,11 +143,23 @@ struct Forward {
         apply(team, by, reinterpret_cast<const u32*>(from.data()), ld / Weight<X>::per_unit, m, s.gemm, put);
     }
 
+    // The linear map number `map` of a step, with what the rows' adapters change of it.
+    template <class Put>
+    void adapted(i64 map, const Linear& by, const std::vector<X>& from, i64 ld, i64 m, Put put) {
+        const Adapted& adapters = step.adapted;
+        if (adapters.count == 0) return linear(by, from, ld, m, put);
+        w.shrunk.fill(team, adapters, map, from.data(), ld, by.k);
+        linear(by, from, ld, m, [&](i64 panel, i64 row, float* c) {
+            w.shrunk.expand(adapters, map, panel, row, c);
+            put(panel, row, c);
+        });
+    }
+
     void run() {
         Tiles tiles;
         const i64 m = step.batch.rows;
         rows(m, [&](i64 row) { embed(row); });
-        for (i64 i = 0; i < model.layers; ++i) layer(model.layer[i], m);
+        for (i64 i = 0; i < model.layers; ++i) layer(i, m);
         rows(step.tapped_count, [&](i64 i) {
             const float* x = w.x.data() + step.tapped[i] * w.ldx;
             rms_norm(x, model.norm, model.hidden, model.eps, step.states + i * model.hidden);
@@ -155,22 +172,24 @@ struct Forward {
         });
     }
 
-    void layer(const Layer& l, i64 m) {
+    void layer(i64 number, i64 m) {
+        const Layer& l = model.layer[number];
+        const i64 map = number * MAPS;
         rows(m, [&](i64 row) { norm_row(row, row, l.before_attention); });
-        linear(l.qkv, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
+        adapted(map, l.qkv, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
             std::memcpy(&w.qkv[row * w.ldqkv + panel * COLUMNS], c, COLUMNS * 4);
         });
         rows(m, [&](i64 row) { turn(l, row); });
         const Manner manner{model.scale, 0, l.window, nullptr};
         attend<X>(team, model.heads, manner, l.pages, step.batch, w.layout, blocks, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
-        linear(l.output, w.attended, w.ldo, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+        adapted(map + 1, l.output, w.attended, w.ldo, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
         rows(m, [&](i64 row) { norm_row(row, row, l.before_mlp); });
-        linear(l.gate_up, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
+        adapted(map + 2, l.gate_up, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
             X* to = &w.inner[row * w.ldi + panel * 32];
             for (i64 i = 0; i < 32; i += 16)
                 narrow(to + i, activate(model.activation, load<f32x16>(c + i)) * load<f32x16>(c + 32 + i));
         });
-        linear(l.down, w.inner, w.ldi, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+        adapted(map + 3, l.down, w.inner, w.ldi, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
     }
 
     void embed(i64 row) {

@@ -250,7 +250,8 @@ inline void one_panel(const Linear& linear, i64 panel, const u32* x, i64 ldx, i6
     }
 }
 
-// All panels against m rows, a phase of the team's. put(panel, row, c): 64 numbers from column panel * 64 on.
+// All panels against m rows, a phase of the team's. put(panel, row, c): 64 numbers from column panel * 64 on,
+// to be changed at will.
 template <class Put>
 inline void apply(Team::Member& team, const Linear& linear, const u32* x, i64 ldx, i64 m, Scratch& scratch, Put put) {
     const i64 panels = linear.panels(), wanted = 4 * team.size();
@@ -261,7 +262,7 @@ inline void apply(Team::Member& team, const Linear& linear, const u32* x, i64 ld
     const i64 grain = m > 4 ? 1 : std::max<i64>(1, std::min<i64>(panels / wanted, (128 << 10) / bytes));
     team.share(tasks, grain, [&](i64 task) {
         const i64 panel = task / cuts, from = task % cuts * height, to = std::min(m, from + height);
-        auto into = [&](i64 row, const float* c) { put(panel, row, c); };
+        auto into = [&](i64 row, float* c) { put(panel, row, c); };
         switch (linear.kind) {
             case FLOAT: one_panel<float>(linear, panel, x, ldx, from, to, scratch, into); break;
             case BFLOAT16: one_panel<bf16>(linear, panel, x, ldx, from, to, scratch, into); break;

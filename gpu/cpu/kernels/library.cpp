@@ -29,7 +29,7 @@ void forward(Machine& machine, Model model, const Step& step) {
     machine.layers.assign(model.layer, model.layer + model.layers);
     model.layer = machine.layers.data();
     Workspace<X>& space = workspace<X>(machine);
-    space.fit(model, step.batch);
+    space.fit(model, step);
     const i64 blocks = space.layout.blocks.size();
     machine.team.run([=, &machine, &space](Team::Member& team) {
         Forward<X>{model, step, blocks, space, team, machine.scratches[team.thread]}.run();
@@ -77,7 +77,8 @@ void machine_free(Machine* machine) { delete machine; }
 // What gpu/cpu/library.py has to agree with.
 void layout(i64* out) {
     const i64 sizes[] = {sizeof(Linear), sizeof(Pages), sizeof(Heads), sizeof(Manner), sizeof(Batch),
-                         sizeof(Layer),  sizeof(Model), sizeof(Step),  COLUMNS,        SPARE_ROWS, ALIGNED_UNITS};
+                         sizeof(Layer),  sizeof(Model), sizeof(Step),  sizeof(LowRank), sizeof(Adapted),
+                         COLUMNS,        SPARE_ROWS,    ALIGNED_UNITS,   BLOCK};
     std::copy(std::begin(sizes), std::end(sizes), out);
 }
 

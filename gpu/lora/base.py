@@ -1,0 +1,89 @@
+"""What an adapter is to a model: low-rank changes of the linear maps that it has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+PARTS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""The fused linear maps of a decoder layer, in the order in which they run, and the modules that each is made of."""
+QKV, OUTPUT, GATE_UP, DOWN = range(len(PARTS))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LowRank:
+    """The change of one linear map [n, k]. down: A [rank, k]; up: B [n, rank]; both float32. scale: alpha / rank, or
+    alpha / sqrt(rank) for rank-stabilised adapters."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+Changes = Mapping[str, LowRank]
+"""An adapter's changes by module, "layers.3.self_attn.q_proj"."""
+
+
+class LoraSlots(Protocol):
+    """Where a model keeps the adapters that a step may go through. shapes: (n, k) of each module that an adapter
+    may change, by name."""
+
+    shapes: Mapping[str, tuple[int, int]]
+
+    def prepare(self, changes: Changes) -> Any:
+        """The adapter as this model multiplies with it, in the host's memory."""
+
+    def put(self, slot: int, prepared: Any) -> None:
+        """`prepared` takes the slot."""
+
+    def clear(self, slot: int) -> None:
+        """The slot is empty."""
+
+
+def shapes(layers: int, sizes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """`LoraSlots.shapes` of layers that are all alike. sizes: (n, k) by name within a layer."""
+    return {f"layers.{layer}.{name}": size for layer in range(layers) for name, size in sizes.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fused:
+    """The changes of the modules of one fused map together, R ranks in all. down: [R, k]; up: [n, R], zero where a
+    rank belongs to another module; scale: [R]. float32."""
+
+    down: Tensor
+    up: Tensor
+    scale: Tensor
+
+
+def fuse(changes: Changes, modules: Sequence[str], sizes: Mapping[str, tuple[int, int]]) -> Fused | None:
+    """The changes of `modules`, whose outputs lie one behind the other; None where there are none."""
+    found = [(name, changes[name]) for name in modules if name in changes]
+    if not found:
+        return None
+    ranks = sum(len(change.down) for _, change in found)
+    up = torch.zeros(sum(sizes[name][0] for name in modules), ranks)
+    row = rank = 0
+    for name in modules:
+        n, change = sizes[name][0], changes.get(name)
+        if change is not None:
+            up[row : row + n, rank : rank + len(change.down)] = change.up
+            rank += len(change.down)
+        row += n
+    scale = torch.cat([torch.full((len(change.down),), change.scale) for _, change in found])
+    return Fused(torch.cat([change.down for _, change in found]), up, scale)
+
+
+def fused_maps(changes: Changes, slots_shapes: Mapping[str, tuple[int, int]], layers: int) -> list[Fused | None]:
+    """`fuse` of every fused map: those of layer 0 in the order of PARTS, then those of layer 1, and so on."""
+    names = [[f"layers.{layer}.{module}" for module in part] for layer in range(layers) for part in PARTS]
+    present = [[name for name in modules if name in slots_shapes] for modules in names]
+    return [fuse(changes, modules, slots_shapes) if modules else None for modules in present]
