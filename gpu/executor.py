@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
@@ -24,6 +24,8 @@ from gpu.cpu.start import start
 from gpu.device import choose_device, team_size, use_threads
 from gpu.grammar import Grammars
 from gpu.kv_pool import KvPool, choose_pages
+from gpu.lora.peft import ModelShelf
+from gpu.lora.table import AdapterTable
 from gpu.models.base import Model
 from gpu.models.loading import load_model
 from gpu.readings import Readings, Round, Told
@@ -41,7 +43,8 @@ from protocols.weights import ORIGINAL, Weights
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flight:
     """A launched plan. layout: None when it has no rows; result: None when it samples nothing. launched:
-    perf_counter seconds. told: what was read of prompts. further: the plan's rounds after the first."""
+    perf_counter seconds. told: what was read of prompts. further: the plan's rounds after the first. refused:
+    why slots of it are not computed."""
 
     epoch: int
     step: int
@@ -50,6 +53,7 @@ class Flight:
     launched: float
     told: Told | None = None
     further: tuple[Flight, ...] = ()
+    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 class Executor:
@@ -74,6 +78,9 @@ class Executor:
         self._grammars = Grammars(card, pool.device)
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device, self._grammars)
         self._readings = Readings(pool.device)
+        self.adapters = AdapterTable(
+            ModelShelf(model.lora, config.max_lora_rank), config.max_loras, config.max_running
+        )
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
         self._speculator = Speculator.of(config)
         self._unverified: Flight | None = None
@@ -133,7 +140,7 @@ class Executor:
             else plan
         )
         further = tuple(self.launch(again) for _ in range(plan.rounds - 1))
-        flight = Flight(plan.epoch, plan.step, layout, result, launched, told, further)
+        flight = Flight(plan.epoch, plan.step, layout, result, launched, told, further, self._refused(layout))
         if self._speculator is not None:
             self._unverified = flight
         return flight
@@ -186,18 +193,21 @@ class Executor:
             self._table.reset()
             self._sampler.reset()
             self._readings.reset()
+            self.adapters.reset()
             if self._speculator is not None:
                 self._speculator.reset()
         for slot in plan.closes:
             self._table.close(slot)
             self._sampler.close(slot)
             self._readings.close(slot)
+            self.adapters.close(slot)
             if self._speculator is not None:
                 self._speculator.close(slot)
         for opening in plan.opens:
             self._table.open(opening)
             self._sampler.open(opening)
             self._readings.open(opening)
+            self.adapters.open(opening.slot, opening.adapter)
             if self._speculator is not None:
                 self._speculator.open(opening)
         for grant in plan.grants:
@@ -211,16 +221,27 @@ class Executor:
         every = read is None and len(wanted) == len(step.batch.positions)
         rows = None if every else self._to_device(wanted)
         tap = read.tap(self._device) if read is not None else None
-        logits = self._model.forward(self._tokens(step), positions, attention, rows, tap)
+        places = self.adapters.rows(step.slots, step.batch.query_lens)
+        adapters = None if places is None else self._to_device(places)
+        logits = self._model.forward(self._tokens(step), positions, attention, rows, tap, adapters)
         told = None
         if read is not None:
             count = len(step.rows)
             told, logits = self._readings.read(read, logits[count:], tap), logits[:count]
         return self._sample(step, logits), told
 
+    def _refused(self, step: Step | None) -> Mapping[int, str]:
+        """Why slots of the step cannot be computed: sentences, by slot."""
+        if step is None or not self.adapters.refuses:
+            return {}
+        found = ((slot, self.adapters.refusal(slot)) for slot in step.sampled.tolist())
+        return {slot: sentence for slot, sentence in found if sentence is not None}
+
     def _sample(self, step: Step, logits: Tensor) -> SampleResult | None:
         if len(step.sampled) == 0:
             return None
+        if refused := self._refused(step):
+            logits[[row for row, slot in enumerate(step.sampled.tolist()) if slot in refused]] = torch.nan
         result = self._sampler.sample(logits, step.sampled, step.next_positions)
         # A failed row has token -1; whatever follows it is waste, but must be a token. Runs: see `_verify`.
         self._last.index_copy_(0, self._to_device(step.sampled.astype(np.int64)), result.tokens.clamp(min=0))
@@ -260,7 +281,8 @@ def _done(flight: Flight) -> StepDone:
     readings = () if flight.told is None else flight.told.report()
     if layout is None or result is None:
         return StepDone(flight.epoch, flight.step, b"", b"", 0, readings=readings)
-    tokens, logprobs, failed = result.host_tokens(), result.logprobs, result.failed
+    tokens, logprobs = result.host_tokens(), result.logprobs
+    failed = [(slot, flight.refused.get(slot, sentence)) for slot, sentence in result.failed]
     confirmed = layout.confirmed(tokens)
     kept = layout.kept(confirmed)
     if len(kept) < len(tokens):

@@ -13,6 +13,7 @@ that it expects of its pages, so that a decode compares a few words and not the 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,8 +23,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gpu.lora.table import AdapterTable
 from protocols import oracle
+from protocols.adapters import CONFIG, digest_of
 from protocols.config import Config, Speculate
+from protocols.errors import UserError
 from protocols.plan import Chunk, Logprobs, PageGrant, Plan, Reading, SlotOpen, StepDone
 from protocols.sampling import Pool
 
@@ -46,12 +50,36 @@ class Flight:
     lands_ns: int
 
 
+class HashShelf:
+    """`gpu.lora.table.Shelf` without a model: of an adapter only its digest is read. It sees that a slot is
+    emptied before it is taken, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+
+    def read(self, directory: pathlib.Path) -> tuple[None, str]:
+        """See `Shelf.read`."""
+        try:
+            return None, digest_of(directory)
+        except OSError as error:
+            raise UserError(f"cannot read {directory / CONFIG} and its weights: {error.strerror}.") from error
+
+    def put(self, slot: int, prepared: None) -> None:
+        """See `Shelf.put`."""
+        assert slot not in self._taken, "two adapters in one slot"
+        self._taken.add(slot)
+
+    def clear(self, slot: int) -> None:
+        """See `Shelf.clear`."""
+        self._taken.discard(slot)
+
+
 class HashExecutor:
     """Executes plans for `slots` slots over `pages` pages of `page_size` tokens.
 
     step_ms: simulated time of a step on a device that runs steps one after another. asynchronous: whether
     a step's time passes after `launch` has returned. speculates: whether plans allow guesses, which are
-    the oracle's too, right and wrong ones.
+    the oracle's too, right and wrong ones. adapters: how many go through a step at most.
     """
 
     def __init__(
@@ -64,6 +92,7 @@ class HashExecutor:
         context: int,
         step_ms: float = 0.0,
         speculates: bool = False,
+        adapters: int = 8,
     ) -> None:
         self.pages, self.page_size, self.slots, self.vocab_size = pages, page_size, slots, vocab_size
         self.asynchronous = step_ms > 0
@@ -72,6 +101,7 @@ class HashExecutor:
         self._table_width = -(-context // page_size) + 1
         self._busy_until_ns = self._landed_ns = 0
         self._epoch = -1
+        self.adapters = AdapterTable(HashShelf(), adapters, slots)
         self._forget()
 
     @classmethod
@@ -85,6 +115,7 @@ class HashExecutor:
             context=config.model.context,
             step_ms=config.step_ms,
             speculates=config.speculate is not Speculate.OFF,
+            adapters=config.max_loras,
         )
 
     def launch(self, plan: Plan) -> Flight:
@@ -129,6 +160,8 @@ class HashExecutor:
         rounds = [self._decode_again(decodes) for _ in range(plan.rounds - 1)]
         results = [(slots, tokens), *right, *rounds]
         slots, tokens = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        failed = {slot: why for slot in slots.tolist() if (why := self.adapters.refusal(slot)) is not None}
+        tokens[np.isin(slots, list(failed))] = -1
         return StepDone(
             epoch=plan.epoch,
             step=plan.step,
@@ -136,6 +169,7 @@ class HashExecutor:
             tokens=tokens.astype("<i4").tobytes(),
             elapsed_us=0,
             logprobs=self._logprobs(slots, tokens),
+            failed=tuple(failed.items()),
             readings=tuple(self._readings(plan)),
             drafted=drafted,
             accepted=sum(len(part[0]) for part in right),
@@ -208,6 +242,7 @@ class HashExecutor:
     def _forget(self) -> None:
         """Empty pages, closed slots. The page after the last one stands for entries never granted."""
         slots, width = self.slots, self._table_width
+        self.adapters.reset()
         self._tokens = np.full((self.pages + 1, self.page_size), _EMPTY, np.int64)
         self._digests = np.zeros(self.pages + 1, np.uint64)
         self._tables = np.full((slots, width), self.pages, np.int64)
@@ -224,12 +259,14 @@ class HashExecutor:
     def _close(self, slot: int) -> None:
         self._tables[slot] = self.pages
         self._openings.pop(slot, None)
+        self.adapters.close(slot)
 
     def _open(self, opening: SlotOpen) -> None:
         slot, sampling = opening.slot, opening.sampling
         assert sampling.seed is not None
         self._close(slot)
         self._openings[slot] = opening
+        self.adapters.open(slot, opening.adapter)
         self._position[slot] = opening.cached
         self._last[slot] = _EMPTY
         self._seed[slot], self._choice[slot] = sampling.seed, opening.choice
@@ -260,7 +297,7 @@ class HashExecutor:
         context = self._tokens[self._tables[slot, :pages]].reshape(-1)
         context[end:] = _EMPTY
         prompt = context[: opening.prompt_len].astype("<i4").tobytes()
-        key = oracle.sequence_key(zlib.crc32(prompt), opening.sampling)
+        key = oracle.sequence_key(zlib.crc32(prompt), opening.sampling, opening.adapter)
         output = [self._oracle(slot, key, position) for position in range(opening.prompt_len, end)]
         self._key[slot] = key
         self._astray[slot] = not np.array_equal(context[opening.prompt_len : end], output)

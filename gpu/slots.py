@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """One forward step, laid out.
+    """One forward step, laid out. slots: int64 [n], of each sequence of the batch.
 
     known_tokens: int64 ids of the rows of chunks, then runs, which come first; then one row for each of
     `decodes` (int64 slots). sampled: int32 slots, chunks that sample, then each row of the runs, then
@@ -31,6 +31,7 @@ class Step:
     """
 
     batch: Batch
+    slots: Ints
     known_tokens: Ints
     runs: Sequence[Run]
     first_run: int
@@ -123,6 +124,7 @@ class Slots:
         rows = _last_rows(query_lens, samples)
         return Step(
             batch=batch,
+            slots=slots,
             known_tokens=np.concatenate(tokens).astype(np.int64) if tokens else np.zeros(0, np.int64),
             runs=runs,
             first_run=int(samples[: len(chunks)].sum()),
@@ -142,6 +144,7 @@ class Slots:
         rows = np.arange(len(slots))
         return Step(
             batch=self._laid(np.ones_like(slots), contexts, positions, pages, slots, len(slots)),
+            slots=slots,
             known_tokens=np.zeros(0, np.int64),
             runs=(),
             first_run=0,

@@ -8,6 +8,7 @@ import pathlib
 
 import msgspec
 
+from protocols.adapters import Adapter
 from protocols.errors import StartError
 
 
@@ -83,8 +84,10 @@ class Config(msgspec.Struct, frozen=True):
     so long, unless its slot is needed. burst_ms: how long the tokens of short steps may wait for each other,
     to be sent together; 0: not at all. speculate_tokens: tokens guessed for a sequence in a step at most;
     speculate_rows: for all of them together; speculate_min, speculate_max: how many of the last tokens
-    must have occurred before, in this order, for a guess. tool_parser, reasoning_parser: the formats of
-    calls and of thoughts that are looked for in answers (`actors.answers.formats`), "none" for none.
+    must have occurred before, in this order, for a guess. loras: adapters that are loaded from the start.
+    max_loras: adapters in a batch at most; max_lora_rank: of each. tool_parser, reasoning_parser: the
+    formats of calls and of thoughts that are looked for in answers (`actors.answers.formats`), "none" for
+    none.
 
     trace_sample: share of the requests that are traced where their clients do not say.
 
@@ -116,6 +119,9 @@ class Config(msgspec.Struct, frozen=True):
     speculate_min: int = 2
     speculate_max: int = 4
     speculate_rows: int = 24
+    loras: tuple[Adapter, ...] = ()
+    max_loras: int = 8
+    max_lora_rank: int = 64
     dp: int = 1
     frontends: int = 1
     tokenizers: int = 1

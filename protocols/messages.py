@@ -28,7 +28,7 @@ class Generate(Message, frozen=True, array_like=True, tag=1):
     by a row without tokens, which says that the ledger has the request. default_tokens: where sampling has no
     max_tokens, so many (or min_tokens) as far as the context goes; 0 for all that it leaves. truncate: only
     the last so many tokens of the prompt count; -1 for as many as fit, 0 for all. rules: what the text must
-    be, of which the tokenizer makes `sampling.grammar`.
+    be, of which the tokenizer makes `sampling.grammar`. adapter: id of the LoRA adapter, 0 for none.
     """
 
     rids: tuple[int, ...]
@@ -44,6 +44,7 @@ class Generate(Message, frozen=True, array_like=True, tag=1):
     default_tokens: int = 0
     truncate: int = 0
     rules: Rules = Rules()
+    adapter: int = 0
 
 
 class Submit(Message, frozen=True, array_like=True, tag=2):
@@ -51,7 +52,7 @@ class Submit(Message, frozen=True, array_like=True, tag=2):
 
     tokens: prompt ids, little-endian int32. sampling: complete (seed, max_tokens and EOS ids filled in).
     origin: index of the tokenizer that wants the tokens. dispatch: the balancer's running number of
-    this submission to this replica, 0 without a balancer.
+    this submission to this replica, 0 without a balancer. adapter: see Generate.
     """
 
     rid: int
@@ -64,6 +65,7 @@ class Submit(Message, frozen=True, array_like=True, tag=2):
     trace: str = ""
     arrived_ns: int = 0
     dispatch: int = 0
+    adapter: int = 0
 
 
 class Abort(Message, frozen=True, array_like=True, tag=3):

@@ -31,8 +31,9 @@ def hash_token(key: int, seed: int, choice: int, position: int, vocab: int) -> i
     return (value ^ (value >> 31)) % vocab
 
 
-def sequence_key(prompt_crc: int, sampling: SamplingParams) -> int:
-    """Identity of a request for the hash: its prompt, and the parameters that shape the distribution.
+def sequence_key(prompt_crc: int, sampling: SamplingParams, adapter: int = 0) -> int:
+    """Identity of a request for the hash: its prompt, its adapter, and the parameters that shape the
+    distribution.
 
     prompt_crc: `zlib.crc32` of the prompt's little-endian int32 bytes.
     """
@@ -46,7 +47,8 @@ def sequence_key(prompt_crc: int, sampling: SamplingParams) -> int:
         sampling.frequency_penalty,
         sampling.logit_bias,
     )
-    return zlib.crc32(msgspec.msgpack.encode(shape), prompt_crc)
+    named = (*shape, adapter) if adapter else shape
+    return zlib.crc32(msgspec.msgpack.encode(named), prompt_crc)
 
 
 def hash_state(key: int) -> tuple[float, ...]:

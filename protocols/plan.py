@@ -25,7 +25,8 @@ class SlotOpen(msgspec.Struct, frozen=True, array_like=True):
     cached: tokens at the start whose KV already lies in the granted pages; the first chunk starts
     there. history: every token known at this open (prompt, then what was committed before a retraction
     or a recovery), int32, only where `sampling.remembers`, or where the company speculates and
-    `sampling.draftable`, else empty; later tokens the executor adds as it samples them.
+    `sampling.draftable`, else empty; later tokens the executor adds as it samples them. adapter: id of the
+    LoRA adapter that it goes through, 0 for none; in all slots together no more than fit at once.
     """
 
     slot: int
@@ -35,6 +36,7 @@ class SlotOpen(msgspec.Struct, frozen=True, array_like=True):
     prompt_len: int
     cached: int
     history: bytes = b""
+    adapter: int = 0
 
 
 class PageGrant(msgspec.Struct, frozen=True, array_like=True):

@@ -20,7 +20,7 @@ _FREE = Rules()
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What a client asked for: `n` choices for each prompt; choice i * n + j is number j of prompt i.
-    client, default_tokens, truncate and rules: see Generate. names: what the endpoint calls those of our
+    client, default_tokens, truncate, rules and adapter: see Generate. names: what the endpoint calls those of our
     fields that it calls differently."""
 
     prompts: tuple[Prompt, ...]
@@ -34,6 +34,7 @@ class Job:
     default_tokens: int = 0
     truncate: int = 0
     rules: Rules = _FREE
+    adapter: int = 0
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -54,6 +55,7 @@ def mails_of(job: Job, rids: tuple[int, ...], origin: int, salt: str) -> tuple[G
             default_tokens=job.default_tokens,
             truncate=job.truncate,
             rules=job.rules,
+            adapter=job.adapter,
         )
         for i, prompt in enumerate(job.prompts)
     )

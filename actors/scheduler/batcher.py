@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from actors.scheduler.adapters import OVERTAKING, AdapterSlots
 from actors.scheduler.cache import KvCache
 from actors.scheduler.estimate import CLIP, NewTokenRatio
 from actors.scheduler.pace import Pace
@@ -65,11 +66,12 @@ class Batcher:
         speculation: Speculation,
         stride: Stride,
         pace: Pace,
+        adapters: AdapterSlots,
     ) -> None:
         usable = min(slots, max(1, chunk_size - cache.page_size))
         self.cache = cache
         self.queue = queue
-        self.running = Running(cache, usable, queue.add)
+        self.running = Running(cache, usable, queue.add, adapters)
         self.preemptions = 0
         self.query_tokens = 0
         self.cached_tokens = 0
@@ -136,11 +138,17 @@ class Batcher:
         if not len(self.running):
             self._ratio.idle()
         window = min(self.running.room, draft.budget) + WINDOW
+        kept_out: Sequence | None = None
         for sequence in self.queue.first(window, self._prefix):
             if draft.budget <= 0 or not self.running.room or draft.weight > HEAVY or sequence.suspect:
                 return
             if not self._pace.admits(sequence):
                 return
+            if not self.running.adapters.fits(sequence.adapter):
+                kept_out = kept_out or sequence
+                continue
+            if kept_out is not None and sequence.adapter and sequence.order - kept_out.order > OVERTAKING:
+                continue
             fill = sequence.known()
             if self.running.upcoming.covers(sequence, fill, self.cache.prefix(sequence, fill)):
                 continue
@@ -167,7 +175,7 @@ class Batcher:
                 self._chunk(alone, draft)
             return True
         suspect = self.queue.suspect()
-        if suspect is None or not self.running.room:
+        if suspect is None or not self.running.room or not self.running.adapters.fits(suspect.adapter):
             return False
         if flying:
             return True
@@ -193,6 +201,7 @@ class Batcher:
                 sequence.prompt_len,
                 cached,
                 sequence.fill if self._remembers(sequence.sampling) else b"",
+                sequence.adapter,
             )
         )
         self._grant(sequence, 0, draft)

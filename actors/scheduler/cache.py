@@ -63,7 +63,9 @@ class KvCache:
 
     def prefix(self, sequence: Sequence, fill: bytes) -> int:
         """Pages at the start of `fill` that are cached."""
-        return self._tree.probe(sequence.salt, fill, self._reusable(sequence, fill)) if self._radix else 0
+        return (
+            self._tree.probe(sequence.namespace, fill, self._reusable(sequence, fill)) if self._radix else 0
+        )
 
     def attach(self, sequence: Sequence, fill: bytes, reserve: float) -> bool:
         """Give `sequence` pages for all tokens of `fill`, cached ones where their prefix is known.
@@ -75,7 +77,7 @@ class KvCache:
         node: Node | None = None
         pages: list[int] = []
         if self._radix:
-            node, pages = self._tree.acquire(sequence.salt, fill, self._reusable(sequence, fill))
+            node, pages = self._tree.acquire(sequence.namespace, fill, self._reusable(sequence, fill))
         if needed - len(pages) + reserve > self.available:
             if node is not None:
                 self._tree.release(node)

@@ -26,6 +26,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 
 from actors.aborts import Aborts
+from actors.scheduler.adapters import AdapterSlots
 from actors.scheduler.batcher import Batcher
 from actors.scheduler.cache import KvCache
 from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
@@ -62,6 +63,7 @@ class Core:
         burst_us: int = 0,
         epoch: int = 0,
         paused: PauseMode | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         self.depth = depth
         self.epoch = epoch
@@ -73,6 +75,7 @@ class Core:
         self._stride = Stride(burst_us)
         self._queue = WaitingQueue(policy)
         self._pace = Pace(paused)
+        self._adapters = adapters or AdapterSlots(0)
         self._live: dict[int, Sequence] = {}
         self._aborted = Aborts()
         self._flights: deque[Flight] = deque()
@@ -112,6 +115,10 @@ class Core:
         self._rows.clear()
         commands.append(self._load())
         return commands
+
+    def users(self, adapter: int) -> int:
+        """Requests that go through an adapter."""
+        return sum(sequence.adapter == adapter for sequence in self._live.values())
 
     def check(self) -> None:
         """AssertionError when a page is lost or in two hands, or a count is wrong. Costs O(pages)."""
@@ -168,7 +175,9 @@ class Core:
         self._held += sequence.length
         self._live[sequence.rid] = sequence
         self._queue.add(sequence)
-        if self.batcher is not None:
+        if not self._adapters.knows(sequence.adapter):
+            self._fail(sequence, _UNLOADED)
+        elif self.batcher is not None:
             self._fit(sequence, self.batcher.cache.capacity)
 
     def _fit(self, sequence: Sequence, capacity: int) -> None:
@@ -328,8 +337,16 @@ class Core:
             self._past = self._totals(before)
             self._recall(before, guilty)
         cache = KvCache(ready.pages, ready.page_size, self._radix)
+        self._adapters.forget()
         self.batcher = Batcher(
-            cache, ready.slots, self._chunk_size, self._queue, self._speculation, self._stride, self._pace
+            cache,
+            ready.slots,
+            self._chunk_size,
+            self._queue,
+            self._speculation,
+            self._stride,
+            self._pace,
+            self._adapters,
         )
         for sequence in self._queue.all():
             self._fit(sequence, cache.capacity)
@@ -411,6 +428,7 @@ def _too_long(prompt_len: int, capacity: int) -> ErrorBody:
     )
 
 
+_UNLOADED = ErrorBody(404, "The adapter of this request was unloaded.", code="model_not_found", param="model")
 _POISON = ErrorBody(
     500,
     f"The engine died {DEATHS_END} times while it computed this request, at last with nothing else running.",

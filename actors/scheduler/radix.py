@@ -1,8 +1,8 @@
 """The radix tree: which pages hold the KV of which token prefixes.
 
 A node is a run of whole pages; its key is their token ids as int32 bytes, so that comparing is memcmp and
-finding a child is a dict look-up by the bytes of one page. Each namespace (cache salt, later a LoRA
-adapter too) has a root of its own, so that tenants never see each other's prefixes.
+finding a child is a dict look-up by the bytes of one page. Each namespace (LoRA adapter and cache
+salt) has a root of its own, so that tenants never see each other's prefixes.
 
     root ── [system prompt ....] ──┬── [question A ..][answer A]
                                    └── [question B ......]

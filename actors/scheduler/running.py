@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from actors.scheduler.adapters import AdapterSlots
 from actors.scheduler.cache import KvCache
 from actors.scheduler.estimate import CLIP
 from actors.scheduler.sequence import RUNS, Sequence, Stage
@@ -45,10 +46,14 @@ class Flight:
 
 
 class Running:
-    """`slots` rows of device state and the sequences on them. requeue: where retracted ones go."""
+    """`slots` rows of device state and the sequences on them. requeue: where retracted ones go. adapters:
+    those that the sequences use."""
 
-    def __init__(self, cache: KvCache, slots: int, requeue: Callable[[Sequence], None]) -> None:
+    def __init__(
+        self, cache: KvCache, slots: int, requeue: Callable[[Sequence], None], adapters: AdapterSlots
+    ) -> None:
         self.cache = cache
+        self.adapters = adapters
         self.prefilling: dict[Sequence, None] = {}
         self.upcoming = Upcoming(cache.page_size)
         self.decoding: Mask = np.zeros(slots, np.bool_)
@@ -115,6 +120,7 @@ class Running:
         self.capacity[slot] = len(sequence.pages) * self.cache.page_size
         self.limit[slot] = sequence.prompt_len + max(sequence.allowance, 1) - 1
         sequence.read, sequence.pooled = [], b""
+        self.adapters.take(sequence.adapter)
         sequence.move(Stage.PREFILL)
         self.prefilling[sequence] = None
         self.upcoming.add(sequence)
@@ -201,6 +207,7 @@ class Running:
         self.by_slot[slot] = None
         self.limit[slot] = self.filled[slot] = self.planned[slot] = self.landed[slot] = 0
         self._free.append(slot)
+        self.adapters.give(sequence.adapter)
         self._closes.append(slot)
         sequence.slot, sequence.fill = -1, b""
         if sequence.stage is Stage.RETRACTED:

@@ -67,15 +67,18 @@ class Sequence:
     first `shared` of them belong to the radix tree, under the lock on `node`, the others to the sequence.
     allowance: output tokens at most. cached: prompt tokens found in the prefix cache at the first admission.
     order: number of its arrival. deaths: see DEATHS_ALONE. read: what this prefill has told of the prompt.
+    adapter: id of its LoRA adapter, 0 for none. namespace: of its prefixes, for adapter and salt.
     """
 
     __slots__ = (
+        "adapter",
         "allowance",
         "cached",
         "choice",
         "deaths",
         "fill",
         "max_tokens",
+        "namespace",
         "node",
         "order",
         "origin",
@@ -88,7 +91,6 @@ class Sequence:
         "read",
         "retracted",
         "rid",
-        "salt",
         "sampling",
         "shared",
         "slot",
@@ -103,7 +105,8 @@ class Sequence:
         self.choice = submit.choice
         self.sampling = submit.sampling
         self.priority = submit.priority
-        self.salt = submit.salt
+        self.adapter = submit.adapter
+        self.namespace = f"{submit.adapter}/{submit.salt}"
         self.prompt = submit.tokens
         self.prompt_len = len(submit.tokens) // 4
         self.stops = frozenset(submit.sampling.stop_token_ids)

@@ -41,4 +41,4 @@ class Upcoming:
         return any(common_pages(usable, other.fill, self._page_bytes) > cached for other in group)
 
     def _key(self, sequence: Sequence, fill: bytes) -> tuple[str, bytes]:
-        return (sequence.salt, fill[: self._page_bytes])
+        return (sequence.namespace, fill[: self._page_bytes])

@@ -336,5 +336,6 @@ def _stored(message: Generate, prompted: Prompted, rid: int, index: int) -> Stor
             message.salt,
             message.trace,
             message.arrived_ns,
+            adapter=message.adapter,
         ),
     )

@@ -2,6 +2,6 @@
 
     y = W x + B (scale * (A x))        A [rank, k], B [n, rank]
 
-Each row of a step names the adapter that it goes through, and all adapters of a step are computed together: first
-A x of every row, then B added where the base's product is put down.
+Each row of a step names the adapter that it goes through, and all adapters of a step are computed together:
+first A x of every row, then B added where the base's product is put down.
 """

@@ -15,14 +15,15 @@ PARTS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-"""The fused linear maps of a decoder layer, in the order in which they run, and the modules that each is made of."""
+"""The fused linear maps of a decoder layer, in the order in which they run, and the modules that each is
+made of."""
 QKV, OUTPUT, GATE_UP, DOWN = range(len(PARTS))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LowRank:
-    """The change of one linear map [n, k]. down: A [rank, k]; up: B [n, rank]; both float32. scale: alpha / rank, or
-    alpha / sqrt(rank) for rank-stabilised adapters."""
+    """The change of one linear map [n, k]. down: A [rank, k]; up: B [n, rank]; both float32. scale: alpha /
+    rank, or alpha / sqrt(rank) for rank-stabilised adapters."""
 
     down: Tensor
     up: Tensor
@@ -34,8 +35,8 @@ Changes = Mapping[str, LowRank]
 
 
 class LoraSlots(Protocol):
-    """Where a model keeps the adapters that a step may go through. shapes: (n, k) of each module that an adapter
-    may change, by name."""
+    """Where a model keeps the adapters that a step may go through. shapes: (n, k) of each module that an
+    adapter may change, by name."""
 
     shapes: Mapping[str, tuple[int, int]]
 
@@ -56,8 +57,8 @@ def shapes(layers: int, sizes: Mapping[str, tuple[int, int]]) -> dict[str, tuple
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fused:
-    """The changes of the modules of one fused map together, R ranks in all. down: [R, k]; up: [n, R], zero where a
-    rank belongs to another module; scale: [R]. float32."""
+    """The changes of the modules of one fused map together, R ranks in all. down: [R, k]; up: [n, R], zero
+    where a rank belongs to another module; scale: [R]. float32."""
 
     down: Tensor
     up: Tensor
@@ -82,7 +83,9 @@ def fuse(changes: Changes, modules: Sequence[str], sizes: Mapping[str, tuple[int
     return Fused(torch.cat([change.down for _, change in found]), up, scale)
 
 
-def fused_maps(changes: Changes, slots_shapes: Mapping[str, tuple[int, int]], layers: int) -> list[Fused | None]:
+def fused_maps(
+    changes: Changes, slots_shapes: Mapping[str, tuple[int, int]], layers: int
+) -> list[Fused | None]:
     """`fuse` of every fused map: those of layer 0 in the order of PARTS, then those of layer 1, and so on."""
     names = [[f"layers.{layer}.{module}" for module in part] for layer in range(layers) for part in PARTS]
     present = [[name for name in modules if name in slots_shapes] for modules in names]

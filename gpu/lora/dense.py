@@ -1,7 +1,8 @@
 """Adapters by torch's operations: `gpu.lora.base.LoraSlots` of a decoder composed of `gpu.layers`.
 
-All adapters in slots lie side by side, so each linear map costs two products more, however many adapters a step
-has: t = x A^T over the ranks of all of them, of which each row keeps those of its own adapter, then y += t B.
+All adapters in slots lie side by side, so each linear map costs two products more, however many adapters a
+step has: t = x A^T over the ranks of all of them, of which each row keeps those of its own adapter, then y
++= t B.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from gpu.lora.base import Changes, Fused, fused_maps
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stack:
-    """One map's changes in all slots, R ranks. down: [k, R]; up: [R, n]; scale: [R]; owner: int64 [R], slots."""
+    """One map's changes in all slots, R ranks. down: [k, R]; up: [R, n]; scale: [R]; owner: int64 [R],
+    slots."""
 
     down: Tensor
     up: Tensor
@@ -32,7 +34,8 @@ class StepLora:
         self._stacks, self._adapters = stacks, adapters
 
     def add(self, number: int, x: Tensor, y: Tensor) -> Tensor:
-        """y [T, n], what the base makes of x [T, k] in linear map `number`, with the changes added in place."""
+        """y [T, n], what the base makes of x [T, k] in linear map `number`, with the changes added in
+        place."""
         stack = self._stacks[number]
         if stack is None:
             return y

@@ -1,4 +1,5 @@
-"""Adapters for the CPU's kernels: `gpu.lora.base.LoraSlots` of a fused decoder, as `kernels/lora.h` reads them.
+"""Adapters for the CPU's kernels: `gpu.lora.base.LoraSlots` of a fused decoder, as `kernels/lora.h` reads
+them.
 
 What a slot holds is packed once, when its adapter is loaded; a slot is then a row of a table of pointers.
 """
@@ -19,8 +20,8 @@ from gpu.lora.base import GATE_UP, PARTS, Changes, Fused, fused_maps
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packed:
-    """One map's change, R ranks. down: [R, k] padded to whole units; scale: float32 [R]; up: numbers of all blocks;
-    blocks: int64 [blocks, 3], first rank, ranks, where they begin in `up`."""
+    """One map's change, R ranks. down: [R, k] padded to whole units; scale: float32 [R]; up: numbers of all
+    blocks; blocks: int64 [blocks, 3], first rank, ranks, where they begin in `up`."""
 
     down: Tensor
     scale: Tensor
@@ -29,14 +30,17 @@ class Packed:
 
     def struct(self) -> LowRankStruct:
         """For a call; valid as long as this object lives."""
-        return LowRankStruct(len(self.down), *(each.data_ptr() for each in (self.down, self.scale, self.up, self.blocks)))
+        return LowRankStruct(
+            len(self.down), *(each.data_ptr() for each in (self.down, self.scale, self.up, self.blocks))
+        )
 
 
 Prepared = Sequence[Packed | None]
 
 
 class PackedSlots:
-    """Slots of a decoder of `layers` layers. interleave: how the rows of its gate and up map [2 * inner, .] lie."""
+    """Slots of a decoder of `layers` layers. interleave: how the rows of its gate and up map [2 * inner, .]
+    lie."""
 
     def __init__(
         self,
@@ -70,8 +74,8 @@ class PackedSlots:
             self._lay()
 
     def step(self, adapters: Tensor) -> tuple[AdaptedStruct, object]:
-        """For a call. adapters: int64 [T], slot of each row's adapter or -1, alive meanwhile, as is the second
-        result."""
+        """For a call. adapters: int64 [T], slot of each row's adapter or -1, alive meanwhile, as is the
+        second result."""
         numbers = adapters.numpy()
         rows = np.flatnonzero(numbers >= 0)
         rows = rows[np.argsort(numbers[rows], kind="stable")]

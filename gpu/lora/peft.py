@@ -1,13 +1,12 @@
 """Reading an adapter as PEFT saves it: `adapter_config.json` and `adapter_model.safetensors` of a directory.
 
-Everything is checked against the model before anything of it is used. What would change the model in another way
-than by A and B of its linear maps is refused by name.
+Everything is checked against the model before anything of it is used. What would change the model in
+another way than by A and B of its linear maps is refused by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import pathlib
@@ -17,19 +16,19 @@ from typing import Any
 
 import torch
 
-from gpu.lora.base import Changes, LowRank
+from gpu.lora.base import Changes, LoraSlots, LowRank
 from gpu.safetensors_file import SafetensorsFile
+from protocols.adapters import CONFIG, WEIGHTS, digest_of
 from protocols.errors import StartError, UserError
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 MAX_CONFIG = 1 << 20
 """Bytes of a configuration at most."""
 
 _TOLD = frozenset(
-    "auto_mapping base_model_name_or_path revision task_type inference_mode peft_version lora_dropout target_modules"
-    " exclude_modules layers_to_transform layers_pattern megatron_core qalora_group_size runtime_config peft_type r"
-    " lora_alpha use_rslora rank_pattern alpha_pattern init_lora_weights bias ensure_weight_tying".split()
+    "peft_type r lora_alpha use_rslora rank_pattern alpha_pattern init_lora_weights bias auto_mapping"
+    " base_model_name_or_path revision task_type inference_mode peft_version lora_dropout target_modules"
+    " exclude_modules layers_to_transform layers_pattern megatron_core qalora_group_size eva_config"
+    " runtime_config ensure_weight_tying".split()
 )
 """Fields that are read here, or that say nothing of what an adapter computes."""
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -79,8 +78,8 @@ def read_adapter(
         raise refused(_no_weights(directory) or str(error)) from error
     try:
         changes = _changes(file, shapes, scaling, max_rank)
-        return changes, _digest(directory)
-    except StartError as error:
+        return changes, digest_of(directory)
+    except (StartError, OSError) as error:
         raise refused(str(error)) from error
     finally:
         file.close()
@@ -100,14 +99,6 @@ def _no_weights(directory: pathlib.Path) -> str:
             f"convert them to {WEIGHTS}."
         )
     return f"{directory} holds no {WEIGHTS}."
-
-
-def _digest(directory: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        with (directory / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _read_config(directory: pathlib.Path) -> dict[str, Any]:
@@ -136,10 +127,11 @@ def _scaling(raw: dict[str, Any], directory: pathlib.Path) -> Scaling:
             raise refused(f"{CONFIG}: {_shown(field)} is not supported.")
     if raw.get("bias", "none") != "none":
         raise refused(f"{CONFIG}: bias {_shown(raw['bias'])} is not supported: only 'none' is.")
-    if not any(raw.get("init_lora_weights", True) is start or raw["init_lora_weights"] == start for start in _PLAIN_STARTS):
+    start = raw.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
         raise refused(
-            f"{CONFIG}: init_lora_weights {_shown(raw['init_lora_weights'])} changes the base model's weights;"
-            " convert the adapter to plain LoRA when saving it."
+            f"{CONFIG}: init_lora_weights {_shown(start)} changes the base model's weights; convert the"
+            " adapter to plain LoRA when saving it."
         )
     return Scaling(
         rank=_positive(raw, "r", whole=True),
@@ -151,7 +143,7 @@ def _scaling(raw: dict[str, Any], directory: pathlib.Path) -> Scaling:
 
 
 def _positive(raw: Mapping[str, Any], field: str, *, whole: bool = False) -> float:
-    value = raw.get(field)
+    value: Any = raw.get(field)
     if type(value) not in (int, float) or not 0 < value < 1e9 or (whole and value != int(value)):
         raise refused(f"{CONFIG}: {field} must be a positive number, not {_shown(value)}.")
     return float(value)
@@ -164,9 +156,12 @@ def _patterns(raw: Mapping[str, Any], field: str, *, whole: bool = False) -> dic
         raise refused(f"{CONFIG}: {field} must be an object.")
     for pattern in given:
         if not _PATTERN.fullmatch(pattern):
-            raise refused(f"{CONFIG}: {field} has the pattern {_shown(pattern)}; only modules' names are supported.")
+            raise refused(
+                f"{CONFIG}: {field} has the pattern {_shown(pattern)}; only modules' names are supported."
+            )
     return {
-        pattern.replace("\\", "").removesuffix("$"): _positive(given, pattern, whole=whole) for pattern in given
+        pattern.replace("\\", "").removesuffix("$"): _positive(given, pattern, whole=whole)
+        for pattern in given
     }
 
 
@@ -225,9 +220,36 @@ def _foreign(key: str, module: str) -> str:
     if "magnitude_vector" in key:
         return f"the adapter is a DoRA adapter ({_shown(key)}), which is not supported."
     if module:
-        return f"the adapter changes {_shown(module)}, which the model does not have or no adapter may change."
+        return (
+            f"the adapter changes {_shown(module)}, which the model does not have or no adapter may change."
+        )
     return f"the adapter holds {_shown(key)}, which is neither lora_A nor lora_B of a module."
 
 
 def _shown(value: object) -> str:
     return repr(value)[:200]
+
+
+class ModelShelf:
+    """`gpu.lora.table.Shelf` of a model."""
+
+    def __init__(self, slots: LoraSlots | None, max_rank: int) -> None:
+        """slots: of the model, None for one that takes no adapters."""
+        self._slots, self._max_rank = slots, max_rank
+
+    def read(self, directory: pathlib.Path) -> tuple[Any, str]:
+        """See `Shelf.read`."""
+        if self._slots is None:
+            raise refused("adapters need a model of the Llama, Mistral, Qwen2 or Qwen3 family.")
+        changes, digest = read_adapter(directory, self._slots.shapes, self._max_rank)
+        return self._slots.prepare(changes), digest
+
+    def put(self, slot: int, prepared: Any) -> None:
+        """See `Shelf.put`."""
+        assert self._slots is not None
+        self._slots.put(slot, prepared)
+
+    def clear(self, slot: int) -> None:
+        """See `Shelf.clear`."""
+        if self._slots is not None:
+            self._slots.clear(slot)

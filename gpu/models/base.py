@@ -47,8 +47,8 @@ class Model(Protocol):
     ) -> Tensor:
         """Run one flattened step.
 
-        tokens, positions: int64 [T]. rows: int64 [n], whose logits are wanted; None = all. adapters: int64 [T],
-        slot of each row's adapter or -1; None where no row has one.
+        tokens, positions: int64 [T]. rows: int64 [n], whose logits are wanted; None = all. adapters:
+        int64 [T], slot of each row's adapter or -1; None where no row has one.
         Returns float32 logits [n, vocab_size].
         """
         ...

@@ -76,7 +76,9 @@ class FusedDecoder:
         shared = like is not None and like._decoder.head is decoder.head
         self._head: Packed = like._head if like is not None and shared else self._pack(decoder.head)
         shapes, dtype = self.spec.modules, self._embedding.dtype
-        self.lora = like.lora if like is not None else PackedSlots(len(self._layers), shapes, dtype, _interleaved)
+        self.lora = (
+            like.lora if like is not None else PackedSlots(len(self._layers), shapes, dtype, _interleaved)
+        )
         self._cos, self._sin = (table.contiguous() for table in decoder.rotary.tables(context))
         self._bound: tuple[KvPool, ModelStruct, Any] | None = None
         self._logits = torch.empty(0)

@@ -42,6 +42,7 @@ class Running:
     prompt: list[int]
     sampling: SamplingParams
     want: int
+    adapter: int = 0
     output: Output = dataclasses.field(default_factory=Output)
     slot: int = -1
     pages: list[int] = dataclasses.field(default_factory=list)
@@ -84,9 +85,11 @@ class Driver:
             pass
         return [sequence.output for sequence in sequences]
 
-    def submit(self, prompt: list[int], want: int, sampling: SamplingParams = GREEDY) -> Running:
+    def submit(
+        self, prompt: list[int], want: int, sampling: SamplingParams = GREEDY, adapter: int = 0
+    ) -> Running:
         """Queue a prompt."""
-        self.waiting.append(Running(prompt, sampling, want))
+        self.waiting.append(Running(prompt, sampling, want, adapter))
         return self.waiting[-1]
 
     def turn(self) -> bool:
@@ -136,7 +139,8 @@ class Driver:
         sequence.ordered, sequence.prefill = len(sequence.output.tokens), len(known)
         self.running.append(sequence)
         history = ints(known) if sequence.sampling.remembers else b""
-        return SlotOpen(sequence.slot, 0, sequence.sampling, 0, len(sequence.prompt), cached, history)
+        shape = sequence.sampling, 0, len(sequence.prompt), cached, history, sequence.adapter
+        return SlotOpen(sequence.slot, 0, *shape)
 
     def _launch(self, opens: list[SlotOpen]) -> None:
         grants: list[PageGrant] = []

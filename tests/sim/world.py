@@ -35,7 +35,7 @@ class Truth:
 
     def __init__(self, submit: Submit) -> None:
         self._submit = submit
-        self._key = sequence_key(zlib.crc32(submit.tokens), submit.sampling)
+        self._key = sequence_key(zlib.crc32(submit.tokens), submit.sampling, submit.adapter)
         self._crcs = [0]
         for token in np.frombuffer(submit.tokens, "<i4").tolist():
             self._push(token)

@@ -183,7 +183,7 @@ class VirtualExecutor:
         opened = slot.open
         if slot.key < 0:
             prompt_crc = int(self._kv[self._at(slot, opened.prompt_len - 1)])
-            slot.key = sequence_key(prompt_crc, opened.sampling)
+            slot.key = sequence_key(prompt_crc, opened.sampling, opened.adapter)
         index = slot.position - opened.prompt_len
         slot.last = next_token(slot.key, opened.sampling, opened.choice, opened.prompt_len, index, self.vocab)
         return slot.last

@@ -1,0 +1,49 @@
+"""A LoRA adapter as all actors know it: what was loaded, under which name, and by which number requests say
+so."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import re
+
+import msgspec
+
+from protocols.errors import UserError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-/]{0,127}")
+
+
+class Adapter(msgspec.Struct, frozen=True, array_like=True):
+    """A loaded adapter. id: of this load, from 1 on, never used again: what was cached under it belongs to
+    these weights alone. path: its directory, absolute. digest: of its files. pinned: it never gives up its
+    place in an executor's slots."""
+
+    id: int
+    name: str
+    path: str
+    digest: str
+    pinned: bool = False
+
+
+def check_name(name: str, model: str) -> None:
+    """UserError unless `name` can be an adapter's beside the model's."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            "an adapter's name is 1 to 128 letters, digits and _ . - /, and begins with a letter or digit.",
+            param="lora_name",
+        )
+    if name == model:
+        raise UserError(f"'{name}' is the name of the model itself.", param="lora_name")
+
+
+def digest_of(directory: pathlib.Path) -> str:
+    """Of the adapter's files. OSError where they cannot be read."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (directory / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
