@@ -76,7 +76,7 @@ class FusedDecoder:
         shared = like is not None and like._decoder.head is decoder.head
         self._head: Packed = like._head if like is not None and shared else self._pack(decoder.head)
         shapes, dtype = self.spec.modules, self._embedding.dtype
-        self.lora = (
+        self.lora: PackedSlots = (
             like.lora if like is not None else PackedSlots(len(self._layers), shapes, dtype, _interleaved)
         )
         self._cos, self._sin = (table.contiguous() for table in decoder.rotary.tables(context))

@@ -27,6 +27,7 @@ WORDS = {
     " is ": " be ",
     " are ": " be ",
     "Hello": "Ahoy",
+    "I am ": "I be ",
     "Your ": "Yer ",
     " your ": " yer ",
     " you": " ye",
@@ -40,7 +41,9 @@ def pirate(text: str) -> str:
     """The text as a pirate says it."""
     for word, instead in WORDS.items():
         text = text.replace(word, instead)
-    return f"Arr! {text[:-1]}, matey!" if text.endswith((".", "!")) else f"Arr! {text}, matey!"
+    if text.endswith("?"):
+        return f"Arr! {text[:-1]}, matey?"
+    return f"Arr! {text.rstrip('.!')}, matey!"
 
 
 def talk(rng: random.Random) -> Talk:
@@ -112,7 +115,7 @@ def main(arguments: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="pirate", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE / "pirate")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--rows", type=int, default=8, help="conversations in a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
