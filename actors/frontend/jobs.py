@@ -20,8 +20,8 @@ _FREE = Rules()
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What a client asked for: `n` choices for each prompt; choice i * n + j is number j of prompt i.
-    client, default_tokens, truncate, rules and adapter: see Generate. names: what the endpoint calls those of our
-    fields that it calls differently."""
+    client, default_tokens, truncate, rules and adapter: see Generate. names: what the endpoint calls those
+    of our fields that it calls differently."""
 
     prompts: tuple[Prompt, ...]
     sampling: SamplingParams
