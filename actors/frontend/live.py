@@ -15,7 +15,8 @@ import trio
 from actors.frontend.engine import Engine
 from actors.frontend.generation import Generation
 from actors.frontend.prompts import Message
-from actors.frontend.response_stream import Event, Phase, ResponseStream
+from actors.frontend.response_events import Event
+from actors.frontend.response_stream import Phase, ResponseStream
 from protocols.errors import ErrorBody
 from protocols.messages import TextRow
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from actors.answers.pieces import CallArguments, CallBegun, CallEnded, Piece, Text, Thought
+from actors.answers.pieces import CallArguments, CallBegun, CallEnded, Thought
 from actors.frontend.prompts import Message, function_call
 from actors.frontend.reading import Reading
+from actors.frontend.response_events import Delta, Said, delta_head
 from protocols.openai.logprobs import TokenLogprob
 from protocols.openai.responses import (
     FunctionCallItem,
@@ -38,22 +39,27 @@ class Items:
         self._open: OutputItem | None = None
         self._parts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._head = b""
 
     @property
     def empty(self) -> bool:
         """Whether there is no item yet."""
         return self._open is None and not self.done
 
-    def take(self, piece: Piece, logprobs: list[TokenLogprob]) -> Iterator[Made]:
-        """The events of a piece. logprobs: of the tokens of a text."""
+    def say(self, said: Said) -> Iterator[Made | Delta]:
+        """The events of text."""
+        if not isinstance(self._open, OutputMessage):
+            yield from self._need(OutputMessage)
+        self._parts.append(said.text)
+        self._logprobs += said.logprobs
+        yield Delta(self._head, said)
+
+    def take(self, piece: Thought | CallBegun | CallArguments | CallEnded) -> Iterator[Made]:
+        """The events of what is not text."""
         match piece:
             case Thought(text):
                 yield from self._need(ReasoningItem)
                 yield self._delta("reasoning_text.delta", text, content_index=0)
-            case Text(text):
-                yield from self._need(OutputMessage)
-                self._logprobs += logprobs
-                yield self._delta("output_text.delta", text, content_index=0, logprobs=logprobs)
             case CallBegun(index, name):
                 yield from self.close("completed")
                 call_id = self._reading.call_id(self._key, index)
@@ -118,6 +124,7 @@ class Items:
             yield from self._begin(ReasoningItem(id=f"rs_{key}"))
             yield "content_part.added", {**self._place(content_index=0), "part": ReasoningText()}
         else:
+            self._head = delta_head(f"msg_{key}", number)
             yield from self._begin(OutputMessage(id=f"msg_{key}", status="in_progress", content=[]))
             yield "content_part.added", {**self._place(content_index=0), "part": OutputText()}
 

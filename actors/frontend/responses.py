@@ -10,7 +10,7 @@ import msgspec
 from actors.frontend import delivery, items, turns
 from actors.frontend.finder import Finder, Memo
 from actors.frontend.live import Conversation, LiveResponse, Reader
-from actors.frontend.response_stream import DELTA, Event
+from actors.frontend.response_events import DELTA, Event
 from actors.frontend.service import Service, new_id, read
 from actors.frontend.turns import Turn
 from protocols.errors import UserError

@@ -21,7 +21,8 @@ from actors.frontend.access import NO_LONGER, Access
 from actors.frontend.finder import Finder
 from actors.frontend.lanes import MAX_NAMED, Create, Lanes, lane_of
 from actors.frontend.live import Conversation, LiveResponse, Reader
-from actors.frontend.response_stream import Event, Phase
+from actors.frontend.response_events import Event
+from actors.frontend.response_stream import Phase
 from actors.frontend.service import Service, read
 from actors.frontend.slots import overloaded
 from protocols.errors import ErrorBody, UserError

@@ -14,6 +14,7 @@ import pytest
 from runtime import admin
 from tests.faults.poisoned import POISON
 from tests.faults.stage import until
+from tests.patience import PATIENCE
 from tests.serving import ROOT
 
 NEIGHBOURS = [[3 + index, 200 + index, 17] for index in range(10)]
@@ -28,7 +29,7 @@ def address() -> Iterator[str]:
         until(lambda: _state(where) == "ready", "the company to serve")
         yield where
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def _state(address: str) -> str:
@@ -55,8 +56,8 @@ def test_a_poison_request_dies_alone(address: str) -> None:
         answers = [crowd.submit(_ask, client, prompt, 150) for prompt in NEIGHBOURS]
         poison = crowd.submit(_ask, client, [5, POISON, 6], 20)
         with pytest.raises(openai.APIStatusError) as refused:
-            poison.result(60)
-        assert [answer.result(60) for answer in answers] == expected
+            poison.result(2 * PATIENCE)
+        assert [answer.result(2 * PATIENCE) for answer in answers] == expected
     assert 500 <= refused.value.status_code < 600
     assert "Traceback" not in refused.value.message
     actors = {actor["name"]: actor for actor in admin.ask(address, {"verb": "status"})["actors"]}

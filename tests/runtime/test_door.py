@@ -14,6 +14,7 @@ from protocols.errors import StartError
 from runtime import janitor
 from runtime.door import admin_door, client_door
 from tests.faults.players import config
+from tests.patience import PATIENCE
 
 
 def test_a_free_port_is_found() -> None:
@@ -108,7 +109,7 @@ def test_the_janitor_leaves_another_companys_file(tmp_path: pathlib.Path) -> Non
     with subprocess.Popen([sys.executable, janitor.__file__, *arguments], pass_fds=(reader,)) as process:
         os.close(reader)
         os.close(writer)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     assert path.exists()
     janitor.remove(str(path), old.st_dev, old.st_ino)
     assert not path.exists()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.serving import ACTORCTL, ROOT, Company, actorctl, serving
 from tools.actorctl.answer import Answer, Refused
 
@@ -139,7 +140,7 @@ def test_a_conversation(company: Company) -> None:
         terminal.send("What is 12 + 30?")
         assert _prompt_tokens(terminal.until("cached")) == _prompt_tokens(first)
         terminal.send("/quit")
-        assert terminal.process.wait(30) == 0
+        assert terminal.process.wait(PATIENCE) == 0
 
 
 def _prompt_tokens(shown: str) -> int:
@@ -158,11 +159,11 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(slow: Company) -> Non
         terminal.send("/help")
         terminal.until("/quit or Ctrl-D leaves")
         terminal.send("/quit")
-        assert terminal.process.wait(30) == 0
+        assert terminal.process.wait(PATIENCE) == 0
 
 
 def _await_idle(company: Company) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while (scheduler := company.actor("scheduler.0"))["running"] or scheduler["pages_owned"]:
         assert time.monotonic() < deadline, scheduler
 
@@ -194,7 +195,7 @@ def test_an_interrupted_pipe_says_so(slow: Company) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.read(40)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE) == 130
     _await_idle(slow)
 
 

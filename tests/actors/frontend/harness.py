@@ -116,19 +116,9 @@ class FakeEngine:
         await self.until(lambda: bool(self._requests))
         return self._requests.pop(0)
 
-    async def say(
-        self,
-        rid: int,
-        text: str,
-        *,
-        finish: Finish = Finish.NONE,
-        tokens: int = 1,
-        offset: int | None = None,
-        **fields: Any,
-    ) -> None:
-        """One row."""
-        row = self.row(rid, text, finish=finish, tokens=tokens, offset=offset, **fields)
-        await self.send(row)
+    async def say(self, rid: int, text: str, **fields: Any) -> None:
+        """One row; `fields` as `row` takes them."""
+        await self.send(self.row(rid, text, **fields))
 
     def row(
         self,

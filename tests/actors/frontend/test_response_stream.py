@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.frontend.response_stream import TRANSITIONS, Event, Move, Phase, ResponseStream
+from actors.frontend.response_events import Event
+from actors.frontend.response_stream import TRANSITIONS, Move, Phase, ResponseStream
 from protocols.errors import ErrorBody
 from protocols.messages import TextLogprob, TextRow
 from protocols.openai.responses import Response

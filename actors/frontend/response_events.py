@@ -1,0 +1,80 @@
+"""What a response says, as it is kept: token by token, short until somebody reads it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from protocols.messages import TextLogprob, TextRow
+from protocols.openai.logprobs import TokenLogprob, token_logprob
+
+DELTA = "response.output_text.delta"
+_DELTA_BYTES = 160
+_LOGPROB_BYTES = 300
+_encode = msgspec.json.Encoder().encode
+
+
+class Event(NamedTuple):
+    """One server event, ready to send: `json` is one object."""
+
+    kind: str
+    json: bytes
+
+
+class Said(NamedTuple):
+    """The text of one token, or of several whose text one of them settles."""
+
+    text: str
+    logprobs: Sequence[TokenLogprob]
+
+
+class Delta(NamedTuple):
+    """An event of kind DELTA, but for its number. head: see `delta_head`; all deltas of an item share it."""
+
+    head: bytes
+    said: Said
+
+    def numbered(self, number: int) -> Event:
+        """The event."""
+        text, logprobs = self.said
+        shown = _encode(logprobs) if logprobs else b"[]"
+        end = b',"logprobs":%b,"sequence_number":%d}' % (shown, number)
+        return Event(DELTA, self.head + _encode(text) + end)
+
+
+def delta_head(item_id: str, output_index: int) -> bytes:
+    """The JSON of a delta up to its text."""
+    place = {"type": DELTA, "item_id": item_id, "output_index": output_index, "content_index": 0}
+    return _encode(place)[:-1] + b',"delta":'
+
+
+def size(entry: Event | Delta) -> int:
+    """Bytes that it takes, about."""
+    if isinstance(entry, Event):
+        return len(entry.json)
+    entries = sum(1 + len(logprob.top_logprobs) for logprob in entry.said.logprobs)
+    return _DELTA_BYTES + len(entry.said.text) + _LOGPROB_BYTES * entries
+
+
+def said_in(row: TextRow) -> Iterator[Said]:
+    """A row token by token: of those with text, or of all where they have logprobs."""
+    if not (row.pieces or row.logprobs):  # nearly all rows
+        return iter((Said(row.text, ()),) if row.text else ())
+    return _one_by_one(row)
+
+
+def _one_by_one(row: TextRow) -> Iterator[Said]:
+    start = 0
+    for length, entry in itertools.zip_longest(row.pieces, row.logprobs[: len(row.pieces)]):
+        yield from _said(row.text[start : start + length], (entry,) if entry else ())
+        start += length
+    if not row.pieces:
+        yield from _said(row.text, row.logprobs)
+
+
+def _said(text: str, logprobs: tuple[TextLogprob, ...]) -> Iterator[Said]:
+    if text or logprobs:
+        yield Said(text, [token_logprob(entry) for entry in logprobs])
