@@ -9,17 +9,14 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runtime import admin
+from tools.launch import launched
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ACTORCTL = (sys.executable, "-m", "tools.actorctl.main")
-START_SECONDS = 240.0
 
 
 def actorctl(*arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
@@ -41,9 +38,9 @@ class Company:
     name: str
     process: subprocess.Popen[bytes]
     log: pathlib.Path
-    host: str = "127.0.0.1"
-    port: int = 0
-    model: str = ""
+    host: str
+    port: int
+    model: str
 
     @property
     def url(self) -> str:
@@ -87,38 +84,8 @@ def serving(
     *options: str, model: str | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[Company]:
     """A company that is ready to serve; killed, if it still runs, at the end."""
-    name = f"test-{uuid.uuid4().hex[:12]}"
-    with tempfile.TemporaryDirectory() as folder:
-        log = pathlib.Path(folder) / "stderr"
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [*ACTORCTL, "serve", *([model] if model else []), "--name", name, "--port", "0", *options],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                env={**os.environ, **(environment or {})},
-            )
-        company = Company(name, process, log)
-        try:
-            _await_ready(company)
-            yield company
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait(30)
-
-
-def _await_ready(company: Company) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if company.process.poll() is not None:
-            raise RuntimeError(f"the company ended ({company.process.returncode}):\n{company.stderr()}")
-        with contextlib.suppress(admin.Unreachable, TimeoutError):
-            document = admin.ask(admin.address(company.name), {"verb": "status"})
-            if document["state"] == "ready":
-                company.host, company.port = document["host"], document["port"]
-                company.model = document["model"]
-                return
-        time.sleep(0.1)
-    raise RuntimeError(f"not ready after {START_SECONDS} s:\n{company.stderr()}")
+    options = (*([model] if model else []), *options)
+    with launched(options, kind="test", environment=environment) as running:
+        status = running.await_ready()
+        where = status["host"], status["port"], status["model"]
+        yield Company(running.name, running.process, running.log, *where)

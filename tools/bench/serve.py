@@ -15,9 +15,7 @@ import pathlib
 import random
 import subprocess
 import sys
-import time
 import urllib.request
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +26,7 @@ from tools.actorctl.serve import DEMO_MODEL
 from tools.bench import load, offline
 from tools.bench.processor import Meter, Use
 from tools.bench.statistics import number, percentile, spread
+from tools.launch import launched
 
 _WORDS = "def class return import value name self index list count while result string number data".split()
 _CLIENTS: dict[str, type[load.Dialogue]] = {"http": load.HttpDialogue, "websocket": load.SocketDialogue}
@@ -131,27 +130,16 @@ class Address:
 @contextlib.contextmanager
 def company(arguments: Sequence[str]) -> Iterator[Address]:
     """A company in processes of its own, once it serves."""
-    name = f"bench-{uuid.uuid4().hex[:8]}"
-    ctl = [sys.executable, "-m", "tools.actorctl.main"]
-    command = [*ctl, "serve", *arguments, "--name", name, "--port", "0", "--log-level", "warning"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        while True:
-            done = subprocess.run(
-                [*ctl, "status", "--name", name, "-o", "json"], capture_output=True, check=False
-            )
-            if done.returncode == 0:
-                break
-            if process.poll() is not None:
-                raise click.ClickException(f"the company ended with {process.returncode}")
-            time.sleep(0.2)
-        status = json.loads(done.stdout)
+    with launched([*arguments, "--log-level", "warning"], kind="bench") as running:
+        try:
+            status = running.await_ready()
+        except RuntimeError as error:
+            raise click.ClickException(str(error)) from error
         _warm_up(status["url"])
         pids = {actor["name"]: actor["pid"] for actor in status["actors"]}
-        yield Address(status["host"], status["port"], pids | {"supervisor": process.pid})
-    finally:
-        process.terminate()
-        process.wait()
+        yield Address(status["host"], status["port"], pids | {"supervisor": running.process.pid})
+        running.process.terminate()
+        running.process.wait()
 
 
 def _warm_up(url: str) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import subprocess
-import sys
-import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +13,7 @@ import click
 import trio
 
 from runtime import admin
+from tools.launch import launched
 
 _GRAVE = ("actor crashed", "mail dropped", "company failed", "Traceback")
 """What the log of a company that is only killed from outside must not hold: bugs and broken records."""
@@ -108,21 +105,6 @@ def company(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Company]:
     """A company that may not be ready yet; killed, if it still runs, at the end."""
-    name = name or f"chaos-{uuid.uuid4().hex[:8]}"
-    command = [sys.executable, "-m", "tools.actorctl.main", "serve", *([model] if model else [])]
-    command += ["--name", name, "--port", str(port), "--log-level", "warning", *options]
-    with tempfile.TemporaryDirectory() as folder:
-        log = pathlib.Path(folder) / "log"
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stderr=sink,
-                env={**os.environ, **(environment or {})},
-            )
-        try:
-            yield Company(admin.address(name), process, log)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+    options = [*([model] if model else []), "--log-level", "warning", *options]
+    with launched(options, kind="chaos", name=name, port=port, environment=environment) as running:
+        yield Company(running.address, running.process, running.log)
