@@ -16,11 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import trio
 
+from actors.staging import Staging, Versions
 from protocols.board import Column
 from protocols.config import Config, ExecutorKind
 from protocols.messages import ExecutorMail
 from protocols.plan import ExecutorReady, Plan, StepDone
 from protocols.spans import Kind
+from protocols.weights import ORIGINAL, Weights
 from runtime.actor import Context
 from runtime.failpoints import reach
 
@@ -35,6 +37,13 @@ class Executor(Protocol):
     slots: int
     vocab_size: int
     asynchronous: bool
+
+    @property
+    def versions(self) -> Versions:
+        """Its weights."""
+
+    def commit(self, serial: int) -> bool:
+        """What has been made ready serves from now on; whether weights of this serial do."""
 
     def launch(self, plan: Plan) -> Any:
         """Begin a step; the result is a flight."""
@@ -73,7 +82,7 @@ class Gate:
 async def run(context: Context[ExecutorMail]) -> None:
     """Load, announce, and serve until asked to stop."""
     with context.busy():
-        executor = _load(context.config, context.progress, context.index)
+        executor = _load(context.config, context.progress, context.index, context.standing.weights)
     await _announce(context, executor)
     await serve(context, executor)
 
@@ -82,6 +91,7 @@ async def serve(context: Context[ExecutorMail], executor: Executor) -> None:
     """Run the plans that come by mail until asked to stop."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_overlapped if executor.asynchronous else _in_turn, context, executor)
+        nursery.start_soon(context.obey, Staging(context, executor).obey)
         await context.stopping.wait()
         nursery.cancel_scope.cancel()
 
@@ -95,17 +105,19 @@ def preload(config: Config) -> None:
             importlib.import_module("gpu.executor")
 
 
-def _load(config: Config, progress: Callable[[str], None], replica: int = 0) -> Executor:
-    """The executor for `config`. torch is imported only for a model."""
+def _load(
+    config: Config, progress: Callable[[str], None], replica: int = 0, weights: Weights = ORIGINAL
+) -> Executor:
+    """The executor for `config` with `weights`. torch is imported only for a model."""
     match config.executor:
         case ExecutorKind.HASH:
             from gpu.hash_executor import HashExecutor
 
-            return HashExecutor.load(config, progress)
+            return HashExecutor.load(config, progress, weights)
         case ExecutorKind.MODEL:
             from gpu.executor import Executor as ModelExecutor
 
-            return ModelExecutor.load(config, progress, replica)
+            return ModelExecutor.load(config, progress, replica, weights)
 
 
 def _scheduler(context: Context[ExecutorMail]) -> str:

@@ -160,7 +160,7 @@ class Executor:
         model = self.versions.commit(serial)
         if model is not None:
             self._model = model
-        return self.versions.live.weights.serial == serial
+        return self.versions.serial == serial
 
     def _lay_out(self, plan: Plan) -> Step | None:
         """The plan's forward, None when it has no rows."""

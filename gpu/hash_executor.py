@@ -6,6 +6,9 @@ context reads back as that sequence wrote it: a wrong page, a page freed too ear
 wrong position or a wrong token in a re-prefill makes every later token of that sequence wrong, as it would
 with a model.
 
+Weights have a number, the CRC-32 of their files (0 for the model's own), which is mixed into each token and
+into the digests: what other weights wrote does not read back either.
+
 Each page has a digest, the sum of a mix of (offset, token) over what it holds, and each slot the digests
 that it expects of its pages, so that a decode compares a few words and not the context.
 """
@@ -23,6 +26,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gpu.hash_versions import HashVersions
 from gpu.lora.table import AdapterTable
 from protocols import oracle
 from protocols.adapters import CONFIG, digest_of
@@ -30,6 +34,7 @@ from protocols.config import Config, Speculate
 from protocols.errors import UserError
 from protocols.plan import Chunk, Logprobs, PageGrant, Plan, Reading, SlotOpen, StepDone
 from protocols.sampling import Pool
+from protocols.weights import ORIGINAL, Weights
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -93,10 +98,12 @@ class HashExecutor:
         step_ms: float = 0.0,
         speculates: bool = False,
         adapters: int = 8,
+        weights: Weights = ORIGINAL,
     ) -> None:
         self.pages, self.page_size, self.slots, self.vocab_size = pages, page_size, slots, vocab_size
         self.asynchronous = step_ms > 0
         self._speculates = speculates
+        self.versions = HashVersions(weights)
         self._step_ns = int(step_ms * 1e6)
         self._table_width = -(-context // page_size) + 1
         self._busy_until_ns = self._landed_ns = 0
@@ -105,7 +112,7 @@ class HashExecutor:
         self._forget()
 
     @classmethod
-    def load(cls, config: Config, progress: Callable[[str], None]) -> Self:
+    def load(cls, config: Config, progress: Callable[[str], None], weights: Weights = ORIGINAL) -> Self:
         """The executor that `config` describes. Nothing takes time, so `progress` is not called."""
         return cls(
             pages=config.pages or DEFAULT_PAGES,
@@ -116,7 +123,12 @@ class HashExecutor:
             step_ms=config.step_ms,
             speculates=config.speculate is not Speculate.OFF,
             adapters=config.max_loras,
+            weights=weights,
         )
+
+    def commit(self, serial: int) -> bool:
+        """See `gpu.executor.Executor.commit`."""
+        return self.versions.commit(serial)
 
     def launch(self, plan: Plan) -> Flight:
         """Run a plan on the state that the plans before it left."""
@@ -237,7 +249,7 @@ class HashExecutor:
             page = self._tables[slot, entry]
             assert page < self.pages, "a guess has no page"
             self._tokens[page, offset] = token
-            self._digests[page] = _digest(self._tokens[page][None])[0]
+            self._digests[page] = self._digest(self._tokens[page][None])[0]
 
     def _forget(self) -> None:
         """Empty pages, closed slots. The page after the last one stands for entries never granted."""
@@ -285,7 +297,7 @@ class HashExecutor:
         held[chunk.start - first * self.page_size :] = _EMPTY
         held[chunk.start - first * self.page_size : end - first * self.page_size] = tokens
         self._tokens[table] = held.reshape(len(table), self.page_size)
-        self._digests[table] = _digest(self._tokens[table])
+        self._digests[table] = self._digest(self._tokens[table])
         self._position[chunk.slot] = end
         if chunk.sample:
             self._settle(chunk.slot, end)
@@ -298,10 +310,13 @@ class HashExecutor:
         context[end:] = _EMPTY
         prompt = context[: opening.prompt_len].astype("<i4").tobytes()
         key = oracle.sequence_key(zlib.crc32(prompt), opening.sampling, opening.adapter)
+        key ^= self.versions.number
         output = [self._oracle(slot, key, position) for position in range(opening.prompt_len, end)]
         self._key[slot] = key
-        self._astray[slot] = not np.array_equal(context[opening.prompt_len : end], output)
-        self._expected[slot, :pages] = _digest(context.reshape(pages, self.page_size))
+        # Weights of before may have made tokens that these would not have.
+        changed = self.versions.serial > 1
+        self._astray[slot] = not changed and not np.array_equal(context[opening.prompt_len : end], output)
+        self._expected[slot, :pages] = self._digest(context.reshape(pages, self.page_size))
 
     def _decode(self, slots: Ints) -> None:
         """Write each slot's last token at its next position, and see that its context is as expected."""
@@ -313,9 +328,9 @@ class HashExecutor:
         held[columns >= offset[:, None]] = _EMPTY
         held[np.arange(len(slots)), offset] = tokens
         self._tokens[pages] = held
-        self._digests[pages] = _digest(held)
+        self._digests[pages] = self._digest(held)
         so_far = np.where(offset > 0, self._expected[slots, entry], 0)
-        self._expected[slots, entry] = so_far + _mix(offset, tokens)
+        self._expected[slots, entry] = so_far + _mix(offset, tokens, self.versions.number)
         self._position[slots] = positions + 1
         used = int(entry.max()) + 1
         differs = self._digests[self._tables[slots, :used]] != self._expected[slots, :used]
@@ -330,6 +345,11 @@ class HashExecutor:
             tokens[i] = self._oracle(int(slots[i]), int(key[i]), int(position[i]))
         self._last[slots] = tokens
         return tokens
+
+    def _digest(self, held: Ints) -> Words:
+        """Digest of pages that hold `held` [pages, page_size]: empty entries add nothing."""
+        mixed = _mix(np.arange(held.shape[1]), held, self.versions.number)
+        return np.where(held == _EMPTY, np.uint64(0), mixed).sum(1, dtype=np.uint64)
 
     def _keys(self, slots: Ints) -> Words:
         return np.where(self._astray[slots], self._key[slots] ^ _ASTRAY, self._key[slots])
@@ -363,14 +383,12 @@ def _shuffle(value: Words) -> Words:
     return value ^ (value >> np.uint64(31))
 
 
-def _mix(offset: Ints, token: Ints) -> Words:
-    return _shuffle(offset.astype(np.uint64) << np.uint64(40) ^ token.astype(np.uint64))
+def _mix(offset: Ints, token: Ints, weights: int) -> Words:
+    return _shuffle((offset.astype(np.uint64) << np.uint64(40) ^ token.astype(np.uint64)) + _spread(weights))
 
 
-def _digest(held: Ints) -> Words:
-    """Digest of pages that hold `held` [pages, page_size]: empty entries add nothing."""
-    mixed = _mix(np.arange(held.shape[1]), held)
-    return np.where(held == _EMPTY, np.uint64(0), mixed).sum(1, dtype=np.uint64)
+def _spread(weights: int) -> np.uint64:
+    return np.uint64(weights * 0xD6E8FEB86659FD93 & 2**64 - 1)
 
 
 def hash_tokens(key: Words, seed: Words, choice: Words, position: Ints, vocab: int) -> Ints:

@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import stat
+from collections.abc import Iterable
 
 import torch
 
@@ -87,6 +88,17 @@ class SafetensorsFile:
     def close(self) -> None:
         """Give the descriptor back."""
         os.close(self._fd)
+
+
+def header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+    """How a file begins that holds these tensors, one behind the other."""
+    names, entries, at = {dtype: name for name, dtype in DTYPES.items()}, {}, 0
+    for name, dtype, shape in tensors:
+        end = at + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": (at, end)}
+        at = end
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
 
 
 def stamp(fd: int) -> tuple[int, int]:

@@ -19,9 +19,10 @@ from torch import Tensor
 from gpu.assembly import Assembly
 from gpu.kv_pool import available_memory
 from gpu.models.base import Model
+from gpu.receiving import Groups
 from gpu.weights import validate
 from protocols.errors import StartError
-from protocols.weights import Weights
+from protocols.weights import Found, Weights
 
 SPARE = 1 << 30
 """Bytes of memory that stay free when the weights of before are kept."""
@@ -39,16 +40,6 @@ class Version:
     size: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What a change would bring. changed: tensors that are read anew; size: their bytes; used: numbers of the
-    sources of which anything is left."""
-
-    changed: tuple[str, ...]
-    size: int
-    used: tuple[int, ...]
-
-
 class Versions:
     """Of one executor on `device`, whose model's own directory is `directory`."""
 
@@ -57,6 +48,7 @@ class Versions:
         with Assembly(directory, weights.sources, model.wanted().keys()) as assembly:
             homes = dict(assembly.homes)
         self.live = Version(weights, model, homes)
+        self.groups = Groups(device)
         self.staged: Version | None = None
         self.kept: Version | None = None
 
@@ -100,15 +92,28 @@ class Versions:
         """Forget what has been made ready."""
         self.staged = None
 
-    def checksums(self, version: Version | None = None) -> Iterator[tuple[str, str]]:
-        """CRC-32 of each tensor as it lies in memory, eight hexadecimal digits, by a name of its own."""
-        for name, tensor in (version or self.live).model.parts():
+    @property
+    def serial(self) -> int:
+        """Of what serves."""
+        return self.live.weights.serial
+
+    @property
+    def dtype(self) -> str:
+        """What is computed in, as an option names it."""
+        return str(next(iter(self.live.model.wanted().values())).dtype).removeprefix("torch.")
+
+    def checksums(self, *, staged: bool = False) -> Iterator[tuple[str, str]]:
+        """CRC-32 of each tensor as it lies in memory, eight hexadecimal digits, by a name of its own; of what
+        serves, or of what has been made ready."""
+        version = self.staged if staged else self.live
+        assert version is not None
+        for name, tensor in version.model.parts():
             yield name, f"{_crc(tensor):08x}"
 
-    def checksum(self, version: Version | None = None) -> str:
+    def checksum(self, *, staged: bool = False) -> str:
         """Of all tensors."""
         digest = hashlib.sha256()
-        for name, value in self.checksums(version):
+        for name, value in self.checksums(staged=staged):
             digest.update(f"{name} {value}\n".encode())
         return digest.hexdigest()[:16]
 

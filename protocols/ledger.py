@@ -1,6 +1,6 @@
 """Layout of the ledger: one slot in shared memory for each open choice of each request.
 
-The object begins with a table of heads, 320 bytes a slot, always in memory; then come the slots' bodies,
+The object begins with a table of heads, 384 bytes a slot, always in memory; then come the slots' bodies,
 three areas that only grow while the slot is open: the request (msgpack), the committed output tokens
 (int32), and extras of tokens that cannot be recomputed (logprobs). A body takes memory only where it was
 written, and closing the slot gives it back. Every word of a head has exactly one writer, and words of
@@ -10,6 +10,7 @@ different writers lie 64 bytes apart:
     tokenizer  REQUEST_BYTES, DELIVERED         the normalised request; how far the client was served
     scheduler  COMMITTED, EXTRA_A, EXTRA_B,     what came out
                CACHED, TAIL                     prompt tokens that the prefix cache served at first; see below
+               FIRST_WEIGHTS, MADE_BY           which weights its tokens were made with; see below
     balancer   REPLICA, DISPATCH                which scheduler has it, as which dispatch (Submit.dispatch)
     anyone     FOLLOWED                         when a client last followed it though its frontend had died
 
@@ -35,6 +36,10 @@ write. A commit of several tokens takes the tail there too, and leaves none.
 Of EXTRA_A and EXTRA_B, bytes of extras, the one that `turn` names (0 is A) is true; a commit with
 extras writes the other and turns. What was written by a scheduler that was killed before its store to
 COMMITTED therefore never counts.
+
+FIRST_WEIGHTS is the serial number (`protocols.weights`) of the weights that made the first token, and bit i
+of MADE_BY says that those of the serial FIRST_WEIGHTS + i made some, with the last bit for all from there on.
+They are noted before the tokens are committed.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ import dataclasses
 import enum
 
 PAGE = 4096
-HEAD_WORDS = 40
+HEAD_WORDS = 48
 HEAD_BYTES = HEAD_WORDS * 8
 COUNT_BITS = 27
 MAX_TOKENS = (1 << COUNT_BITS) - 1
@@ -71,6 +76,8 @@ class Word(enum.IntEnum):
     REPLICA = 24
     DISPATCH = 25
     FOLLOWED = 32
+    FIRST_WEIGHTS = 40
+    MADE_BY = 41
 
 
 @dataclasses.dataclass(frozen=True)

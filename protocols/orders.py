@@ -11,6 +11,9 @@ import enum
 
 import msgspec
 
+from protocols import weights as changes
+from protocols.weights import ORIGINAL, Weights
+
 
 class PauseMode(enum.StrEnum):
     """What becomes of the requests that run when generation pauses. New ones wait in every mode.
@@ -28,11 +31,15 @@ class PauseMode(enum.StrEnum):
 class Standing(msgspec.Struct, frozen=True):
     """What holds for every incarnation of every actor from its start on. Only the supervisor changes it.
 
-    number: counts the changes. paused: how generation was paused, None while it runs.
+    number: counts the changes. paused: how generation was paused, None while it runs. weights: those that
+    serve; before: those that did, for a rollback; labels: what the latest are called, by their serial.
     """
 
     number: int = 0
     paused: PauseMode | None = None
+    weights: Weights = ORIGINAL
+    before: Weights | None = None
+    labels: dict[int, str] = msgspec.field(default_factory=lambda: {ORIGINAL.serial: ORIGINAL.version})
 
 
 # Orders.
@@ -52,7 +59,20 @@ class Flush(msgspec.Struct, frozen=True, tag="flush"):
     """Scheduler: forget every cached prefix that no running request uses. Answered by Flushed."""
 
 
-Order = Pause | Continue | Flush
+class Renew(msgspec.Struct, frozen=True, tag="renew"):
+    """Scheduler, while it is paused: other weights serve from now on. Every sequence and every cached
+    prefix has its KV computed anew. Answered by Flushed."""
+
+    serial: int
+
+
+class Know(msgspec.Struct, frozen=True, tag="know"):
+    """Tokenizer: what weights are called. Answered by Done."""
+
+    labels: dict[int, str]
+
+
+Order = Pause | Continue | Flush | Renew | Know | changes.Order
 
 
 # Answers.
@@ -84,7 +104,7 @@ class Flushed(msgspec.Struct, frozen=True, tag="flushed"):
     kept: int
 
 
-Answer = Done | Refused | Paused | Flushed
+Answer = Done | Refused | Paused | Flushed | changes.Answer
 
 
 # The line's frames.

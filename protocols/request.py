@@ -90,10 +90,12 @@ class OutputOptions(msgspec.Struct, frozen=True, array_like=True):
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Token counts of one choice. reasoning_tokens: of the completion, spent on thoughts. thinking: the
-    prompt ends in the midst of a thought, which the output continues."""
+    prompt ends in the midst of a thought, which the output continues. weights: versions of those that made
+    it, in order."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int = 0
     thinking: bool = False
+    weights: tuple[str, ...] = ()

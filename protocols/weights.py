@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
+
+MADE_BITS = 32
 
 
 class File(msgspec.Struct, frozen=True, array_like=True):
@@ -46,6 +50,15 @@ ORIGINAL = Weights()
 """Those of the model's own directory."""
 
 
+class Found(msgspec.Struct, frozen=True, array_like=True):
+    """What a change would bring. changed: tensors that are read anew; size: their bytes; used: numbers of the
+    sources of which anything is left."""
+
+    changed: tuple[str, ...]
+    size: int
+    used: tuple[int, ...]
+
+
 class Shape(msgspec.Struct, frozen=True, array_like=True):
     """A tensor that is to come: dtype as torch names it ("bfloat16")."""
 
@@ -66,8 +79,113 @@ class Group(msgspec.Struct, frozen=True, array_like=True):
     backend: str
 
 
-def versions(first: int, made: int, labels: dict[int, str]) -> tuple[str, ...]:
-    """The labels of the weights that made an answer, in order, as the ledger notes them: bit i of `made`
-    stands for the serial first + i."""
-    serials = (first + i for i in range(made.bit_length()) if made >> i & 1)
-    return tuple(dict.fromkeys(labels.get(serial, str(serial)) for serial in serials))
+class Made(msgspec.Struct, frozen=True, array_like=True):
+    """Which weights made the tokens of an answer: bit i of `bits` stands for the serial first + i, the last
+    one for all from there on."""
+
+    first: int = 0
+    bits: int = 0
+
+    def also(self, serial: int) -> Made:
+        """And those of `serial`, which is not below any of them."""
+        if not self.bits:
+            return Made(serial, 1)
+        return Made(self.first, self.bits | 1 << min(serial - self.first, MADE_BITS - 1))
+
+    def labels(self, known: Mapping[int, str]) -> tuple[str, ...]:
+        """What people call them, in order; the serial where nobody remembers."""
+        serials = (self.first + i for i in range(self.bits.bit_length()) if self.bits >> i & 1)
+        return tuple(dict.fromkeys(known.get(serial, str(serial)) for serial in serials))
+
+
+NOBODY = Made()
+"""Of an answer that has not begun."""
+
+
+# What the supervisor orders an executor to do, in the order of a change, and what it is answered.
+
+
+class Examine(msgspec.Struct, frozen=True, tag="examine"):
+    """Say what a change to these weights would bring; do nothing. Answered by Staged."""
+
+    weights: Weights
+
+
+class Stage(msgspec.Struct, frozen=True, tag="stage"):
+    """Make these weights ready beside those that serve. Answered by Staged, once they are whole and fit."""
+
+    weights: Weights
+
+
+class Commit(msgspec.Struct, frozen=True, tag="commit"):
+    """The change is decided: the weights of this serial serve from now on. Answered by Done."""
+
+    serial: int
+
+
+class Discard(msgspec.Struct, frozen=True, tag="discard"):
+    """The change does not take place: forget what is ready. Answered by Done."""
+
+
+class Join(msgspec.Struct, frozen=True, tag="join"):
+    """Meet a trainer, for so many seconds at most. Answered by Done."""
+
+    group: Group
+    seconds: float
+
+
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """Forget a group. Answered by Done."""
+
+    name: str
+
+
+class Receive(msgspec.Struct, frozen=True, tag="receive"):
+    """Take these tensors from a group, each within `seconds`; a file of them goes to `path`, "" for nowhere.
+    Answered by Done."""
+
+    group: str
+    tensors: tuple[Shape, ...]
+    path: str
+    seconds: float
+
+
+class Peek(msgspec.Struct, frozen=True, tag="peek"):
+    """Tell the first `count` numbers of a tensor. Answered by Peeked."""
+
+    name: str
+    count: int
+
+
+class Survey(msgspec.Struct, frozen=True, tag="survey"):
+    """Read all that is computed with, and tell its checksums. Answered by Surveyed."""
+
+
+Order = Examine | Stage | Commit | Discard | Join | Leave | Receive | Peek | Survey
+
+
+class Staged(msgspec.Struct, frozen=True, tag="staged"):
+    """checksum: of all tensors, "" where nothing was made ready; dtype: what is computed in."""
+
+    found: Found
+    checksum: str
+    dtype: str
+
+
+class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
+    """A tensor that serves, and its first numbers."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    numbers: tuple[float, ...]
+
+
+class Surveyed(msgspec.Struct, frozen=True, tag="surveyed"):
+    """Which weights serve, their checksum, and those of the tensors as they lie in memory."""
+
+    serial: int
+    checksum: str
+    tensors: dict[str, str]
+
+
+Answer = Staged | Peeked | Surveyed

@@ -196,12 +196,14 @@ async def _reply(stream: trio.SocketStream, more: Callable[[Reply], None] | None
     raise PeerError("it ended before it answered")
 
 
-def ask(address: str, request: Request, *, timeout: float = 10.0) -> Reply:
+def ask(
+    address: str, request: Request, more: Callable[[Reply], None] | None = None, *, timeout: float = 10.0
+) -> Reply:
     """`call` for programs without Trio. Raises TimeoutError after `timeout` seconds too."""
 
     async def body() -> Reply:
         with trio.move_on_after(timeout):
-            return await call(address, request)
+            return await call(address, request, more)
         raise TimeoutError(f"the company {describe(address)} did not answer within {timeout:g} s.")
 
     return trio.run(body)

@@ -92,9 +92,15 @@ POINTS = (
     Point("frontend.recovered", ("frontend",), "what its predecessor left is looked after", starting=True),
 )
 
+ORDERED_ABOUT = ("scheduler", "executor", "tokenizer")
+
 ORDERED = (
-    Point("order.before", ("scheduler",), "an order has come and is not carried out"),
-    Point("order.after", ("scheduler",), "an order is carried out and not answered"),
+    Point("order.before", ORDERED_ABOUT, "an order has come and is not carried out"),
+    Point("order.after", ORDERED_ABOUT, "an order is carried out and not answered"),
+    Point("weights.stage", ("executor",), "new weights are to be made ready"),
+    Point("weights.staged", ("executor",), "new weights are ready and nobody has been told"),
+    Point("weights.commit", ("executor",), "new weights are decided on and do not serve yet"),
+    Point("weights.committed", ("executor",), "new weights serve and nobody has been told"),
 )
 """Failpoints that are passed only where an administrator wishes something."""
 

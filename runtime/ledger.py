@@ -32,6 +32,7 @@ from protocols.ledger import (
     Word,
 )
 from protocols.request import SLOT_BITS, Finish, request_id
+from protocols.weights import Made
 from runtime import segment
 from runtime.failpoints import watched
 
@@ -43,6 +44,7 @@ _COMMITTED, _EXTRA_A, _EXTRA_B = int(Word.COMMITTED), int(Word.EXTRA_A), int(Wor
 _TAIL_HALF = 2 * Word.TAIL
 _REPLICA, _DISPATCH = int(Word.REPLICA), int(Word.DISPATCH)
 _LINGERS, _CACHED, _FOLLOWED = int(Word.LINGERS), int(Word.CACHED), int(Word.FOLLOWED)
+_FIRST_WEIGHTS, _MADE_BY = int(Word.FIRST_WEIGHTS), int(Word.MADE_BY)
 _BILLED = int(Word.BILLED)
 _POINTS = {
     _STATE: "ledger.state",
@@ -271,6 +273,17 @@ class Ledger:
             turn = self._append(head, turn, extras, self._extras_at + slot * self._stride)
         value = turn << TURN_BIT | finish << FINISH_BIT | tail | after
         self._words[head + _COMMITTED] = (rid >> SLOT_BITS & _LOW) << 32 | value
+
+    def note_weights(self, rid: int, made: Made) -> None:
+        """Note which weights made its tokens, those that are about to be committed too. Raises
+        StaleRequest."""
+        head, tag = self._head(rid), (rid >> SLOT_BITS & _LOW) << 32
+        self._words[head + _FIRST_WEIGHTS] = tag | made.first
+        self._words[head + _MADE_BY] = tag | made.bits
+
+    def weights(self, rid: int) -> Made:
+        """What `note_weights` noted. Raises StaleRequest."""
+        return Made(self._value(rid, _FIRST_WEIGHTS), self._value(rid, _MADE_BY))
 
     def commit_each(self, rids: Sequence[int], tokens: Sequence[int]) -> list[int]:
         """Append one output token to each of many requests that have some already: `commit` in a tight loop.

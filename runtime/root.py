@@ -23,6 +23,7 @@ from runtime import status
 from runtime.admin import Reply
 from runtime.board import Row
 from runtime.events import Event, Replace, Stop
+from runtime.holdings import Holdings
 from runtime.incarnation import Incarnation
 from runtime.lifecycle import Act, Lifecycle
 from runtime.orders import Gone
@@ -41,7 +42,9 @@ Feed = Callable[[Event], None]
 
 class Root:
     """What verbs may ask of a running company. `running`: its living actors, kept by the supervisor. feed:
-    tells the supervisor what is wished for. sight: what can be told without asking anybody."""
+    tells the supervisor what is wished for. sight: what can be told without asking anybody. holdings:
+    files that are held open for the actors. said: each actor's latest words about how far something has
+    come."""
 
     def __init__(
         self,
@@ -55,6 +58,8 @@ class Root:
     ) -> None:
         self.sight = sight
         self.log = log
+        self.holdings = Holdings()
+        self.said: dict[str, str] = {}
         self._company = company
         self._wiring = wiring
         self._life = life
@@ -79,7 +84,7 @@ class Root:
         """Change the standing: whoever starts from now on knows it. Those who run must be told."""
         standing = self._wiring.standing
         self._wiring.standing = msgspec.structs.replace(standing, **changes, number=standing.number + 1)
-        self.log.info("decided", number=self._wiring.standing.number, **msgspec.to_builtins(changes))
+        self.log.info("decided", number=self._wiring.standing.number, changed=sorted(changes))
         return self._wiring.standing
 
     @contextlib.contextmanager

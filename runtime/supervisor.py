@@ -169,6 +169,7 @@ class Supervisor:
                     running.ready_at = work_tick
                     self._feed(IsReady(running.child.name))
             case Progress(text):
+                self._root.said[running.child.name] = text
                 self._say(notices.Progress(running.child.name, text))
             case Failed():
                 running.failed = report

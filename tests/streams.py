@@ -88,3 +88,39 @@ def _request(company: Company, path: str, body: Any, key: str) -> urllib.request
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     data = None if body is None else json.dumps(body).encode()
     return urllib.request.Request(f"http://{company.host}:{company.port}{path}", data, headers)
+
+
+class Generation:
+    """An answer of `/generate` that is read in a thread: its tokens, and the weights that made them."""
+
+    def __init__(self, company: Company, prompt: list[int], tokens: int, *, key: str = "") -> None:
+        self.ids: list[int] = []
+        self.versions: list[str] = []
+        self.finish = ""
+        self._begun = threading.Event()
+        sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0, "sampling_seed": 1}
+        body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
+        self._request = _request(company, "/generate", body, key)
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def begun(self) -> Generation:
+        """Itself, once its first token has come."""
+        assert self._begun.wait(120)
+        return self
+
+    def done(self) -> Generation:
+        """Itself, once it has ended."""
+        self._thread.join(240)
+        assert not self._thread.is_alive()
+        return self
+
+    def _read(self) -> None:
+        with urllib.request.urlopen(self._request, timeout=240) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    document = json.loads(line[6:])
+                    meta = document["meta_info"]
+                    self.ids, self.versions = document["output_ids"], meta.get("weight_versions", [])
+                    self.finish = (meta["finish_reason"] or {}).get("type", self.finish)
+                    self._begun.set()

@@ -10,6 +10,8 @@ from runtime.admin import Request
 
 E = TypeVar("E", bound=enum.StrEnum)
 
+LONGEST_LABEL = 128
+
 
 def choice(request: Request, key: str, kind: type[E], default: E) -> E:
     """One of a few words."""
@@ -31,3 +33,21 @@ def number(request: Request, key: str, default: float, *, least: float = 0.0, mo
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise VerbError("usage", f"{key} must be a number from {least:g} to {most:g}.")
     return float(value)
+
+
+def flag(request: Request, key: str) -> bool:
+    """Yes or no; no where nothing is said."""
+    value = request.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise VerbError("usage", f"{key} must be true or false.")
+    return bool(value)
+
+
+def label(request: Request, key: str) -> str:
+    """A short text of printable characters; "" where nothing is said."""
+    value = request.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_LABEL:
+        raise VerbError("usage", f"{key} must be {LONGEST_LABEL} printable characters at most.")
+    return value

@@ -25,18 +25,60 @@ STATUSES = {"usage": 400, "not_found": 404, "conflict": 409, "failed": 500, "tim
 
 @dataclasses.dataclass(frozen=True)
 class AdminRoute:
-    """A verb and the names that its fields have in HTTP. constants: fields that the path itself gives."""
+    """A verb and the names that its fields have in HTTP. constants: fields that the path itself gives.
+    refused: fields that must not be there, and why."""
 
     verb: str
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     methods: tuple[str, ...] = ("POST",)
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+
+_CHANGE = {"weight_version": "version", "mode": "mode", "timeout": "timeout", "dry_run": "dry_run"}
+_PICKLED = (
+    "Pickled tensors can run code and are never loaded: "
+    "write a safetensors file to shared memory and give its path."
+)
 
 ROUTES: Mapping[str, AdminRoute] = {
     "/pause_generation": AdminRoute("engine.pause", {"mode": "mode"}),
     "/continue_generation": AdminRoute("engine.resume"),
     "/flush_cache": AdminRoute("engine.flush-cache", methods=("GET", "POST")),
+    "/update_weights_from_disk": AdminRoute(
+        "weights.update", {"model_path": "source", "abort_all_requests": "abort", **_CHANGE}
+    ),
+    "/update_weights_from_tensor": AdminRoute(
+        "weights.tensors", {"path": "path", **_CHANGE}, refused={"serialized_named_tensors": _PICKLED}
+    ),
+    "/init_weights_update_group": AdminRoute(
+        "weights.join",
+        {
+            "group_name": "group",
+            "master_address": "address",
+            "master_port": "port",
+            "rank_offset": "rank_offset",
+            "world_size": "world_size",
+            "backend": "backend",
+            "timeout": "timeout",
+        },
+    ),
+    "/destroy_weights_update_group": AdminRoute("weights.leave", {"group_name": "group"}),
+    "/update_weights_from_distributed": AdminRoute(
+        "weights.receive",
+        {
+            "group_name": "group",
+            "names": "names",
+            "dtypes": "dtypes",
+            "shapes": "shapes",
+            "receive_timeout": "receive_timeout",
+            **_CHANGE,
+        },
+    ),
+    "/get_weights_by_name": AdminRoute(
+        "weights.get", {"name": "name", "truncate_size": "count"}, methods=("GET", "POST")
+    ),
+    "/get_weight_version": AdminRoute("weights.info", methods=("GET",)),
 }
 """By path. GET where a tool calls it so."""
 
@@ -61,6 +103,8 @@ async def forward(config: Config, route: AdminRoute, exchange: Exchange) -> None
 def _fields(route: AdminRoute, body: bytes) -> admin.Request:
     try:
         document = _decode(body) if body.strip() else {}
+        for name in route.refused.keys() & document.keys():
+            raise UserError(route.refused[name], param=name)
         taken = {route.fields[name]: value for name, value in document.items() if name in route.fields}
         return msgspec.convert(taken, admin.Request)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

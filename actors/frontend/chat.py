@@ -151,4 +151,5 @@ def _choice(request: ChatRequest, reading: Reading, index: int, pending: Pending
         message=writer.message(pending.take()),
         finish_reason=finish_reason(pending.finish, called=writer.called),
         stop_reason=pending.stop,
+        weight_versions=pending.weights or msgspec.UNSET,
     )

@@ -127,8 +127,9 @@ class ChunkStream:
         if pending.finish is not _NONE:
             self._open -= 1
             reason = _encode(finish_reason(pending.finish, called=writer is not None and writer.called))
-            last = b'%b%b,"stop_reason":%b}' % (self._dialect.last(index), reason, _encode(pending.stop))
-            out.append(self._chunk(last))
+            last = b'%b%b,"stop_reason":%b' % (self._dialect.last(index), reason, _encode(pending.stop))
+            made_by = b',"weight_versions":%b' % _encode(pending.weights) if pending.weights else b""
+            out.append(self._chunk(b"%b%b}" % (last, made_by)))
 
     def _show_apart(self, index: int, pending: Pending, writer: Writer, out: list[bytes]) -> None:
         """What the text means, a chunk for each delta; the first has the logprobs and ids of all of it."""

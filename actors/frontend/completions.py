@@ -124,4 +124,5 @@ def _choice(request: CompletionRequest, index: int, pending: Pending) -> Complet
         text=pending.take(),
         finish_reason=FINISH_REASONS[pending.finish],
         stop_reason=pending.stop,
+        weight_versions=pending.weights or msgspec.UNSET,
     )

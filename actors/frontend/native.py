@@ -129,6 +129,7 @@ class _Answer:
         self.logprobs: list[TextLogprob] = []
         self.last: TextRow | None = None
         self.prompt_tokens = self.cached_tokens = 0
+        self.weights: tuple[str, ...] = ()
 
     def add(self, row: TextRow) -> None:
         """Take in a row."""
@@ -140,6 +141,7 @@ class _Answer:
             self.read += row.logprobs
         if row.usage is not None:
             self.prompt_tokens, self.cached_tokens = row.usage.prompt_tokens, row.usage.cached_tokens
+            self.weights = row.usage.weights
         self.last = row
 
 
@@ -199,6 +201,8 @@ class Answers:
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=last.tokens if last is not None else 0,
             cached_tokens=answer.cached_tokens,
+            weight_version=answer.weights[-1] if answer.weights else msgspec.UNSET,
+            weight_versions=answer.weights or msgspec.UNSET,
         )
         if request.return_logprob:
             named, read = bool(request.return_text_in_logprobs), answer.read[max(_start(request), 0) :]

@@ -254,6 +254,7 @@ class ResponseStream:
         response = self._response
         response.output = list(output)
         response.usage = self._usage()
+        response.weight_versions = self._meter.total().weights or msgspec.UNSET
         match self.phase:
             case Phase.COMPLETED:
                 response.completed_at = time.time()

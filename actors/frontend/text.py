@@ -27,7 +27,7 @@ def finish_reason(finish: Finish, *, called: bool) -> str:
 
 class Pending:
     """Rows of one choice, merged. characters: how many were taken before, of text; listed: of the tokens that
-    logprobs listed. prompt_logprobs, prompt_ids: of the prompt, where it is listed. thinking: see
+    logprobs listed. prompt_logprobs, prompt_ids: of the prompt, where it is listed. thinking, weights: see
     Usage."""
 
     __slots__ = (
@@ -41,6 +41,7 @@ class Pending:
         "stop",
         "thinking",
         "token_ids",
+        "weights",
     )
 
     def __init__(self) -> None:
@@ -54,6 +55,7 @@ class Pending:
         self.prompt_logprobs: list[TextLogprob] = []
         self.prompt_ids: list[int] = []
         self.thinking = False
+        self.weights: tuple[str, ...] = ()
 
     def add(self, row: TextRow) -> None:
         """Merge a row in."""
@@ -66,7 +68,7 @@ class Pending:
         if row.finish is not _NONE:
             self.finish, self.stop = row.finish, row.stop
         if row.usage is not None:
-            self.thinking = row.usage.thinking
+            self.thinking, self.weights = row.usage.thinking, row.usage.weights
 
     def __bool__(self) -> bool:
         return bool(self.parts or self.detailed)
@@ -101,6 +103,7 @@ class Meter:
         self._cached = [0] * choices
         self._output = [0] * choices
         self._reasoning = [0] * choices
+        self._weights: list[tuple[str, ...]] = [()] * choices
 
     @property
     def begun(self) -> bool:
@@ -116,12 +119,14 @@ class Meter:
             self._cached[index] = row.usage.cached_tokens
             self._output[index] = max(self._output[index], row.usage.completion_tokens)
             self._reasoning[index] = row.usage.reasoning_tokens
+            self._weights[index] = row.usage.weights
 
     def total(self) -> Usage:
         """A prompt counts once, whatever its number of choices; every output counts."""
         firsts = slice(None, None, self._n)
         prompt, cached = sum(self._prompt[firsts]), sum(self._cached[firsts])
-        return Usage(prompt, sum(self._output), cached, sum(self._reasoning))
+        weights = tuple(dict.fromkeys(version for each in self._weights for version in each))
+        return Usage(prompt, sum(self._output), cached, sum(self._reasoning), weights=weights)
 
 
 class Collector:

@@ -8,6 +8,7 @@ carry positions, so hearing it twice does no harm.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +17,13 @@ import msgspec
 import trio
 
 from actors.post import Post
-from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
+from actors.scheduler.commands import Command, Emit, Launch, Load, Note, Resume, Settle
 from actors.scheduler.core import Core, Mail
 from actors.scheduler.instruments import Instruments
 from actors.scheduler.speculation import Speculation
 from actors.sizes import portions
 from protocols.board import Column, State
-from protocols.errors import ErrorBody, PeerError
+from protocols.errors import ErrorBody, PeerError, VerbError
 from protocols.messages import Abort, SchedulerMail, Submit, TokenRow, Tokens
 from protocols.orders import (
     Answer,
@@ -34,10 +35,12 @@ from protocols.orders import (
     Pause,
     Paused,
     PauseMode,
+    Renew,
 )
 from protocols.plan import ExecutorReady
 from protocols.request import Finish
 from protocols.stored import decode_stored, ending, pack_row
+from protocols.weights import Made
 from runtime.actor import Context
 from runtime.failpoints import reach
 from runtime.ledger import StaleRequest
@@ -115,6 +118,7 @@ class Scheduler:
             burst_us=int(config.burst_ms * 1000),
             epoch=context.incarnation << 32,
             paused=context.standing.paused,
+            weights=context.standing.weights.serial,
         )
         self._turned = trio.lowlevel.ParkingLot()
 
@@ -150,11 +154,15 @@ class Scheduler:
             case Continue():
                 self.turn([order])
                 return Done()
-            case Flush():
+            case Flush() | Renew():
+                if isinstance(order, Renew) and self._core.flying:
+                    raise VerbError("conflict", "the weights change in the midst of a step.")
                 before = vitals[Column.PAGES_CACHED]
                 self.turn([order])
                 kept = vitals[Column.PAGES_CACHED]
                 return Flushed(before - kept, kept)
+            case _:
+                raise VerbError("failed", "this is no order for a scheduler.")
 
     def recovered(self) -> list[Mail]:
         """Mail that tells a new core where the ones before it stood."""
@@ -191,7 +199,7 @@ class Scheduler:
         tokens = tuple(ledger.committed(rid).tolist())
         finish = ledger.finish(rid)
         if finish is Finish.NONE:
-            yield Resume(submit, tokens)
+            yield Resume(submit, tokens, ledger.weights(rid))
         else:
             row = ending(submit, tokens, finish, ledger.cached(rid), ledger.extras(rid))
             self._send_rows(submit.origin, [row] if row else [])
@@ -227,6 +235,8 @@ class Scheduler:
             match command:
                 case Launch(plan):
                     self.post.send(self._executor, self._instruments.launched(plan))
+                case Note(rid, made):
+                    self._note(rid, made)
                 case Emit(origin, rows):
                     kept = self._commit(rows, gone)
                     reach("scheduler.committed")
@@ -238,6 +248,10 @@ class Scheduler:
                 case Load():
                     self._show(command)
         return gone
+
+    def _note(self, rid: int, made: Made) -> None:
+        with contextlib.suppress(StaleRequest):
+            self._context.ledger.note_weights(rid, made)
 
     def _commit(self, rows: Sequence[TokenRow], gone: list[int]) -> Sequence[TokenRow]:
         """Write rows to the ledger; returns those that may be sent. The rows of nearly all choices bring

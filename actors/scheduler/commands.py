@@ -8,15 +8,17 @@ from typing import NamedTuple
 from protocols.messages import Submit, TokenRow
 from protocols.plan import Plan
 from protocols.request import Finish
+from protocols.weights import NOBODY, Made
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Resume:
     """Mail from the actor itself at its start: a choice found open in the ledger, with the output
-    tokens that were committed for it."""
+    tokens that were committed for it, and the weights that had made them."""
 
     submit: Submit
     committed: tuple[int, ...]
+    made: Made = NOBODY
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,6 +26,14 @@ class Launch:
     """Send `plan` to the executor."""
 
     plan: Plan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Note:
+    """Note in the ledger which weights made choice `rid`, before what they made is committed."""
+
+    rid: int
+    made: Made
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,4 +77,4 @@ class Load(NamedTuple):
     last_dispatch: int
 
 
-Command = Launch | Emit | Settle | Load
+Command = Launch | Note | Emit | Settle | Load

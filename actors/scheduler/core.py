@@ -29,7 +29,7 @@ from actors.aborts import Aborts
 from actors.scheduler.adapters import AdapterSlots
 from actors.scheduler.batcher import Batcher
 from actors.scheduler.cache import KvCache
-from actors.scheduler.commands import Command, Emit, Launch, Load, Resume, Settle
+from actors.scheduler.commands import Command, Emit, Launch, Load, Note, Resume, Settle
 from actors.scheduler.pace import Pace
 from actors.scheduler.queue import WaitingQueue
 from actors.scheduler.roles import Role, Unified
@@ -40,16 +40,17 @@ from actors.scheduler.stride import Stride
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
-from protocols.orders import Continue, Flush, Pause, PauseMode
+from protocols.orders import Continue, Flush, Pause, PauseMode, Renew
 from protocols.plan import ExecutorReady, Logprobs, Reading, StepDone
 from protocols.request import Finish
 
-Mail = SchedulerMail | Resume | Pause | Continue | Flush
+Mail = SchedulerMail | Resume | Pause | Continue | Flush | Renew
 """What a turn takes: mail from other actors, and what the supervisor orders."""
 
 
 class Core:
-    """State of one scheduler. `epoch` grows by one with each ExecutorReady, from the value given."""
+    """State of one scheduler. `epoch` grows by one with each ExecutorReady, from the value given. weights:
+    serial of those that the executor computes with."""
 
     def __init__(
         self,
@@ -64,9 +65,11 @@ class Core:
         epoch: int = 0,
         paused: PauseMode | None = None,
         adapters: AdapterSlots | None = None,
+        weights: int = 1,
     ) -> None:
         self.depth = depth
         self.epoch = epoch
+        self._weights = weights
         self.batcher: Batcher | None = None
         self._chunk_size = chunk_size
         self._radix = radix
@@ -81,6 +84,7 @@ class Core:
         self._flights: deque[Flight] = deque()
         self._rows: defaultdict[int, list[TokenRow]] = defaultdict(list)
         self._settled: list[Command] = []
+        self._notes: list[Command] = []
         self._executor = -1
         self._excused = 0
         self._step = 0
@@ -103,12 +107,15 @@ class Core:
 
     def turn(self, mail: Items[Mail]) -> list[Command]:
         """Absorb `mail`, fill the pipeline. Plans come first, so that the executor need not wait for the
-        commits; rows come before Settle, as a settled choice takes no more of them; Load comes last."""
+        commits; notes come before the rows that they speak of; rows come before Settle, as a settled choice
+        takes no more of them; Load comes last."""
         for message in mail:
             self._absorb(message)
         commands: list[Command] = []
         while len(self._flights) < self.depth and (launch := self._launch()) is not None:
             commands.append(launch)
+        commands += self._notes
+        self._notes.clear()
         commands += [Emit(origin, tuple(rows)) for origin, rows in self._rows.items()]
         commands += self._settled
         self._settled.clear()
@@ -138,9 +145,9 @@ class Core:
                 self._stop(rid, Finish.STOP)
             case ExecutorReady():
                 self._reset(message)
-            case Resume(submit, committed):
+            case Resume(submit, committed, made):
                 self._last_dispatch = max(self._last_dispatch, submit.dispatch)
-                self._accept(Sequence(submit, self._arrivals, committed))
+                self._accept(Sequence(submit, self._arrivals, committed, made))
             case Pause(mode):
                 self._pause(mode)
             case Continue():
@@ -148,6 +155,16 @@ class Core:
             case Flush():
                 if self.batcher is not None:
                     self.batcher.cache.flush()
+            case Renew(serial):
+                self._renew(serial)
+
+    def _renew(self, serial: int) -> None:
+        """Other weights serve: no KV of those before is of any use."""
+        self._weights = serial
+        if self.batcher is not None:
+            self.batcher.retract_all()
+            self.batcher.cache.flush()
+            assert not self.batcher.cache.cached, "KV of other weights is in use"
 
     def _pause(self, mode: PauseMode) -> None:
         self._pace.mode = mode
@@ -276,7 +293,7 @@ class Core:
         tokens = np.frombuffer(done.tokens, "<i4").tolist()
         logprobs = dict(done.logprobs)
         commit, rows = self._role.commit, self._rows
-        none, ended, committed = Finish.NONE, Stage.ENDED, 0
+        none, ended, committed, weights = Finish.NONE, Stage.ENDED, 0, self._weights
         for index, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
             sequence = by_slot[slot]
             if sequence is None or sequence.stage is ended:
@@ -286,6 +303,8 @@ class Core:
                 continue
             start = len(sequence.output)
             reading = None if start else sequence.reading()
+            if sequence.serial != weights:
+                self._note(sequence)
             finish = commit(sequence, token)
             committed += 1
             if finish is none and not logprobs and reading is None:
@@ -309,6 +328,8 @@ class Core:
             sequence = by_slot[slot]
             if sequence is None or sequence.stage is Stage.ENDED:
                 continue
+            if sequence.serial != self._weights:
+                self._note(sequence)
             start, finish, reading = len(sequence.output), Finish.NONE, sequence.reading()
             for index in indices:
                 finish = self._role.commit(sequence, tokens[index])
@@ -322,6 +343,12 @@ class Core:
             self._generated += count
             if finish is not Finish.NONE:
                 self._end(sequence)
+
+    def _note(self, sequence: Sequence) -> None:
+        """The present weights have made their first token of `sequence`."""
+        sequence.serial = self._weights
+        sequence.made = sequence.made.also(self._weights)
+        self._notes.append(Note(sequence.rid, sequence.made))
 
     def _reset(self, ready: ExecutorReady) -> None:
         """A new executor, with nothing on it; news of one that is known already changes nothing."""

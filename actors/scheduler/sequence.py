@@ -23,6 +23,7 @@ from actors.scheduler.radix import Node
 from protocols.messages import Submit
 from protocols.plan import Logprobs, Reading
 from protocols.sampling import Pool
+from protocols.weights import NOBODY, Made
 
 DEATHS_ALONE = 2
 """Executor deaths with the sequence in flight, and no token in between, after which it runs alone."""
@@ -66,7 +67,8 @@ class Sequence:
     output before a retraction or restart), which prefill runs through. pages: its block table; the
     first `shared` of them belong to the radix tree, under the lock on `node`, the others to the sequence.
     allowance: output tokens at most. cached: prompt tokens found in the prefix cache at the first admission.
-    order: number of its arrival. deaths: see DEATHS_ALONE. read: what this prefill has told of the prompt.
+    made: by which weights; serial: of the last of them that is noted. order: number of its arrival. deaths:
+    see DEATHS_ALONE. read: what this prefill has told of the prompt.
     adapter: id of its LoRA adapter, 0 for none. namespace: of its prefixes, for adapter and salt.
     """
 
@@ -77,6 +79,7 @@ class Sequence:
         "choice",
         "deaths",
         "fill",
+        "made",
         "max_tokens",
         "namespace",
         "node",
@@ -92,13 +95,16 @@ class Sequence:
         "retracted",
         "rid",
         "sampling",
+        "serial",
         "shared",
         "slot",
         "stage",
         "stops",
     )
 
-    def __init__(self, submit: Submit, order: int, committed: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, submit: Submit, order: int, committed: tuple[int, ...] = (), made: Made = NOBODY
+    ) -> None:
         assert submit.sampling.max_tokens is not None, "the tokenizer fills in max_tokens"
         self.rid = submit.rid
         self.origin = submit.origin
@@ -113,6 +119,8 @@ class Sequence:
         self.max_tokens = submit.sampling.max_tokens
         self.allowance = self.max_tokens
         self.output = array("i", committed)
+        self.made = made
+        self.serial = 0
         self.order = order
         self.stage = Stage.WAITING
         self.retracted = bool(committed)

@@ -33,8 +33,9 @@ from actors.tokenizer.shorten import latest
 from actors.tokenizer.template import ChatTemplate
 from protocols.board import Column
 from protocols.config import Config
-from protocols.errors import UserError
+from protocols.errors import UserError, VerbError
 from protocols.messages import Abort, Decode, Encode, Generate, Replay, TokenizerMail, Tokens
+from protocols.orders import Answer, Done, Know, Order
 from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
 from protocols.spans import Kind
 from runtime.actor import Context
@@ -53,6 +54,7 @@ async def run(context: Context[TokenizerMail]) -> None:
     """Serve until asked to stop, then finish what is open. StartError without a usable tokenizer."""
     with context.busy():
         core, sources = load_core(context.config, context.index, context.ledger, context.log)
+        core.labels = context.standing.labels
     renderers = Renderers(sources, context.config.template_seconds, context.log)
     with contextlib.closing(renderers):
         await _serve(context, core, renderers)
@@ -66,6 +68,7 @@ async def _serve(context: Context[TokenizerMail], core: Core, renderers: Rendere
         context.ready()
         nursery.start_soon(actor.read)
         nursery.start_soon(actor.encode)
+        nursery.start_soon(context.obey, actor.obey)
         await context.stopping.wait()
         await actor.drained()
         nursery.cancel_scope.cancel()
@@ -116,6 +119,15 @@ class Actor:
                 self._desk.post(to, message)
                 await trio.lowlevel.checkpoint()
         self._instruments.follow(self._core.sampled())
+
+    async def obey(self, order: Order) -> Answer:
+        """Carry out an order of the supervisor's."""
+        match order:
+            case Know(labels):
+                self._core.labels = labels
+                return Done()
+            case _:
+                raise VerbError("failed", "this is no order for a tokenizer.")
 
     async def read(self) -> None:
         """Take in mail, for ever."""

@@ -11,7 +11,8 @@ is gone, is dropped: rows carry positions, so nothing is shown twice, and a gap 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -42,6 +43,7 @@ from protocols.request import ChatPrompt, Finish, TextPrompt, TokenPrompt
 from protocols.sampling import SamplingParams
 from protocols.spans import is_sampled
 from protocols.stored import StoredRequest, decode_stored
+from protocols.weights import ORIGINAL
 from protocols.wire import encode
 from runtime.ledger import Ledger, StaleRequest
 from runtime.tracing import trace_fields
@@ -62,9 +64,10 @@ _LOST = ErrorBody(500, "Part of the answer was lost.", "server_error", "internal
 
 
 class Core:
-    """All open choices of one tokenizer actor."""
+    """All open choices of one tokenizer actor. labels: what weights are called, by their serial."""
 
     def __init__(self, config: Config, index: int, codec: Codec, ledger: Ledger, log: Any) -> None:
+        self.labels: Mapping[int, str] = {ORIGINAL.serial: ORIGINAL.version}
         self._prompter = Prompter(config.model, codec, config.ring_bytes, GrammarMaker(config, codec))
         self._answerer = Answerer(codec, self._prompter, config.ring_bytes // 2, log)
         self.down = "balancer" if config.dp > 1 else "scheduler.0"
@@ -167,8 +170,18 @@ class Core:
         return True
 
     def _begin(self, stored: StoredRequest) -> list[Outgoing]:
-        stream = self._streams[stored.submit.rid] = ChoiceStream(stored, self._codec)
+        stream = self._streams[stored.submit.rid] = self._stream(stored)
         return [(self.down, stored.submit), *(_deltas(stream.frontend, [row]) for row in stream.opening())]
+
+    def _stream(self, stored: StoredRequest) -> ChoiceStream:
+        return ChoiceStream(stored, self._codec, functools.partial(self._weights, stored.submit.rid))
+
+    def _weights(self, rid: int) -> tuple[str, ...]:
+        """Versions of the weights that made a choice so far."""
+        try:
+            return self._ledger.weights(rid).labels(self.labels)
+        except StaleRequest:
+            return ()
 
     def _refusal(self, message: Generate, rid: int, error: ErrorBody) -> Outgoing:
         return f"frontend.{message.origin}", Refused(rid, error)
@@ -189,7 +202,7 @@ class Core:
             stored = self._stored(rid)
             if stored is None:
                 return [(f"frontend.{to}", Refused(rid, _GONE))]
-            fresh = ChoiceStream(stored, self._codec)
+            fresh = self._stream(stored)
             rows = list(replay(fresh, stored, self._ledger, whole=True))
         except StaleRequest:
             return [(f"frontend.{to}", Refused(rid, _GONE))]
@@ -273,7 +286,7 @@ class Core:
         if stored is None or stored.submit.origin != self._index or rid in self._streams:
             return
         yield from self._siblings(stored)
-        stream = ChoiceStream(stored, self._codec)
+        stream = self._stream(stored)
         self._streams[rid] = stream
         if not len(self._ledger.committed(rid)) and not self._ledger.finish(rid):
             yield self.down, stored.submit

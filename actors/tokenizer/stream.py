@@ -15,7 +15,7 @@ import array
 import base64
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -59,6 +59,7 @@ class ChoiceStream:
         "_thinking",
         "_thoughts",
         "_token_ids",
+        "_weights",
         "cached",
         "closed",
         "echo",
@@ -73,7 +74,10 @@ class ChoiceStream:
         "submit",
     )
 
-    def __init__(self, stored: StoredRequest, codec: Codec) -> None:
+    def __init__(
+        self, stored: StoredRequest, codec: Codec, weights: Callable[[], tuple[str, ...]] = tuple
+    ) -> None:
+        """weights: tells the versions of the weights that made it so far."""
         submit, options = stored.submit, stored.generate.output
         ids = prompt_ids(submit.tokens)
         self.rid = submit.rid
@@ -86,6 +90,7 @@ class ChoiceStream:
         self.cached = 0
         self.closed = False
         self.stopped_at = 0
+        self._weights = weights
         self.echo = _echo(stored, codec, ids) if options.echo else ""
         self._names = codec.names
         self._prompt_tokens = len(ids)
@@ -262,7 +267,14 @@ class ChoiceStream:
         return row.finish, row.stop_token if row.stop_token >= 0 else None
 
     def _usage(self) -> Usage:
-        return Usage(self._prompt_tokens, self.received, self.cached, self.reasoned, self._thinking)
+        return Usage(
+            self._prompt_tokens,
+            self.received,
+            self.cached,
+            self.reasoned,
+            self._thinking,
+            self._weights(),
+        )
 
     def _logprob(self, token: int, found: Logprobs) -> TextLogprob:
         names = self._names

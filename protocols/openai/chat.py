@@ -158,6 +158,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChoiceLogprobs | None = None
     finish_reason: str
     stop_reason: str | int | None = None
+    weight_versions: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 

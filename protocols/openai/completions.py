@@ -51,6 +51,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: TextLogprobs | None = None
     finish_reason: str | None
     stop_reason: str | int | None = None
+    weight_versions: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     prompt_logprobs: list[PromptLogprobs | None] | msgspec.UnsetType = msgspec.UNSET
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET

@@ -98,13 +98,16 @@ class NativeFinish(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class NativeMeta(msgspec.Struct, kw_only=True):
-    """What is told beside the text. finish_reason: null while it goes on."""
+    """What is told beside the text. finish_reason: null while it goes on. weight_version: the last of those
+    that made it."""
 
     id: str
     finish_reason: NativeFinish | None
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    weight_version: str | msgspec.UnsetType = msgspec.UNSET
+    weight_versions: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     input_token_logprobs: list[LogprobEntry] | msgspec.UnsetType = msgspec.UNSET
     output_token_logprobs: list[LogprobEntry] | msgspec.UnsetType = msgspec.UNSET
     input_top_logprobs: list[list[LogprobEntry] | None] | msgspec.UnsetType = msgspec.UNSET

@@ -203,7 +203,7 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
 
 class Response(msgspec.Struct, kw_only=True):
     """A response as a document; status: queued, in_progress, completed, incomplete, failed, cancelled.
-    output: of OutputItem."""
+    output: of OutputItem. weight_versions: of the weights that made it."""
 
     id: str
     object: str = "response"
@@ -230,6 +230,7 @@ class Response(msgspec.Struct, kw_only=True):
     usage: ResponseUsage | None = None
     store: bool = True
     user: str | None = None
+    weight_versions: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ItemList(msgspec.Struct, frozen=True, kw_only=True):

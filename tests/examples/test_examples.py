@@ -36,7 +36,7 @@ def output(*command: str) -> str:
 
 def test_every_example_is_tested() -> None:
     files = {path.name for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".sh", ".mjs")}
-    assert files == {"http_stream.py", "websocket_lanes.py", "curl.sh", "chat.mjs"}
+    assert files == {"http_stream.py", "websocket_lanes.py", "curl.sh", "chat.mjs", "push_weights.py"}
 
 
 def test_http_stream() -> None:

@@ -26,6 +26,8 @@ def test_a_message_is_an_array_that_begins_with_its_tag() -> None:
         [],
         b"\1\0\0\0",
         b"",
+        1,
+        False,
     ]
 
 

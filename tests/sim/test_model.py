@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.scheduler.commands import Emit, Launch, Load
+from actors.scheduler.commands import Emit, Launch, Load, Note
 from actors.scheduler.core import Core
 from actors.scheduler.speculation import Speculation
 from protocols.config import Config, Speculate, read_model_card
@@ -115,6 +115,8 @@ def _run(
                         _take(outcome, row)
                 case Load():
                     load = command
+                case Note():
+                    pass
                 case _:
                     raise AssertionError(command)
     assert load is not None

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from actors.scheduler.commands import Emit, Launch, Load, Resume, Settle
+from actors.scheduler.commands import Emit, Launch, Load, Note, Resume, Settle
 from actors.scheduler.core import Core, Mail
 from actors.scheduler.speculation import Speculation
 from protocols.config import Policy
@@ -20,6 +20,7 @@ from protocols.orders import Continue, Flush, Pause, PauseMode
 from protocols.plan import ExecutorReady, Plan
 from protocols.request import Finish
 from protocols.sampling import SamplingParams
+from protocols.weights import NOBODY, Made
 from tools.simulation.executor import VirtualExecutor
 
 VOCAB = 50
@@ -88,6 +89,7 @@ class World:
         self.finish: dict[int, Finish] = {}
         self.cached: dict[int, int] = {}
         self.errors: dict[int, str] = {}
+        self.made: dict[int, Made] = {}
         self.load: Load | None = None
         self.paused: PauseMode | None = None
         self.incarnation = 0
@@ -196,7 +198,7 @@ class World:
         self.core = Core(**self._core_options, epoch=self.scheduler_incarnation << 32, paused=self.paused)
         pages, page_size, slots = self.sizes
         mail: list[Mail] = [
-            Resume(submit, tuple(self.output[rid]))
+            Resume(submit, tuple(self.output[rid]), self.made.get(rid, NOBODY))
             for rid, submit in self.submits.items()
             if rid not in self.finish
         ]
@@ -215,6 +217,8 @@ class World:
                         self._row(row)
                 case Settle(rid, finish):
                     assert self.finish.setdefault(rid, finish) is finish
+                case Note(rid, made):
+                    self.made[rid] = made
                 case Load() as load:
                     self.load = load
         self.core.check()

@@ -14,6 +14,7 @@ from tools.actorctl.serve import serve
 from tools.actorctl.status import status
 from tools.actorctl.target import Ask, administers
 from tools.actorctl.top import top
+from tools.actorctl.weights import weights
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -40,7 +41,7 @@ def stop(ask: Ask, now: bool) -> None:
     click.echo("the company is stopping.", err=True)
 
 
-for command in (serve, status, actor, engine, keys, top, chat):
+for command in (serve, status, actor, engine, keys, top, chat, weights):
     main.add_command(command)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
@@ -22,12 +22,18 @@ _CODES = {
     "timeout": TIMEOUT,
 }
 
-Ask = Callable[[dict[str, Any]], dict[str, Any]]
-"""Sends one request to the chosen company and returns its answer."""
+Document = dict[str, Any]
 
 
-def administers(command: Callable[..., None]) -> Callable[..., None]:
+class Ask(Protocol):
+    """Sends one request to the chosen company and returns its answer; `more` sees what comes before it."""
+
+    def __call__(self, request: Document, more: Callable[[Document], None] | None = None) -> Document: ...
+
+
+def administers(command: Callable[..., None], *, seconds: float = 10.0) -> Callable[..., None]:
     """Options `--name`, `--socket` and `--timeout`; the command's first argument becomes its `Ask`.
+    seconds: to wait for an answer, where nobody says otherwise.
 
     A company that is not there, refuses or does not answer ends the command with a sentence on stderr
     and the exit code for it.
@@ -35,11 +41,11 @@ def administers(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--name", default="troupe", show_default=True, help="Name of the company.")
     @click.option("--socket", default="", help="Its admin socket, if it was started with --socket.")
-    @click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
+    @click.option("--timeout", type=click.FloatRange(min=0.1), default=seconds, show_default=True)
     @functools.wraps(command)
     def wrapped(*arguments: Any, name: str, socket: str, timeout: float, **options: Any) -> None:
-        def ask(request: dict[str, Any]) -> dict[str, Any]:
-            return admin.ask(admin.address(name, socket), request, timeout=timeout)
+        def ask(request: Document, more: Callable[[Document], None] | None = None) -> Document:
+            return admin.ask(admin.address(name, socket), request, more, timeout=timeout)
 
         try:
             command(ask, *arguments, **options)

@@ -1,0 +1,140 @@
+"""Where new weights come from: what is checked of it here, and how it is held for as long as it serves."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable
+
+import trio
+
+from protocols.errors import VerbError
+from protocols.weights import File, Shape, Source, Weights
+from runtime.admin import Request
+from runtime.root import Root
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_FILES = 1000
+MOST_CONFIG = 1 << 20
+MOST_TENSORS = 100_000
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_numbers = itertools.count(1)
+
+
+def from_disk(root: Root, path: str) -> Source:
+    """The checkpoint in a directory, or in a .safetensors file. Raises VerbError."""
+    place = _checked(path)
+    if not place.is_dir():
+        return _source(str(place), (root.holdings.hold(str(place), SINGLE),))
+    _check_config(root, place)
+    with contextlib.ExitStack() as undo:
+        held = tuple(_hold(root, place / name, undo) for name in _names(place))
+        undo.pop_all()
+    return _source(str(place), held)
+
+
+def _hold(root: Root, path: pathlib.Path, undo: contextlib.ExitStack) -> File:
+    file = root.holdings.hold(str(path), path.name)
+    undo.callback(root.holdings.drop, file)
+    return file
+
+
+async def from_memory(root: Root, path: str) -> Source:
+    """A copy of a safetensors file, so that its writer may use its memory again. Raises VerbError."""
+    file = root.holdings.hold(str(_checked(path)), SINGLE)
+    try:
+        return _source(path, (await trio.to_thread.run_sync(root.holdings.copy, file, SINGLE),))
+    finally:
+        root.holdings.drop(file)
+
+
+def from_blob(root: Root, blob: File, title: str) -> Source:
+    """A held safetensors file that is whole."""
+    return _source(title, (File(SINGLE, blob.path, blob.stamp),))
+
+
+def release(root: Root, known: Iterable[File]) -> None:
+    """Let go of those of the `known` files that neither what serves needs nor what served before."""
+    standing = root.standing
+    kept: list[Weights] = [each for each in (standing.weights, standing.before) if each is not None]
+    needed = {file.path for weights in kept for held in weights.sources for file in held.files}
+    for file in known:
+        if file.path not in needed:
+            root.holdings.drop(file)
+
+
+def shapes(request: Request) -> tuple[Shape, ...]:
+    """The tensors that are to come, from `names`, `dtypes` and `shapes`, which are of one length."""
+    names, dtypes, sizes = (request.get(key) for key in ("names", "dtypes", "shapes"))
+    if not (isinstance(names, list) and isinstance(dtypes, list) and isinstance(sizes, list)):
+        raise VerbError("usage", "names, dtypes and shapes must be lists.")
+    if not 0 < len(names) == len(dtypes) == len(sizes) <= MOST_TENSORS:
+        raise VerbError("usage", f"names, dtypes and shapes must be of one length, {MOST_TENSORS} at most.")
+    return tuple(_shape(*each) for each in zip(names, dtypes, sizes, strict=True))
+
+
+def _shape(name: object, dtype: object, size: object) -> Shape:
+    match name, dtype, size:
+        case str(), str(), list() if all(type(each) is int and each >= 0 for each in size):
+            return Shape(name, dtype, tuple(size))
+        case _:
+            raise VerbError(
+                "usage", f"the tensor {name!r} must have a name, a dtype and a shape of integers."
+            )
+
+
+def _source(title: str, files: tuple[File, ...]) -> Source:
+    return Source(next(_numbers), title, files)
+
+
+def _checked(path: str) -> pathlib.Path:
+    if "\0" in path or not path.startswith("/"):
+        raise VerbError("usage", f"{path!r} is not an absolute path.")
+    if path.endswith(_PICKLES):
+        raise VerbError(
+            "usage", f"{path} is pickled, which can run code and is never loaded: use safetensors."
+        )
+    place = pathlib.Path(path)
+    if not place.exists():
+        raise VerbError("not_found", f"there is no {path}.")
+    return place
+
+
+def _names(place: pathlib.Path) -> list[str]:
+    """Of the files that are to be held."""
+    if (place / SINGLE).is_file():
+        return [SINGLE]
+    if not (place / INDEX).is_file():
+        pickled = any(each.suffix in _PICKLES for each in place.iterdir())
+        reason = ", and pickled weights can run code and are never loaded" if pickled else ""
+        raise VerbError("failed", f"{place} holds no {SINGLE} and no {INDEX}{reason}.")
+    names = sorted(each.name for each in place.glob("*.safetensors"))
+    if len(names) > MOST_FILES:
+        raise VerbError("failed", f"{place} holds {len(names)} files, of at most {MOST_FILES}.")
+    return [INDEX, *names]
+
+
+def _check_config(root: Root, place: pathlib.Path) -> None:
+    """Where a checkpoint says what it is for, that must be the model that serves. No code of its own is
+    run."""
+    path = place / "config.json"
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            config = json.loads(file.read(MOST_CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
+        raise VerbError("failed", f"cannot read {path}: {error}.") from error
+    if not isinstance(config, dict):
+        raise VerbError("failed", f"{path} must hold a JSON object.")
+    for key, sentence in (
+        ("auto_map", "wants code of its own to be run, which is never done"),
+        ("quantization_config", "holds quantised weights, which are not supported"),
+    ):
+        if config.get(key):
+            raise VerbError("failed", f"{place} {sentence} ({key} in its config.json).")
+    found, architecture = config.get("architectures"), root.config.model.architecture
+    if isinstance(found, list) and found and architecture not in found:
+        raise VerbError("failed", f"{place} is a {found[0]}, and what serves is a {architecture}.")

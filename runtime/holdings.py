@@ -1,0 +1,75 @@
+"""Files that the supervisor holds open for its actors: they outlive their names, and their writers.
+
+An actor opens one under its path in /proc. Whatever is held goes with the supervisor: nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+
+from protocols.errors import VerbError
+from protocols.weights import File
+
+
+class Holdings:
+    """Held files by the path under which actors open them."""
+
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+
+    def hold(self, path: str, name: str) -> File:
+        """Hold a regular file, known as `name`. Raises VerbError where it cannot be read."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            code = "not_found" if error.errno in (errno.ENOENT, errno.ENOTDIR) else "failed"
+            raise VerbError(code, f"cannot read {path}: {error.strerror}.") from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise VerbError("failed", f"{path} is not a regular file.")
+        return self._file(fd, name)
+
+    def blob(self, name: str) -> File:
+        """Hold a new empty file in memory, which an actor may write."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        return self._file(fd, name)
+
+    def copy(self, source: File, name: str) -> File:
+        """Hold a copy in memory of a held file, which nobody can write. May take a while: use a thread.
+        Raises VerbError where memory runs out."""
+        copied = self.blob(name)
+        fd, left = self._fds[source.path], source.stamp[0]
+        try:
+            while left > 0 and (
+                done := os.sendfile(self._fds[copied.path], fd, source.stamp[0] - left, left)
+            ):
+                left -= done
+        except OSError as error:
+            self.drop(copied)
+            raise VerbError("failed", f"cannot keep {name}: {error.strerror}.") from error
+        return self.seal(copied)
+
+    def seal(self, blob: File) -> File:
+        """Nobody writes to a file in memory any more: as it is now."""
+        fd = self._fds[blob.path]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        return File(blob.name, blob.path, _stamp(fd))
+
+    def drop(self, file: File) -> None:
+        """Let go of a file."""
+        with contextlib.suppress(KeyError):
+            os.close(self._fds.pop(file.path))
+
+    def _file(self, fd: int, name: str) -> File:
+        path = f"/proc/{os.getpid()}/fd/{fd}"
+        self._fds[path] = fd
+        return File(name, path, _stamp(fd))
+
+
+def _stamp(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_size, status.st_mtime_ns
