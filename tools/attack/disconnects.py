@@ -26,7 +26,7 @@ from tools.chaos import load
 from tools.chaos.company import Company, company, holdings
 
 TOKENS = 200
-BYTES = 6_000
+BYTES = 4_000
 """Of an answer, that a client reads at most; the whole is longer."""
 CROWDED = 16
 """Each so many rounds neighbours are served meanwhile, and their answers checked; the others are timed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -38,8 +39,13 @@ class Watch:
         self.sample(0)
 
     def sample(self, done: int) -> None:
-        """Look at memory, after so many cases."""
-        self.samples.append(soak.look(self.company.process.pid, done))
+        """Look at memory, after so many cases: of the actors themselves, for their understudies come later."""
+        look = soak.look(self.company.process.pid, done)
+        memory = 0
+        for pid in self._pids.values():
+            with contextlib.suppress(OSError):  # that one is gone is told at the end
+                memory += traces.private(pid)
+        self.samples.append(dataclasses.replace(look, actors=memory))
 
     async def end(self) -> list[str]:
         """Everything that is not as before."""
@@ -49,7 +55,9 @@ class Watch:
         if not patience.cancelled_caught:
             found = await self._no_slot_is_lost()
         pids = _pids(await self.company.status())
-        found += [f"{name} was restarted" for name, pid in self._pids.items() if pids.get(name) != pid]
+        restarted = [name for name, pid in self._pids.items() if pids.get(name) != pid]
+        if restarted:
+            return [*found, *(f"{name} was restarted" for name in restarted)]
         self.sample(self.samples[-1].requests + 1)
         return found + self._grown()
 
