@@ -39,7 +39,7 @@ class Watch:
         self.sample(0)
 
     def sample(self, done: int) -> None:
-        """Look at memory, after so many cases: of the actors themselves, for their understudies come later."""
+        """Look at memory, after so many cases: of the actors themselves, as their understudies come later."""
         look = soak.look(self.company.process.pid, done)
         memory = 0
         for pid in self._pids.values():

@@ -12,6 +12,7 @@ from tools.actorctl.serve import DEMO_MODEL
 from tools.bench import offline, ring
 from tools.bench.accuracy import accuracy
 from tools.bench.frontend import frontend
+from tools.bench.idle import idle
 from tools.bench.ledger import ledger
 from tools.bench.overlap import overlap
 from tools.bench.peers.command import peers
@@ -25,7 +26,7 @@ from tools.bench.statistics import spread
 def main(context: click.Context) -> None:
     """Benchmarks of rings, frontend, ledger, bare executor and serving."""
     if context.invoked_subcommand is None:
-        for command in (ring_command, frontend, ledger, offline_command, serve, overlap, speculate):
+        for command in (ring_command, frontend, ledger, offline_command, serve, idle, overlap, speculate):
             click.echo(f"\n## {command.name}\n")
             context.invoke(command)
 
@@ -56,6 +57,7 @@ def offline_command(model: pathlib.Path, dtype: str, repeats: int, **case: Any) 
 
 main.add_command(accuracy)
 main.add_command(frontend)
+main.add_command(idle)
 main.add_command(ledger)
 main.add_command(serve)
 main.add_command(overlap)
