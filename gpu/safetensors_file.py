@@ -22,8 +22,10 @@ import torch
 
 from protocols.errors import StartError
 
-MAX_HEADER = 100_000_000
-"""Bytes of JSON header at most, as in the reference implementation."""
+MAX_HEADER = 16 * 1024 * 1024
+"""Bytes of JSON header at most: of a hundred thousand tensors. Its values take forty times as much memory."""
+MAX_DIMENSIONS = 8
+MAX_DIMENSION = 1 << 40
 
 DTYPES = {
     "F64": torch.float64,
@@ -167,7 +169,9 @@ def _entry(name: str, value: object, data: int, path: pathlib.Path) -> Entry:
             raise _corrupt(path, f"its entry for {name!r} is malformed")
     if dtype not in DTYPES:
         raise StartError(f"tensor {name!r} in {path} has the unsupported dtype {dtype}.")
-    if not all(type(dim) is int and dim >= 0 for dim in shape):
+    if len(shape) > MAX_DIMENSIONS or not all(
+        type(dim) is int and 0 <= dim <= MAX_DIMENSION for dim in shape
+    ):
         raise _corrupt(path, f"the shape of {name!r} is malformed")
     if not 0 <= begin <= end or end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise _corrupt(path, f"the offsets of {name!r} do not fit its shape")

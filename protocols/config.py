@@ -158,12 +158,18 @@ class Config(msgspec.Struct, frozen=True):
     reasoning_parser: str = "none"
 
 
+MAX_JSON = 16 * 1024 * 1024
+"""Bytes of a model's JSON files at most."""
+
+
 def _read_json(path: pathlib.Path) -> dict[str, object]:
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise StartError(f"{path} is longer than {MAX_JSON} bytes.")
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise StartError(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StartError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise StartError(f"{path} must hold a JSON object.")

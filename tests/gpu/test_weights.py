@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from gpu.executor import Executor
-from gpu.safetensors_file import SafetensorsFile
+from gpu.safetensors_file import MAX_HEADER, SafetensorsFile
 from gpu.weights import INDEX, SINGLE, Checkpoint, load_into
 from protocols.errors import StartError
 from tests.gpu.driver import Driver
@@ -71,6 +71,11 @@ BAD_HEADERS: dict[str, tuple[object, bytes, str]] = {
     "offsets do not fit": ({"a": _entry(0, 4, [2])}, b"\0" * 4, "do not fit its shape"),
     "offsets backwards": ({"a": _entry(8, 0, [2])}, b"\0" * 8, "do not fit its shape"),
     "shape that overflows": ({"a": _entry(0, 0, [2**40, 2**40])}, b"", "do not fit its shape"),
+    "shape that no tensor has": ({"a": _entry(0, 0, [0, 2**70])}, b"", "shape"),
+    "a million dimensions": ({"a": _entry(0, 4, [1] * 1_000_000)}, b"\0" * 4, "shape"),
+    "an endless product": ({"a": _entry(0, 4, [10**18] * 200_000)}, b"\0" * 4, "shape"),
+    "a header of many lists": ({"a": [[]] * 100_000}, b"", "malformed"),
+    "a header beyond all models": (b" " * (MAX_HEADER + 1), b"", "claims"),
     "overlap": ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, b"\0" * 12, "overlaps"),
     "gap": ({"a": _entry(0, 4, [1]), "b": _entry(8, 12, [1])}, b"\0" * 12, "overlaps"),
     "past the end": ({"a": _entry(0, 400, [100])}, b"\0" * 12, "the file has"),

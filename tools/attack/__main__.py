@@ -1,4 +1,4 @@
-"""`python -m tools.attack fuzz|disconnects`: attack a company that others use meanwhile."""
+"""`python -m tools.attack fuzz|disconnects|timing`: attack a company that others use meanwhile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import click
 
 from tools.attack.disconnects import disconnects
 from tools.attack.fuzz import fuzz
+from tools.attack.timing import timing
 
 
 @click.group()
@@ -15,6 +16,7 @@ def main() -> None:
 
 main.add_command(fuzz)
 main.add_command(disconnects)
+main.add_command(timing)
 
 if __name__ == "__main__":
     main()

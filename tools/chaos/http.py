@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -79,7 +79,12 @@ async def _next(stream: trio.SocketStream, connection: h11.Connection) -> h11.Ev
 
 @asynccontextmanager
 async def request(
-    host: str, port: int, method: str, path: str, document: dict[str, Any] | None = None
+    host: str,
+    port: int,
+    method: str,
+    path: str,
+    document: dict[str, Any] | None = None,
+    more_headers: Sequence[tuple[str, str]] = (),
 ) -> AsyncIterator[Answer]:
     """Send one request on a connection of its own. Raises Broken, or Refusal unless the status is 200."""
     body = b"" if document is None else json.dumps(document).encode()
@@ -87,6 +92,7 @@ async def request(
         ("host", f"{host}:{port}"),
         ("content-type", "application/json"),
         ("content-length", str(len(body))),
+        *more_headers,
     ]
     connection = h11.Connection(h11.CLIENT)
     head = connection.send(h11.Request(method=method, target=path, headers=headers)) or b""
