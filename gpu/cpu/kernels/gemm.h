@@ -74,8 +74,9 @@ struct PackedPanel {
     const W* at(i64 u, i64 j) const { return first + u * step + j * 16 * Weight<W>::per_unit; }
 };
 
+// ahead: what will be read next, as far from w.at(0, 0) as this is from the first unit; null for nothing.
 template <class Source, int R, int J>
-inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add) {
+inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, const char* ahead) {
     using W = typename Source::Number;
     f32x16 acc[R][J];
 #pragma GCC unroll 6
@@ -85,6 +86,10 @@ inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, f
     for (i64 u = 0; u < units_k; ++u) {
         if constexpr (R <= 2 && std::is_same_v<Source, PackedPanel<W>>)
             for (i64 line = 0; line < w.step; line += 64 / (i64)sizeof(W)) __builtin_prefetch(w.at(u + 16, 0) + line);
+        if constexpr (R > 2 && std::is_same_v<Source, PackedPanel<W>>)
+            if (ahead)
+                for (i64 line = 0; line < w.step * (i64)sizeof(W); line += 64)
+                    __builtin_prefetch(ahead + u * w.step * (i64)sizeof(W) + line, 0, 2);
         u32x16 b[J];
 #pragma GCC unroll 4
         for (int j = 0; j < J; ++j) b[j] = units(w.at(u, j));
@@ -102,17 +107,18 @@ inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, f
 }
 
 template <int R, int J, class Source>
-inline void multiply_remainder(i64 rows, const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add) {
+inline void multiply_remainder(i64 rows, const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, const char* ahead) {
     if (rows == R)
-        multiply_rows<Source, R, J>(x, ldx, w, units_k, c, add);
+        multiply_rows<Source, R, J>(x, ldx, w, units_k, c, add, ahead);
     else if constexpr (R > 1)
-        multiply_remainder<R - 1, J>(rows, x, ldx, w, units_k, c, add);
+        multiply_remainder<R - 1, J>(rows, x, ldx, w, units_k, c, add, ahead);
 }
 
+// The second pass over w, which lies in the cache by then, brings `ahead` there.
 template <int J, class Source>
-inline void multiply_vectors(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add) {
-    for (; rows > 0; rows -= MAX_R, x += MAX_R * ldx, c += MAX_R * COLUMNS)
-        multiply_remainder<MAX_R, J>(rows < MAX_R ? rows : MAX_R, x, ldx, w, units_k, c, add);
+inline void multiply_vectors(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, const char* ahead) {
+    for (i64 pass = 0; rows > 0; ++pass, rows -= MAX_R, x += MAX_R * ldx, c += MAX_R * COLUMNS)
+        multiply_remainder<MAX_R, J>(rows < MAX_R ? rows : MAX_R, x, ldx, w, units_k, c, add, pass == 1 ? ahead : nullptr);
 }
 
 #if defined(__AMX_BF16__)
@@ -191,15 +197,17 @@ struct Tiles {
 // c [rows, 64] = (add ? c : 0) + x w: x is `rows` <= ROWS rows of units, w a source of at least `width` columns, the
 // others of c are undefined. c has room for ROWS + 16 rows.
 template <class Source>
-inline void multiply(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, i64 width = COLUMNS) {
+inline void multiply(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, i64 width = COLUMNS,
+                     const void* next = nullptr) {
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(typename Source::Number) == 2 && Source::tiles)
         if (tiles_in_use && units_k % 16 == 0) return multiply_tiles(x, ldx, rows, w, units_k, c, add);
 #endif
+    const char* ahead = static_cast<const char*>(next);
     if (width > 32)
-        multiply_vectors<4>(x, ldx, rows, w, units_k, c, add);
+        multiply_vectors<4>(x, ldx, rows, w, units_k, c, add, ahead);
     else
-        multiply_vectors<2>(x, ldx, rows, w, units_k, c, add);
+        multiply_vectors<2>(x, ldx, rows, w, units_k, c, add, ahead);
 }
 
 // A packed linear map. scale: of each column, null but for 8-bit weights. bias: may be null.
@@ -226,6 +234,7 @@ inline void one_panel(const Linear& linear, i64 panel, const u32* x, i64 ldx, i6
     using X = typename Weight<W>::X;
     const i64 units_k = units_of<X>(linear.k);
     const W* w = static_cast<const W*>(linear.weight) + panel * units_k * COLUMNS * Weight<W>::per_unit;
+    const W* next = panel + 1 < linear.panels() ? w + units_k * COLUMNS * Weight<W>::per_unit : nullptr;
     f32x16 scale[4], bias[4];
     for (int j = 0; j < 4; ++j) {
         scale[j] = linear.scale ? load<f32x16>(linear.scale + panel * COLUMNS + j * 16) : splat(1);
@@ -241,7 +250,7 @@ inline void one_panel(const Linear& linear, i64 panel, const u32* x, i64 ldx, i6
         if (widened)
             multiply(x + row * ldx, ldx, rows, PackedPanel<bf16>{scratch.panel.data()}, units_k, scratch.c, false);
         else
-            multiply(x + row * ldx, ldx, rows, PackedPanel<W>{w}, units_k, scratch.c, false);
+            multiply(x + row * ldx, ldx, rows, PackedPanel<W>{w}, units_k, scratch.c, false, COLUMNS, row == from ? next : nullptr);
         for (i64 r = 0; r < rows; ++r) {
             float* c = scratch.c + r * COLUMNS;
             for (int j = 0; j < 4; ++j) store(c + j * 16, load<f32x16>(c + j * 16) * scale[j] + bias[j]);
