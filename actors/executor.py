@@ -7,6 +7,7 @@ each result leaves before the next plan begins.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import time
@@ -16,10 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 import trio
 
+from actors import adapting
 from actors.staging import Staging, Versions
 from protocols.board import Column
 from protocols.config import Config, ExecutorKind
 from protocols.messages import ExecutorMail
+from protocols.orders import Answer, Order, ReadAdapter, SetAdapters
 from protocols.plan import ExecutorReady, Plan, StepDone
 from protocols.spans import Kind
 from protocols.weights import ORIGINAL, Weights
@@ -44,6 +47,10 @@ class Executor(Protocol):
 
     def commit(self, serial: int) -> bool:
         """What has been made ready serves from now on; whether weights of this serial do."""
+
+    @property
+    def adapters(self) -> adapting.Table:
+        """Its LoRA adapters."""
 
     def launch(self, plan: Plan) -> Any:
         """Begin a step; the result is a flight."""
@@ -83,6 +90,8 @@ async def run(context: Context[ExecutorMail]) -> None:
     """Load, announce, and serve until asked to stop."""
     with context.busy():
         executor = _load(context.config, context.progress, context.index, context.standing.weights)
+        first = context.incarnation <= 1
+        adapting.begin(executor.adapters, context.standing.adapters, context.log, first=first)
     await _announce(context, executor)
     await serve(context, executor)
 
@@ -91,9 +100,19 @@ async def serve(context: Context[ExecutorMail], executor: Executor) -> None:
     """Run the plans that come by mail until asked to stop."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_overlapped if executor.asynchronous else _in_turn, context, executor)
-        nursery.start_soon(context.obey, Staging(context, executor).obey)
+        handler = functools.partial(_obey, context, executor, Staging(context, executor))
+        nursery.start_soon(context.obey, handler)
         await context.stopping.wait()
         nursery.cancel_scope.cancel()
+
+
+async def _obey(context: Context[ExecutorMail], executor: Executor, staging: Staging, order: Order) -> Answer:
+    """Carry out an order of the supervisor's."""
+    match order:
+        case ReadAdapter() | SetAdapters():
+            return await adapting.obey(executor.adapters, order, context.log)
+        case _:
+            return await staging.obey(order)
 
 
 def preload(config: Config) -> None:

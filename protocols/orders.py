@@ -12,6 +12,7 @@ import enum
 import msgspec
 
 from protocols import weights as changes
+from protocols.adapters import Adapter
 from protocols.weights import ORIGINAL, Weights
 
 
@@ -33,6 +34,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     number: counts the changes. paused: how generation was paused, None while it runs. weights: those that
     serve; before: those that did, for a rollback; labels: what the latest are called, by their serial.
+    adapters: those that are loaded; loads: how many ever were.
     """
 
     number: int = 0
@@ -40,6 +42,8 @@ class Standing(msgspec.Struct, frozen=True):
     weights: Weights = ORIGINAL
     before: Weights | None = None
     labels: dict[int, str] = msgspec.field(default_factory=lambda: {ORIGINAL.serial: ORIGINAL.version})
+    adapters: tuple[Adapter, ...] = ()
+    loads: int = 0
 
 
 # Orders.
@@ -72,7 +76,27 @@ class Know(msgspec.Struct, frozen=True, tag="know"):
     labels: dict[int, str]
 
 
-Order = Pause | Continue | Flush | Renew | Know | changes.Order
+class ReadAdapter(msgspec.Struct, frozen=True, tag="read_adapter"):
+    """Executor: read an adapter and see whether it fits the model; keep it for the next SetAdapters.
+    Answered by AdapterRead."""
+
+    adapter: Adapter
+
+
+class SetAdapters(msgspec.Struct, frozen=True, tag="set_adapters"):
+    """Executor, scheduler, frontend: these adapters are loaded from now on, and no others. Answered by
+    Done."""
+
+    adapters: tuple[Adapter, ...]
+
+
+class CountUsers(msgspec.Struct, frozen=True, tag="count_users"):
+    """Scheduler: how many requests go through each of these adapters, by id? Answered by Users."""
+
+    adapters: tuple[int, ...]
+
+
+Order = Pause | Continue | Flush | Renew | Know | ReadAdapter | SetAdapters | CountUsers | changes.Order
 
 
 # Answers.
@@ -104,7 +128,19 @@ class Flushed(msgspec.Struct, frozen=True, tag="flushed"):
     kept: int
 
 
-Answer = Done | Refused | Paused | Flushed | changes.Answer
+class AdapterRead(msgspec.Struct, frozen=True, tag="adapter_read"):
+    """It fits. digest: of its files."""
+
+    digest: str
+
+
+class Users(msgspec.Struct, frozen=True, tag="users"):
+    """In the order in which it was asked."""
+
+    counts: tuple[int, ...]
+
+
+Answer = Done | Refused | Paused | Flushed | AdapterRead | Users | changes.Answer
 
 
 # The line's frames.

@@ -120,7 +120,8 @@ class Wiring:
         """Make everything. Raises StartError when /dev/shm has no room, or the key file is wrong."""
         keyring = load_keys(company.config)
         children = list(leaves(company.root))
-        self.standing = Standing()
+        loras = company.config.loras
+        self.standing = Standing(adapters=loras, loads=len(loras))
         self._config = company.config
         self._listener = listener
         self._rows = {child.name: row for row, child in enumerate(children)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import trio
 
 from actors.frontend.access import Access
@@ -14,7 +16,9 @@ from actors.frontend.service import Service, now
 from actors.frontend.socket_mode import SocketMode
 from protocols.board import Column
 from protocols.config import Config
+from protocols.errors import VerbError
 from protocols.messages import FrontendMail
+from protocols.orders import Answer, CountUsers, Done, Order, SetAdapters, Users
 from runtime.actor import Context
 from runtime.failpoints import reach
 from runtime.http import HttpServer, Limits
@@ -40,8 +44,10 @@ async def run(context: Context[FrontendMail]) -> None:
     if aborted:
         context.log.info("orphans_aborted", choices=aborted)
     reach("frontend.recovered")
+    engine.adapters.set(context.standing.adapters)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_mail, context, engine)
+        nursery.start_soon(context.obey, functools.partial(_obey, engine))
         nursery.start_soon(engine.slots.reap)
         nursery.start_soon(finder.note)
         if engine.patience:
@@ -63,6 +69,18 @@ def _limits(config: Config) -> Limits:
         write_seconds=config.write_seconds,
         max_connections=config.max_connections,
     )
+
+
+async def _obey(engine: Engine, order: Order) -> Answer:
+    """Carry out an order of the supervisor's."""
+    match order:
+        case SetAdapters(adapters):
+            engine.adapters.set(adapters)
+            return Done()
+        case CountUsers(adapters):
+            return Users(engine.users(adapters))
+        case _:
+            raise VerbError("failed", "this is no order for a frontend.")
 
 
 async def _mail(context: Context[FrontendMail], engine: Engine) -> None:

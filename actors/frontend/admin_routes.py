@@ -42,6 +42,11 @@ _PICKLED = (
 )
 
 ROUTES: Mapping[str, AdminRoute] = {
+    "/v1/load_lora_adapter": AdminRoute(
+        "lora.load",
+        {"lora_name": "name", "lora_path": "path", "pinned": "pinned", "load_inplace": "replace"},
+    ),
+    "/v1/unload_lora_adapter": AdminRoute("lora.unload", {"lora_name": "name", "drain": "drain"}),
     "/pause_generation": AdminRoute("engine.pause", {"mode": "mode"}),
     "/continue_generation": AdminRoute("engine.resume"),
     "/flush_cache": AdminRoute("engine.flush-cache", methods=("GET", "POST")),

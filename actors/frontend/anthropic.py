@@ -51,7 +51,7 @@ async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/messages`."""
     request = await read(_message, await exchange.body())
     job = message_job(request, service, service.trace_of(exchange))
-    id, model = new_id("msg_"), service.model.name
+    id, model = new_id("msg_"), service.title(job)
     if request.stream:
         await delivery.stream(exchange, service.engine, job, MessageStream(id, model, exchange.id))
         return
@@ -73,7 +73,7 @@ async def create(service: Service, exchange: Exchange) -> None:
 async def count_tokens(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/messages/count_tokens`."""
     request = await read(_count, await exchange.body())
-    parameters.check_model(request.model, service.model)
+    service.adapters.find(request.model)
     refuse_unserved(request, shapes.COUNT_NEUTRAL)
     encoded = await service.engine.questions.encode(Encode(0, 0, _prompt(request)))
     await exchange.respond(200, _encode(TokenCount(len(encoded.tokens) // 4)))
@@ -81,7 +81,7 @@ async def count_tokens(service: Service, exchange: Exchange) -> None:
 
 def message_job(request: MessageRequest, service: Service, trace: str) -> Job:
     """The validated job; raises UserError."""
-    parameters.check_model(request.model, service.model)
+    adapter = service.adapters.find(request.model)
     refuse_unserved(request, shapes.NEUTRAL)
     fields = GenerationFields(
         temperature=request.temperature,
@@ -97,6 +97,7 @@ def message_job(request: MessageRequest, service: Service, trace: str) -> Job:
         logprobs=None,
         names={"stop": "stop_sequences", "prompt": "messages"},
         trace=trace,
+        adapter=adapter,
     )
 
 

@@ -69,7 +69,8 @@ async def create(service: Service, exchange: Exchange) -> None:
 
 def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
     """The validated job; raises UserError."""
-    n = check(request, service.model, chat.NEUTRAL)
+    adapter = service.adapters.find(request.model, request.lora_path)
+    n = check(request, chat.NEUTRAL)
     names, max_tokens = {"logprobs": "top_logprobs", "prompt": "messages"}, request.max_tokens
     if request.max_completion_tokens is not None:
         names["max_tokens"], max_tokens = "max_completion_tokens", request.max_completion_tokens
@@ -91,6 +92,7 @@ def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
             parallel=request.parallel_tool_calls,
         ),
         reading=_reading(request, service.config),
+        adapter=adapter,
     )
 
 

@@ -13,7 +13,6 @@ from actors.frontend.chunks import ChunkStream, Dialect
 from actors.frontend.jobs import Job
 from actors.frontend.service import Service, now
 from actors.frontend.text import Collector, Pending
-from protocols.config import ModelCard
 from protocols.errors import UserError
 from protocols.openai.generation import ChoicesFields
 from runtime.http import Exchange
@@ -30,9 +29,8 @@ class AnswerHead:
     model: str
 
 
-def check(request: ChoicesFields, model: ModelCard, neutral: dict[str, tuple[Any, ...]]) -> int:
+def check(request: ChoicesFields, neutral: dict[str, tuple[Any, ...]]) -> int:
     """Validate what the endpoints share; returns the number of choices to make. Raises UserError."""
-    parameters.check_model(request.model, model)
     parameters.check_served(request, neutral)
     if request.stream_options is not None and not request.stream:
         raise UserError("stream_options may only be set with stream.", param="stream_options")
@@ -58,7 +56,7 @@ async def answer(
     document: Callable[[AnswerHead, Collector], msgspec.Struct],
 ) -> None:
     """Run the job and answer, as a stream where the request asks for it."""
-    head = AnswerHead(dialect.prefix + exchange.id[-32:], now(), service.model.name)
+    head = AnswerHead(dialect.prefix + exchange.id[-32:], now(), service.title(job))
     choices = len(job.prompts) * job.n
     if request.stream:
         await delivery.stream(exchange, service.engine, job, _source(request, head, dialect, choices, job.n))

@@ -65,7 +65,8 @@ async def create(service: Service, exchange: Exchange) -> None:
 
 def completion_job(request: CompletionRequest, service: Service, trace: str) -> Job:
     """The validated job; raises UserError."""
-    n = check(request, service.model, completions.NEUTRAL)
+    adapter = service.adapters.find(request.model, request.lora_path)
+    n = check(request, completions.NEUTRAL)
     read = (request.prompt_logprobs, request.logprobs if request.echo else None)
     return parameters.job(
         request,
@@ -81,6 +82,7 @@ def completion_job(request: CompletionRequest, service: Service, trace: str) -> 
         least=0,
         default_tokens=DEFAULT_MAX_TOKENS,
         rules=rules_of(request, request.response_format),
+        adapter=adapter,
     )
 
 

@@ -31,9 +31,9 @@ _FORMATS = ("float", "base64")
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/embeddings`."""
     request = await read(_decoder, await exchange.body())
-    parameters.check_model(request.model, service.model)
+    adapter = service.adapters.find(request.model)
     asked = prompts.plain_prompts(request.input, service.model.vocab_size, "input")
-    job = _job(request, service, asked, service.trace_of(exchange))
+    job = dataclasses.replace(_job(request, service, asked, service.trace_of(exchange)), adapter=adapter)
     data: list[Embedding] = []
     tokens = 0
     together = min(TOGETHER, service.engine.slots.capacity)
@@ -44,7 +44,7 @@ async def create(service: Service, exchange: Exchange) -> None:
         tokens += collector.meter.total().prompt_tokens
         for pending in collector.pending:
             data.append(Embedding(index=len(data), embedding=_shown(pending.take(), request)))
-    answer = EmbeddingList(data=data, model=service.model.name, usage=EmbeddingUsage(tokens, tokens))
+    answer = EmbeddingList(data=data, model=service.title(job), usage=EmbeddingUsage(tokens, tokens))
     await exchange.respond(200, msgspec.json.encode(answer))
 
 

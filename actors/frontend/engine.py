@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
 import trio
 
 from actors.frontend.accounts import Account
+from actors.frontend.adapters import Adapters
 from actors.frontend.generation import Choice, Generation, Sink
 from actors.frontend.instruments import Instruments
 from actors.frontend.jobs import Job, mails_of
@@ -64,6 +66,7 @@ class Engine:
         self._ledger = ledger
         self._outbox = outbox
         self._log = log
+        self.adapters = Adapters(config.model.name)
         self._choices: dict[int, Choice] = {}
         self.instruments = Instruments(box or BlackBox.private())
         self.questions = Questions(index, config.tokenizers, outbox)
@@ -76,6 +79,11 @@ class Engine:
         view = copy.copy(self)
         view._account = account
         return view
+
+    def users(self, adapters: Sequence[int]) -> tuple[int, ...]:
+        """How many open choices go through each adapter, by id."""
+        found = Counter(choice.generation.mails[0].adapter for choice in self._choices.values())
+        return tuple(found[id] for id in adapters)
 
     @property
     def open(self) -> int:

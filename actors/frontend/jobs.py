@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from protocols.adapters import Adapter
 from protocols.grammar import Rules
 from protocols.messages import Generate
 from protocols.request import OutputOptions, Prompt
@@ -34,7 +35,7 @@ class Job:
     default_tokens: int = 0
     truncate: int = 0
     rules: Rules = _FREE
-    adapter: int = 0
+    adapter: Adapter | None = None
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -55,7 +56,7 @@ def mails_of(job: Job, rids: tuple[int, ...], origin: int, salt: str) -> tuple[G
             default_tokens=job.default_tokens,
             truncate=job.truncate,
             rules=job.rules,
-            adapter=job.adapter,
+            adapter=job.adapter.id if job.adapter is not None else 0,
         )
         for i, prompt in enumerate(job.prompts)
     )

@@ -76,7 +76,13 @@ def native_job(request: NativeRequest, service: Service, trace: str) -> Job:
         least=0,
         default_tokens=DEFAULT_MAX_TOKENS,
         rules=rules_of(fields),
+        adapter=service.adapters.find(service.model.name, _lora(request)),
     )
+
+
+def _lora(request: NativeRequest) -> object:
+    """The adapter's name, in either field."""
+    return request.lora_name if request.lora_path is None else request.lora_path
 
 
 def _start(request: NativeRequest) -> int:

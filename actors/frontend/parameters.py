@@ -8,7 +8,7 @@ import msgspec
 
 from actors.frontend.jobs import Job
 from actors.frontend.reading import Reading
-from protocols.config import ModelCard
+from protocols.adapters import Adapter
 from protocols.errors import ErrorBody, UserError
 from protocols.grammar import Rules
 from protocols.openai import generation
@@ -20,18 +20,6 @@ MAX_SALT = 256
 _PRIORITIES = 2**31
 _FREE = Rules()
 _PLAIN = Reading()
-
-
-def check_model(name: str | None, model: ModelCard) -> None:
-    """Refuse every model but the one that is served."""
-    if name is None:
-        raise UserError(
-            "Missing required parameter: 'model'.", param="model", code="missing_required_parameter"
-        )
-    if name != model.name:
-        raise UserError(
-            f"The model '{name[:200]}' does not exist.", status=404, code="model_not_found", param="model"
-        )
 
 
 def check_served(request: GenerationFields, neutral: dict[str, tuple[Any, ...]]) -> None:
@@ -105,6 +93,7 @@ def job(
     default_tokens: int = 0,
     rules: Rules = _FREE,
     reading: Reading = _PLAIN,
+    adapter: Adapter | None = None,
 ) -> Job:
     """The validated job of a request; raises UserError. logprobs and so on: see `sampling`."""
     params = sampling(
@@ -139,6 +128,7 @@ def job(
         truncate=truncate,
         rules=rules,
         names=names,
+        adapter=adapter,
     )
 
 

@@ -196,18 +196,17 @@ class Routes:
         await exchange.respond(200, document)
 
     async def _models(self, exchange: Exchange) -> None:
-        await _json(exchange, ModelList(data=[self._card()]))
+        names = (self._service.model.name, *self._service.adapters.names())
+        await _json(exchange, ModelList(data=[self._card(name) for name in names]))
 
     async def _model(self, exchange: Exchange, id: str) -> None:
-        if id != self._service.model.name:
-            raise UserError(
-                f"The model '{id[:200]}' does not exist.", status=404, code="model_not_found", param="model"
-            )
-        await _json(exchange, self._card())
+        adapter = self._service.adapters.find(id)
+        await _json(exchange, self._card(adapter.name if adapter is not None else id))
 
-    def _card(self) -> ModelEntry:
-        model = self._service.model
-        return ModelEntry(id=model.name, created=self._service.started, max_model_len=model.context)
+    def _card(self, name: str) -> ModelEntry:
+        model, started = self._service.model, self._service.started
+        parent = model.name if name != model.name else None
+        return ModelEntry(id=name, created=started, max_model_len=model.context, root=name, parent=parent)
 
 
 def _scope(path: str) -> Scope:

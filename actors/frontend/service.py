@@ -11,7 +11,9 @@ import msgspec
 import trio
 
 from actors.frontend.accounts import Account
+from actors.frontend.adapters import Adapters
 from actors.frontend.engine import Engine
+from actors.frontend.jobs import Job
 from protocols.config import Config, ModelCard
 from protocols.openai.body import read_body
 from runtime.http import Exchange
@@ -57,6 +59,15 @@ class Service:
     def model(self) -> ModelCard:
         """The model that is served."""
         return self.config.model
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters of the model that may be named."""
+        return self.engine.adapters
+
+    def title(self, job: Job) -> str:
+        """What an answer calls its model."""
+        return job.adapter.name if job.adapter is not None else self.model.name
 
 
 async def read(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:

@@ -6,7 +6,7 @@ import array
 
 import msgspec
 
-from actors.frontend import chat, parameters, prompts
+from actors.frontend import chat, prompts
 from actors.frontend.service import Service, read
 from protocols.errors import UserError
 from protocols.messages import Decode, Encode
@@ -22,7 +22,7 @@ _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 async def tokenize(service: Service, exchange: Exchange) -> None:
     """Answer `POST /tokenize`."""
     request = await read(_tokenize, await exchange.body())
-    parameters.check_model(request.model or service.model.name, service.model)
+    service.adapters.find(request.model or service.model.name)
     names = bool(request.return_token_strs)
     question = Encode(0, 0, _prompt(request), request.add_special_tokens, names)
     encoded = await service.engine.questions.encode(question)
@@ -34,7 +34,7 @@ async def tokenize(service: Service, exchange: Exchange) -> None:
 async def detokenize(service: Service, exchange: Exchange) -> None:
     """Answer `POST /detokenize`."""
     request = await read(_detokenize, await exchange.body())
-    parameters.check_model(request.model or service.model.name, service.model)
+    service.adapters.find(request.model or service.model.name)
     tokens = prompts.token_bytes(request.tokens, service.model.vocab_size, "tokens")
     skip = bool(request.skip_special_tokens)
     decoded = await service.engine.questions.decode(Decode(0, 0, tokens, skip))

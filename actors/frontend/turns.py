@@ -55,7 +55,7 @@ def prepare(
     request: ResponsesRequest, service: Service, previous: Conversation | None, trace: str, size: int
 ) -> Turn:
     """Validate a request that continues `previous`; `size`: bytes of its body. Raises UserError."""
-    parameters.check_model(request.model, service.model)
+    adapter = service.adapters.find(request.model, request.lora_path)
     parameters.check_served(request, responses.NEUTRAL)
     tools, reading = _tools(request), reading_of(service.config, _names(request.tools), request.tool_choice)
     format = _format(request.text)
@@ -94,8 +94,9 @@ def prepare(
             parallel=request.parallel_tool_calls,
         ),
         reading=reading,
+        adapter=adapter,
     )
-    return Turn(job, _document(request, service.model.name, job.sampling), conversation, silent)
+    return Turn(job, _document(request, service.title(job), job.sampling), conversation, silent)
 
 
 def input_messages(given: str | list[InputItem] | None) -> tuple[Message, ...]:

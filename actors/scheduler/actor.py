@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from actors.post import Post
+from actors.scheduler.adapters import AdapterSlots
 from actors.scheduler.commands import Command, Emit, Launch, Load, Note, Resume, Settle
 from actors.scheduler.core import Core, Mail
 from actors.scheduler.instruments import Instruments
@@ -28,6 +29,7 @@ from protocols.messages import Abort, SchedulerMail, Submit, TokenRow, Tokens
 from protocols.orders import (
     Answer,
     Continue,
+    CountUsers,
     Done,
     Flush,
     Flushed,
@@ -36,6 +38,8 @@ from protocols.orders import (
     Paused,
     PauseMode,
     Renew,
+    SetAdapters,
+    Users,
 )
 from protocols.plan import ExecutorReady
 from protocols.request import Finish
@@ -119,6 +123,7 @@ class Scheduler:
             epoch=context.incarnation << 32,
             paused=context.standing.paused,
             weights=context.standing.weights.serial,
+            adapters=AdapterSlots(config.max_loras, context.standing.adapters),
         )
         self._turned = trio.lowlevel.ParkingLot()
 
@@ -154,6 +159,11 @@ class Scheduler:
             case Continue():
                 self.turn([order])
                 return Done()
+            case SetAdapters():
+                self.turn([order])
+                return Done()
+            case CountUsers(adapters):
+                return Users(tuple(map(self._core.users, adapters)))
             case Flush() | Renew():
                 if isinstance(order, Renew) and self._core.flying:
                     raise VerbError("conflict", "the weights change in the midst of a step.")

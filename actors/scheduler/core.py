@@ -37,14 +37,15 @@ from actors.scheduler.running import Flight
 from actors.scheduler.sequence import DEATHS_END, Sequence, Stage
 from actors.scheduler.speculation import Speculation
 from actors.scheduler.stride import Stride
+from protocols.adapters import Adapter
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
-from protocols.orders import Continue, Flush, Pause, PauseMode, Renew
+from protocols.orders import Continue, Flush, Pause, PauseMode, Renew, SetAdapters
 from protocols.plan import ExecutorReady, Logprobs, Reading, StepDone
 from protocols.request import Finish
 
-Mail = SchedulerMail | Resume | Pause | Continue | Flush | Renew
+Mail = SchedulerMail | Resume | Pause | Continue | Flush | Renew | SetAdapters
 """What a turn takes: mail from other actors, and what the supervisor orders."""
 
 
@@ -152,6 +153,8 @@ class Core:
                 self._pause(mode)
             case Continue():
                 self._pace.mode = None
+            case SetAdapters(adapters):
+                self._adapt(adapters)
             case Flush():
                 if self.batcher is not None:
                     self.batcher.cache.flush()
@@ -165,6 +168,13 @@ class Core:
             self.batcher.retract_all()
             self.batcher.cache.flush()
             assert not self.batcher.cache.cached, "KV of other weights is in use"
+
+    def _adapt(self, adapters: Items[Adapter]) -> None:
+        """These adapters are loaded; who goes through another one ends."""
+        self._adapters.set(adapters)
+        for sequence in list(self._live.values()):
+            if not self._adapters.knows(sequence.adapter):
+                self._fail(sequence, _UNLOADED)
 
     def _pause(self, mode: PauseMode) -> None:
         self._pace.mode = mode

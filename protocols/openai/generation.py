@@ -91,7 +91,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "length_penalty": (1.0,),
     "spaces_between_special_tokens": (True,),
-    "lora_path": (),
     "chat_template": (),
     "documents": (),
 }

@@ -63,6 +63,7 @@ class NativeRequest(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
 
     lora_path: Any = None
+    lora_name: Any = None
     image_data: Any = None
     audio_data: Any = None
     input_embeds: Any = None
@@ -72,7 +73,6 @@ class NativeRequest(msgspec.Struct, kw_only=True):
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "lora_path": (),
     "image_data": ([],),
     "audio_data": ([],),
     "input_embeds": (),

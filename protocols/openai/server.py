@@ -6,13 +6,16 @@ import msgspec
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is served. max_model_len: tokens of prompt and answer together."""
+    """A model that is served. max_model_len: tokens of prompt and answer together. parent: of an adapter, the
+    model that it adapts; root: the name itself, as clients of other engines expect."""
 
     id: str
     object: str = "model"
     created: int
     owned_by: str = "troupe"
     max_model_len: int
+    root: str | None = None
+    parent: str | None = None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from tools.actorctl.actor import actor
 from tools.actorctl.chat import chat
 from tools.actorctl.engine import engine
 from tools.actorctl.keys import keys
+from tools.actorctl.lora import lora
 from tools.actorctl.serve import serve
 from tools.actorctl.status import status
 from tools.actorctl.target import Ask, administers
@@ -41,7 +42,7 @@ def stop(ask: Ask, now: bool) -> None:
     click.echo("the company is stopping.", err=True)
 
 
-for command in (serve, status, actor, engine, keys, top, chat, weights):
+for command in (serve, status, actor, engine, lora, keys, top, chat, weights):
     main.add_command(command)
 
 

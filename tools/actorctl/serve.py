@@ -32,6 +32,7 @@ from runtime.notices import Notice, describe
 from runtime.supervisor import supervise
 from tools.actorctl import hub
 from tools.actorctl.doors import check_doors, door_options
+from tools.actorctl.lora import adapters_of
 from tools.actorctl.sizes import ByteSize
 
 DEMO_MODEL = pathlib.Path(__file__).resolve().parent.parent / "demo" / "model"
@@ -126,6 +127,19 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     default=24,
     show_default=True,
     help="Tokens guessed in a step at most, for all sequences: with more of them running nothing is guessed.",
+)
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Load a LoRA adapter from the start, from a PEFT directory; more with `actorctl lora load`.",
+)
+@click.option(
+    "--max-loras", type=_POSITIVE, default=8, show_default=True, help="Adapters in a batch at most."
+)
+@click.option(
+    "--max-lora-rank", type=_POSITIVE, default=64, show_default=True, help="Rank of an adapter at most."
 )
 @click.option("--dp", type=click.IntRange(1, 64), default=1, show_default=True, help="Replicas.")
 @click.option(
@@ -251,6 +265,7 @@ def resolve(model: str | None, options: dict[str, Any]) -> Config:
     if not all(chosen["api_keys"]):
         raise StartError("an --api-key must not be empty.", exit_code=2)
     chosen["api_keys"] = tuple(map(digest_of, chosen["api_keys"]))
+    chosen["loras"] = adapters_of(chosen["loras"], card.name)
     config = Config(model=card, **chosen)
     check_doors(config)
     if config.max_open >= 1 << 20:

@@ -1,0 +1,169 @@
+"""Loading and unloading LoRA adapters.
+
+Loading has two phases: every executor reads the adapter and sees whether it fits, and nothing has changed
+yet; then the decision is recorded in the standing and everybody is told, frontends last, so that whoever
+names the adapter finds it everywhere. Unloading goes the other way: first nobody can name it, and only when
+nobody uses it, it goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import msgspec
+import trio
+
+from actors.control.fields import flag, number
+from protocols.adapters import Adapter, check_name
+from protocols.errors import UserError, VerbError
+from protocols.orders import AdapterRead, CountUsers, ReadAdapter, SetAdapters, Users
+from runtime.admin import Reply, Request, Send
+from runtime.root import Root
+from runtime.verbs import Verb, text
+
+PATIENCE = 60.0
+LONGEST = 86400.0
+_LOOK = 0.05
+"""Seconds between two looks at who still uses an adapter."""
+
+Table = tuple[Adapter, ...]
+
+
+async def show(root: Root, _request: Request, _more: Send) -> Reply:
+    """The adapters that are loaded."""
+    adapters = current(root.standing.adapters)
+    users = await _users(root, adapters) if adapters else {}
+    rows = [{**msgspec.structs.asdict(each), "requests": users[each.id]} for each in adapters]
+    return {"model": root.config.model.name, "slots": root.config.max_loras, "adapters": rows}
+
+
+async def load(root: Root, request: Request, _more: Send) -> Reply:
+    """Load an adapter everywhere or nowhere."""
+    name, path = text(request, "name"), text(request, "path")
+    seconds = number(request, "timeout", PATIENCE, most=LONGEST)
+    _check(name, path, root.config.model.name)
+    with root.alone("another change"):
+        await _sweep(root)
+        before = root.standing.adapters
+        old = [each for each in before if each.name == name]
+        if old and not flag(request, "replace"):
+            raise VerbError("conflict", f"there is an adapter {name!r} already; replace it, or unload it.")
+        adapter = Adapter(root.standing.loads + 1, name, path, "", flag(request, "pinned"))
+        _check_pinned([each for each in before if each not in old], adapter, root.config.max_loras)
+        adapter = msgspec.structs.replace(adapter, digest=await _read_everywhere(root, adapter, seconds))
+        root.decide(adapters=(*before, adapter), loads=adapter.id)
+        for kind in ("executor", "scheduler", "frontend"):
+            await root.insist_all(kind, SetAdapters(root.standing.adapters), seconds)
+        with trio.move_on_after(seconds):
+            while not await _sweep(root):
+                await trio.sleep(_LOOK)
+    return msgspec.structs.asdict(adapter)
+
+
+async def unload(root: Root, request: Request, more: Send) -> Reply:
+    """Unload an adapter that nobody uses, or once nobody does."""
+    name = text(request, "name")
+    seconds = number(request, "timeout", PATIENCE, most=LONGEST)
+    with root.alone("another change"):
+        found = [each for each in root.standing.adapters if each.name == name]
+        if not found:
+            raise VerbError("not_found", f"there is no adapter {name!r}.")
+        rest = tuple(each for each in root.standing.adapters if each.name != name)
+        async with _hidden(root, rest):
+            deadline = trio.current_time() + (seconds if flag(request, "drain") else 0.0)
+            while users := sum((await _users(root, found)).values()):
+                if trio.current_time() >= deadline:
+                    raise VerbError("conflict", f"{users} requests go through the adapter {name!r}.")
+                await trio.sleep(_LOOK)
+            root.decide(adapters=rest)
+        await _drop(root)
+    return {"name": name, "id": found[-1].id}
+
+
+def current(adapters: Table) -> Table:
+    """The adapters that can be named: without those that another one of their name has replaced."""
+    return tuple({each.name: each for each in adapters}.values())
+
+
+def _check(name: str, path: str, model: str) -> None:
+    try:
+        check_name(name, model)
+    except UserError as error:
+        raise VerbError("usage", str(error)) from error
+    if not pathlib.PurePath(path).is_absolute() or "\0" in path:
+        raise VerbError("usage", f"{path!r} is not an absolute path.")
+
+
+def _check_pinned(others: Sequence[Adapter], adapter: Adapter, slots: int) -> None:
+    """Refuse a pinned adapter that would leave no slot to the others."""
+    if adapter.pinned and sum(each.pinned for each in others) + 1 >= slots:
+        raise VerbError(
+            "conflict", f"{slots} slots (--max-loras) leave none to other adapters if this one is pinned too."
+        )
+
+
+async def _read_everywhere(root: Root, adapter: Adapter, seconds: float) -> str:
+    """Have every executor read it; the digest of what they read. VerbError where one refuses."""
+    try:
+        answers = await root.insist_all("executor", ReadAdapter(adapter), seconds)
+        digests = {answer.digest for answer in answers.values() if isinstance(answer, AdapterRead)}
+        if len(digests) != 1:
+            raise VerbError("failed", "the executors have not read the same files.")
+        return digests.pop()
+    except BaseException:
+        with trio.CancelScope(shield=True), contextlib.suppress(VerbError):
+            await root.insist_all("executor", SetAdapters(root.standing.adapters))
+        raise
+
+
+async def _users(root: Root, adapters: Sequence[Adapter]) -> dict[int, int]:
+    """Requests that go through each adapter, by its id: those on their way are counted by their frontend,
+    those whose frontend died by their scheduler; others by both, once is enough."""
+    counts = dict.fromkeys((each.id for each in adapters), 0)
+    for kind in ("frontend", "scheduler"):
+        found = dict.fromkeys(counts, 0)
+        for answer in (await root.insist_all(kind, CountUsers(tuple(counts)))).values():
+            assert isinstance(answer, Users)
+            for id, count in zip(counts, answer.counts, strict=True):
+                found[id] += count
+        counts = {id: max(count, found[id]) for id, count in counts.items()}
+    return counts
+
+
+async def _sweep(root: Root) -> bool:
+    """Unload what was replaced and is used no more; whether nothing of that is left."""
+    adapters = root.standing.adapters
+    replaced = [each for each in adapters if each not in current(adapters)]
+    if not replaced:
+        return True
+    users = await _users(root, replaced)
+    rest = tuple(each for each in adapters if each not in replaced or users[each.id])
+    if rest != adapters:
+        root.decide(adapters=rest)
+        await _drop(root)
+    return rest == current(adapters)
+
+
+async def _drop(root: Root) -> None:
+    """Tell everybody what is loaded after something was unloaded."""
+    for kind in ("frontend", "scheduler", "executor"):
+        await root.insist_all(kind, SetAdapters(root.standing.adapters))
+
+
+@contextlib.asynccontextmanager
+async def _hidden(root: Root, rest: Table) -> AsyncIterator[None]:
+    """While only the adapters `rest` can be named; afterwards the others can again, unless it was decided
+    that they go."""
+    try:
+        await root.insist_all("frontend", SetAdapters(rest))
+        yield
+    except BaseException:
+        with trio.CancelScope(shield=True), contextlib.suppress(VerbError):
+            await root.insist_all("frontend", SetAdapters(root.standing.adapters))
+        raise
+
+
+VERBS: Mapping[str, Verb] = {"lora.list": show, "lora.load": load, "lora.unload": unload}
+"""Every verb of this subject by its name."""
