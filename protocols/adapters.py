@@ -3,9 +3,13 @@ so."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import pathlib
 import re
+import stat
+from typing import BinaryIO
 
 import msgspec
 
@@ -40,10 +44,20 @@ def check_name(name: str, model: str) -> None:
         raise UserError(f"'{name}' is the name of the model itself.", param="lora_name")
 
 
+def open_regular(path: pathlib.Path) -> BinaryIO:
+    """The file for reading. OSError where there is none, also where it is a pipe or something like it, which
+    might never end."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
 def digest_of(directory: pathlib.Path) -> str:
     """Of the adapter's files. OSError where they cannot be read."""
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
-        with (directory / name).open("rb") as file:
+        with open_regular(directory / name) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -18,7 +18,7 @@ import torch
 
 from gpu.lora.base import Changes, LoraSlots, LowRank
 from gpu.safetensors_file import SafetensorsFile
-from protocols.adapters import CONFIG, WEIGHTS, digest_of
+from protocols.adapters import CONFIG, WEIGHTS, digest_of, open_regular
 from protocols.errors import StartError, UserError
 
 MAX_CONFIG = 1 << 20
@@ -106,7 +106,7 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise refused(f"there is no adapter directory {directory}.")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(MAX_CONFIG + 1)
         value = json.loads(text) if len(text) <= MAX_CONFIG else None
     except OSError as error:

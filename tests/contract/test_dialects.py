@@ -123,7 +123,7 @@ def test_what_generate_refuses(raw: httpx2.Client) -> None:
         ({"text": "a", "sampling_params": {"max_new_tokens": -1}}, "max_new_tokens"),
         ({"text": "a", "sampling_params": {"n": 0}}, "n"),
         ({"text": "a", "sampling_params": {"stop_regex": "a"}}, "stop_regex"),
-        ({"text": "a", "lora_path": "x"}, "lora_path"),
+        ({"text": "a", "lora_path": 5}, "lora_path"),
         ({"text": "a", "return_logprob": True, "top_logprobs_num": 21}, "top_logprobs_num"),
     ):
         assert generate(raw, 400, **fields)["error"]["param"] == param

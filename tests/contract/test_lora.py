@@ -120,22 +120,6 @@ def test_a_stream_goes_on_exactly_when_its_executor_scheduler_or_tokenizer_is_ki
     assert whole != Stream(company, temperature=0.7).done()
 
 
-def test_the_names_of_other_engines_load_and_unload(company: Company, tmp_path: pathlib.Path) -> None:
-    path = copy_of(PIRATE, tmp_path / "strong", 1.0)
-    load = {"lora_name": "second", "lora_path": str(path)}
-    status, document = call(company, "/v1/load_lora_adapter", load)
-    assert (status, document["success"], document["name"]) == (200, True, "second")
-    assert call(company, "/v1/load_lora_adapter", load)[0] == 409
-    assert chat(company, "second") == chat(company, "pirate")
-    assert call(company, "/v1/unload_lora_adapter", {"lora_name": "second"})[0] == 200
-    assert call(company, "/v1/unload_lora_adapter", {"lora_name": "second"})[0] == 404
-    bad = {"lora_name": "bad", "lora_path": str(tmp_path)}
-    status, document = call(company, "/v1/load_lora_adapter", bad)
-    assert status == 400 and "adapter_config.json" in document["error"]["message"]
-    assert call(company, "/v1/load_lora_adapter", {"lora_name": "bad", "lora_path": "strong"})[0] == 400
-    assert call(company, "/v1/load_lora_adapter", {"lora_name": "a b", "lora_path": str(path)})[0] == 400
-
-
 def test_a_replaced_adapter_never_meets_the_cache_of_the_old_one(
     company: Company, tmp_path: pathlib.Path
 ) -> None:

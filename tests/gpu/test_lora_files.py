@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -149,6 +150,9 @@ def test_directories_that_are_none(tmp_path: pathlib.Path) -> None:
     assert "there is no adapter directory" in sentence()
     path.mkdir()
     assert f"cannot read {path / CONFIG}" in sentence()
+    os.mkfifo(path / CONFIG)
+    assert "it is not a regular file" in sentence()
+    (path / CONFIG).unlink()
     (path / CONFIG).write_text("[" * 100_000)
     assert "is not valid JSON" in sentence()
     (path / CONFIG).write_text("[]")

@@ -86,7 +86,7 @@ CHATS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "two shapes": ({"regex": "a", "ebnf": 'root ::= "a"'}, "ebnf", "exclude each other"),
     "bad words": ({"bad_words": ["a"]}, "bad_words", "not supported"),
     "allowed ids": ({"allowed_token_ids": [1]}, "allowed_token_ids", "not supported"),
-    "lora": ({"lora_path": "../x"}, "lora_path", "not supported"),
+    "lora": ({"lora_path": ["x"]}, "lora_path", "name of a loaded adapter"),
     "template": ({"chat_template": "{{ lipsum }}"}, "chat_template", "not supported"),
     "echo": ({"echo": True}, "echo", "not supported"),
     "functions": ({"functions": [{"name": "f"}]}, "functions", "not supported"),
@@ -198,7 +198,7 @@ async def test_each_bad_field(table: str) -> None:
 
 async def test_unsupported_says_so_in_its_code() -> None:
     async with world() as w:
-        answer = await ask(w.port, CHAT, chat_body(lora_path="x"))
+        answer = await ask(w.port, CHAT, chat_body(bad_words=["x"]))
         assert answer.error["code"] == "unsupported"
         answer = await ask(w.port, CHAT, chat_body(model="x"))
         assert answer.error["code"] == "model_not_found"
@@ -285,7 +285,7 @@ async def test_every_refusal_of_anthropics_api_has_its_shape(
         def fails(*_: object) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("actors.frontend.parameters.check_model", fails)
+        monkeypatch.setattr("actors.frontend.adapters.Adapters.find", fails)
         body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
         refused(await ask(w.port, path, body, key), 500, "api_error")
         assert (await ask(w.port, CHAT, {})).error["code"] == "invalid_api_key"
