@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import pathlib
 import re
 import stat
-from typing import BinaryIO
 
 import msgspec
 
@@ -44,7 +44,7 @@ def check_name(name: str, model: str) -> None:
         raise UserError(f"'{name}' is the name of the model itself.", param="lora_name")
 
 
-def open_regular(path: pathlib.Path) -> BinaryIO:
+def open_regular(path: pathlib.Path) -> io.BufferedReader:
     """The file for reading. OSError where there is none, also where it is a pipe or something like it, which
     might never end."""
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
