@@ -17,6 +17,8 @@ ALLOWED = {
     "actors": {"protocols", "runtime", "gpu", "actors"},
     "tools": {"protocols", "runtime", "gpu", "actors", "tools"},
 }
+FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.jit.load", "yaml.load", "os.system", "os.popen"}
+"""Of layers that serve: what runs code that data brings along."""
 LAYERS = set(ALLOWED)
 TORCH_FREE_ENTRIES = (
     "actors.frontend.actor",
@@ -61,7 +63,15 @@ def _violations(path: pathlib.Path) -> list[str]:
         wrong.add("imports gpu")
     if roots & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}:
         wrong.add("imports a pickle")
+    if layer != "tools":
+        wrong |= {f"calls {name}" for name in _calls(path) & FORBIDDEN_CALLS}
     return [f"{path.relative_to(ROOT)} {what}" for what in sorted(wrong)]
+
+
+def _calls(path: pathlib.Path) -> set[str]:
+    """Names of what is called, as they are written."""
+    calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    return {ast.unparse(function) for function in calls}
 
 
 def test_every_import_points_down() -> None:
@@ -73,8 +83,10 @@ def test_the_law_can_be_broken(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     bad = tmp_path / "runtime" / "bad.py"
     bad.parent.mkdir()
-    bad.write_text("import torch\nfrom gpu.executor import Executor\nimport pickle\n")
+    bad.write_text("import torch\nfrom gpu.executor import Executor\nimport pickle\ntorch.load(eval('1'))\n")
     assert _violations(bad) == [
+        "runtime/bad.py calls eval",
+        "runtime/bad.py calls torch.load",
         "runtime/bad.py imports a pickle",
         "runtime/bad.py imports gpu",
         "runtime/bad.py imports torch",

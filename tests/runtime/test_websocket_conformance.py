@@ -136,6 +136,25 @@ def utf8() -> Iterator[Case]:
     for data in BAD_TEXTS:
         yield Case(f"bad {data!r:.40}", frame(TEXT, data), code=1007)
         yield Case(f"bad {data!r:.40} in fragments of 1", fragments(data, 1), code=1007)
+    word = "κόσμε".encode()
+    for end in range(1, len(word) + 1):
+        good = word[:end].decode(errors="ignore").encode() == word[:end]
+        answer = ((TEXT, word[:end]),) if good else ()
+        yield Case(f"{end} bytes of a word", frame(TEXT, word[:end]), answer, 1000 if good else 1007)
+    for code in (
+        *range(0xFFF9, 0x10000),
+        *(plane << 16 | last for plane in range(17) for last in (0xFFFE, 0xFFFF)),
+    ):
+        data = chr(code).encode()
+        yield Case(f"U+{code:04X}, which is no character", frame(TEXT, data), ((TEXT, data),))
+    for high, low in itertools.product((0xD800, 0xDB7F, 0xDB80, 0xDBFF), (0xDC00, 0xDFFF)):
+        data = (chr(high) + chr(low)).encode("utf-8", "surrogatepass")
+        yield Case(f"the halves {high:X} {low:X}", frame(TEXT, data), code=1007)
+    bad, good = b"\xf4\x90\x80\x80", word + b"edited"
+    for place in range(len(bad)):
+        start = frame(TEXT, good, fin=False) + frame(CONT, bad[: place + 1], fin=False)
+        if place:
+            yield Case(f"refused within a character, at byte {place}", start, code=1007)
     for data in (b"\xff", b"ok\xc0\x80", b"\xf5"):
         yield Case(f"bad {data!r} is not waited out", frame(TEXT, data, fin=False), code=1007)
     yield Case("half a character", frame(TEXT, b"\xe2\x82", fin=False) + frame(CONT, b"x"), code=1007)
@@ -164,7 +183,7 @@ def closes() -> Iterator[Case]:
 
 def sizes() -> Iterator[Case]:
     text = b"BAsd7&jh23" * 6553 + b"123456"
-    for size in (64, 256, 1024, 4096, 16384):
+    for size in (64, 256, 1024, 1300, 4096, 16384):
         yield Case(f"{len(text)} in fragments of {size}", fragments(text, size), ((TEXT, text),))
     for chop in (64, 1300, 4097, 65536):
         yield Case(f"{len(text)} in writes of {chop}", frame(TEXT, text), ((TEXT, text),), chop=chop)
@@ -178,6 +197,13 @@ def sizes() -> Iterator[Case]:
     yield Case("a length in more bytes than it needs", long_way, ((TEXT, b"Hello"),))
 
 
+def many() -> Iterator[Case]:
+    for size in (0, 16, 64, 256, 1024, 4096):
+        text = b"*" * size
+        yield Case(f"1000 messages of {size}", frame(TEXT, text) * 1000, ((TEXT, text),) * 1000)
+    yield Case("1000 pings", frame(PING, b"x") * 1000, ((PONG, b"x"),) * 1000)
+
+
 GROUPS = {
     "payloads": payloads,
     "pings": pings,
@@ -186,6 +212,7 @@ GROUPS = {
     "utf8": utf8,
     "closes": closes,
     "sizes": sizes,
+    "many": many,
 }
 
 
