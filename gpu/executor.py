@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -19,8 +19,12 @@ import torch
 from torch import Tensor
 
 from gpu.attention import choose
+from gpu.attention.paged import PagedAttention
 from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
+from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, Recorder
+from gpu.cuda.memory import GRAPHS_BYTES, largest_step, step_bytes
+from gpu.cuda.staging import to_device
 from gpu.device import choose_device, team_size, use_threads
 from gpu.grammar import Grammars
 from gpu.kv_pool import KvPool, choose_pages
@@ -28,12 +32,13 @@ from gpu.lora.peft import ModelShelf
 from gpu.lora.table import AdapterTable
 from gpu.models.base import Model
 from gpu.models.loading import load_model
+from gpu.models.registry import NATIVE
 from gpu.readings import Readings, Round, Told
 from gpu.sampler import Sampler, SampleResult
 from gpu.slots import Slots, Step
 from gpu.speculation import Speculator
 from gpu.versions import Versions
-from protocols.config import Config, KernelChoice
+from protocols.config import Config, KernelChoice, graph_sizes
 from protocols.errors import StartError
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
@@ -66,13 +71,16 @@ class Executor:
         pool: KvPool,
         kernels: Kernels | None = None,
         weights: Weights = ORIGINAL,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         card, self.slots, self.vocab_size = config.model, config.max_running, config.model.vocab_size
         self.pages, self.page_size = pool.pages, pool.page_size
         self.asynchronous = pool.device.type == "cuda"
         self._model, self._device, self._context = model, pool.device, card.context
         self.versions = Versions(pathlib.Path(card.path), pool.device, model, weights)
-        self._attention = choose(pool, kernels)
+        plain = card.architecture in NATIVE
+        self._plain = plain
+        self.attention = choose(pool, kernels, config.attention_backend, plain=plain, tell=tell)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
         self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
         self._grammars = Grammars(card, pool.device)
@@ -86,6 +94,8 @@ class Executor:
         self._unverified: Flight | None = None
         self._epoch: int | None = None
         self._idle_since = 0.0
+        self._graphs: DecodeGraphs | None = None
+        self._record: Callable[[], None] = lambda: None
 
     @classmethod
     def load(
@@ -108,21 +118,66 @@ class Executor:
                 model, dtype = load_model(config, device, progress, kernels, weights)
             except torch.OutOfMemoryError as error:
                 raise StartError(f"the weights of {config.model.name} do not fit on {device}.") from error
-            pages = choose_pages(config, model.kv, dtype, device)
+            reserved = cls._step_memory(config, model, dtype, device) if device.type == "cuda" else 0
+            pages = choose_pages(config, model.kv, dtype, device, reserved)
             pool = KvPool(model.kv, pages, config.page_size, dtype, device)
         progress(f"{pages} pages of {config.page_size} tokens in {dtype} on {device}")
-        executor = cls(config, model, pool, kernels, weights)
+        executor = cls(config, model, pool, kernels, weights, progress)
         executor._grammars.preload()
         executor.warm_up()
+        sizes = graph_sizes(config.cuda_graphs, config.max_running)
+        if device.type == "cuda":
+            executor.use_graphs(sizes, CudaRecorder(), progress)
+        elif config.cuda_graphs not in ("auto", "off"):
+            raise StartError("--cuda-graphs needs a CUDA device.", exit_code=2)
         return executor
 
+    @classmethod
+    def _step_memory(cls, config: Config, model: Model, dtype: torch.dtype, device: torch.device) -> int:
+        """Bytes of a GPU that steps need, measured: the largest one runs over a small pool."""
+        plan, pages = largest_step(config)
+        small = cls(config, model, KvPool(model.kv, pages, config.page_size, dtype, device))
+        try:
+            needed = step_bytes(lambda: small.finish(small.launch(plan)), device)
+        except torch.OutOfMemoryError as error:
+            raise StartError(
+                f"a step of {config.chunk_size} tokens does not fit beside the weights on {device}: "
+                "use a smaller --chunk-size."
+            ) from error
+        return needed + (GRAPHS_BYTES if graph_sizes(config.cuda_graphs, config.max_running) else 0)
+
+    @torch.inference_mode()
+    def use_graphs(self, sizes: Sequence[int], recorder: Recorder, progress: Callable[[str], None]) -> None:
+        """Record the decodes of these batch sizes, where attention and model can be recorded."""
+        backend = self.attention
+        able = isinstance(backend, PagedAttention) and backend.decode.capturable and self._plain
+        if not sizes or not isinstance(backend, PagedAttention) or not able:
+            why = "this model, or its attention, works on the host" if sizes else "as asked for"
+            progress(f"no CUDA graphs: {why}")
+            return
+        graphs = DecodeGraphs(backend, self._last, self._table.width, self.vocab_size, sizes)
+        self._graphs, self._record = graphs, lambda: graphs.record(self._model, recorder, progress)
+        self._record()
+
+    @torch.inference_mode()
+    def refresh(self) -> None:
+        """The model's tensors, or the pages, lie elsewhere than before: whatever was recorded is recorded
+        again. No flight may be under way."""
+        self._record()
+
+    def release_graphs(self) -> None:
+        """Give up what was recorded, until `refresh`: steps are launched operation by operation."""
+        if self._graphs is not None:
+            self._graphs.release()
+
     def warm_up(self) -> None:
-        """Run a prefill and a decode of one token, so that the first request does not wait for kernels to be
+        """Run a small prefill and a decode, so that the first request does not wait for kernels to be
         compiled and loaded. In an epoch of its own: the next plan forgets it."""
-        opening = SlotOpen(0, 0, SamplingParams(temperature=0.0, seed=0), 0, 1, 0)
-        chunk, grant = Chunk(0, 0, bytes(4), True), PageGrant(0, 0, bytes(4))
+        tokens = min(2, self.page_size)
+        opening = SlotOpen(0, 0, SamplingParams(temperature=0.0, seed=0), 0, tokens, 0)
+        chunk, grant = Chunk(0, 0, bytes(4 * tokens), True), PageGrant(0, 0, bytes(4))
         self.finish(self.launch(Plan(-1, 0, (), (opening,), (grant,), (chunk,))))
-        if self.page_size > 1:
+        if self.page_size > tokens:
             self.finish(self.launch(Plan(-1, 1, decodes=bytes(4))))
 
     @torch.inference_mode()
@@ -160,6 +215,7 @@ class Executor:
         model = self.versions.commit(serial)
         if model is not None:
             self._model = model
+            self.refresh()
         return self.versions.serial == serial
 
     def _lay_out(self, plan: Plan) -> Step | None:
@@ -214,14 +270,19 @@ class Executor:
             self._table.grant(grant)
 
     def _forward(self, step: Step, read: Round | None) -> tuple[SampleResult | None, Told | None]:
-        attention = self._attention.prepare(step.batch)
         # A wasted row past the end must not ask a model for a position that it does not have.
-        positions = self._to_device(np.minimum(step.batch.positions, self._context - 1))
+        clipped = np.minimum(step.batch.positions, self._context - 1)
+        places = self.adapters.rows(step.slots, step.batch.query_lens)
+        if self._graphs is not None and places is None and len(step.known_tokens) == 0:
+            replayed = self._graphs.run(step.decodes, step.batch, clipped)
+            if replayed is not None:
+                return self._sample(step, replayed), None
+        attention = self.attention.prepare(step.batch)
+        positions = self._to_device(clipped)
         wanted = step.rows if read is None else np.concatenate([step.rows, np.array(read.rows, np.int64)])
         every = read is None and len(wanted) == len(step.batch.positions)
         rows = None if every else self._to_device(wanted)
         tap = read.tap(self._device) if read is not None else None
-        places = self.adapters.rows(step.slots, step.batch.query_lens)
         adapters = None if places is None else self._to_device(places)
         logits = self._model.forward(self._tokens(step), positions, attention, rows, tap, adapters)
         told = None
@@ -259,7 +320,7 @@ class Executor:
         return torch.cat((tokens, self._last[self._to_device(step.decodes)]))
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+        return to_device(values, self._device)
 
 
 def _joined(rounds: list[StepDone]) -> StepDone:

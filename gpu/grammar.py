@@ -25,6 +25,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from gpu.cuda.staging import to_device
 from protocols.config import ModelCard
 from protocols.grammar import CACHED_BYTES, CACHED_GRAMMARS, LIMITS
 from protocols.plan import SlotOpen
@@ -148,12 +149,12 @@ class Grammars:
         self._filler.unsafe_compute_mask_ptr(asked, masks.ctypes.data, masks[0].nbytes, len(masks))
         for mask, follower, early in zip(masks, followers, young.tolist(), strict=True):
             follower.mend(mask, young=early)
-        packed = torch.from_numpy(masks.view(np.uint8)).to(self._device, non_blocking=True)
+        packed = to_device(masks.view(np.uint8), self._device)
         penalty = embedding(packed.int(), self._penalty).flatten(1)[:, : logits.shape[1]]
         if len(where) == len(logits):
             logits.add_(penalty)
         else:
-            logits.index_add_(0, torch.from_numpy(where).to(self._device, non_blocking=True), penalty)
+            logits.index_add_(0, to_device(where, self._device), penalty)
 
     def sampled(self, tokens: Tokens, where: Rows, slots: npt.NDArray[np.int32]) -> None:
         """What was sampled for the rows of the last `apply`; it is read when the next one needs it."""

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gpu.cuda.memory import FRACTION, pool_bytes
 from protocols.config import Config
 from protocols.errors import StartError
 
 DEFAULT_CPU_BYTES = 4 << 30
 CPU_FRACTION = 0.25
-CUDA_FRACTION = 0.85
 WORTHWHILE = 4
 """What running sequences do not fill serves the prefix cache, which has enough at some point."""
 _MAX_PLACES = 2**31 - 1
@@ -96,9 +96,16 @@ def token_bytes(shapes: Sequence[KvShape], dtype: torch.dtype) -> int:
     return sum(shape.elements for shape in shapes) * dtype.itemsize
 
 
-def choose_pages(config: Config, shapes: Sequence[KvShape], dtype: torch.dtype, device: torch.device) -> int:
+def choose_pages(
+    config: Config,
+    shapes: Sequence[KvShape],
+    dtype: torch.dtype,
+    device: torch.device,
+    reserved: int = 0,
+) -> int:
     """Number of pages: `config.pages`, or what fits in `config.kv_memory`, or in a share of what is free,
-    but then no more than `WORTHWHILE` times what the running sequences can fill.
+    but then no more than `WORTHWHILE` times what the running sequences can fill. reserved: bytes of a GPU
+    that steps need besides.
 
     StartError when not even one sequence of the full context fits.
     """
@@ -106,7 +113,7 @@ def choose_pages(config: Config, shapes: Sequence[KvShape], dtype: torch.dtype, 
         return config.pages
     page = token_bytes(shapes, dtype) * config.page_size
     one = -(-config.model.context // config.page_size)
-    pages = min(_budget(config, device) // page, _MAX_PLACES // config.page_size - 1)
+    pages = min(_budget(config, device, reserved) // page, _MAX_PLACES // config.page_size - 1)
     if pages < one:
         raise StartError(
             f"a KV pool of {pages * page / 2**20:.0f} MiB holds {pages * config.page_size} tokens, less than "
@@ -116,13 +123,14 @@ def choose_pages(config: Config, shapes: Sequence[KvShape], dtype: torch.dtype, 
     return pages if config.kv_memory else min(pages, WORTHWHILE * config.max_running * one)
 
 
-def _budget(config: Config, device: torch.device) -> int:
+def _budget(config: Config, device: torch.device, reserved: int) -> int:
     if config.kv_memory:
         return config.kv_memory
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * CUDA_FRACTION)
+        return pool_bytes(*torch.cuda.mem_get_info(device), config.memory_fraction or FRACTION, reserved)
+    if config.memory_fraction:
+        return int(available_memory() * config.memory_fraction)
     return min(DEFAULT_CPU_BYTES, int(available_memory() * CPU_FRACTION))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpu import draw_cpu
+from gpu.cuda.staging import to_device
 from protocols.plan import Logprobs
 from protocols.sampling import MAX_TOP_LOGPROBS
 
@@ -52,7 +53,7 @@ class RawLogprobs:
 
     def __init__(self, logits: Tensor, rows: Rows, wanted: npt.NDArray[np.int64], *, edited: bool) -> None:
         self._rows, self._wanted = rows, wanted
-        self._at = torch.from_numpy(rows).to(logits.device, non_blocking=True)
+        self._at = to_device(rows, logits.device)
         self._kept = logits[self._at] if edited else None
         top = min(MAX_TOP_LOGPROBS, logits.shape[1])
         tile = max(1, _TILE // logits.shape[1]) if logits.device.type == "cpu" else len(rows)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gpu.cuda.staging import to_device
 from protocols.plan import SlotOpen
 
 Rows = npt.NDArray[np.intp]
@@ -114,4 +115,4 @@ class Penalties:
             self._seen = torch.nn.functional.pad(self._seen, (0, max(width, length - width)))
 
     def _to_device(self, values: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64, copy=False)).to(self._device, non_blocking=True)
+        return to_device(values.astype(np.int64, copy=False), self._device)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gpu.cuda.staging import to_device
 from gpu.logprobs import LogprobRows, RawLogprobs
 from gpu.models.base import Tap
 from protocols.plan import Chunk, Plan, Reading, SlotOpen
@@ -42,7 +43,7 @@ class Round:
     def tap(self, device: torch.device) -> Tap | None:
         """Where the hidden states to be pooled are caught."""
         rows = [row for _, part, _ in self.pooled for row in part]
-        return Tap(torch.tensor(rows, dtype=torch.int64, device=device)) if rows else None
+        return Tap(to_device(np.array(rows, np.int64), device)) if rows else None
 
 
 class Told:
@@ -154,7 +155,7 @@ def _look(round: Round, chunk: Chunk, sampling: SamplingParams, first: int) -> N
 def _score(round: Round, logits: Tensor) -> tuple[LogprobRows, Tensor]:
     """Log probabilities of the targets, and their ranks, int64 [rows]."""
     rows, wanted = np.arange(len(round.rows)), np.array(round.wanted, np.int64)
-    targets = torch.tensor(round.targets, dtype=torch.int64, device=logits.device)
+    targets = to_device(np.array(round.targets, np.int64), logits.device)
     logprobs = RawLogprobs(logits, rows, wanted, edited=False).choose(logits, targets)
     ranks = (logits > logits.gather(1, targets[:, None])).sum(1) + 1
     return logprobs, ranks

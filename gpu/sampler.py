@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpu import draw
+from gpu.cuda.staging import to_device
 from gpu.draw_cpu import CpuDraw, Kind
 from gpu.grammar import Grammars
 from gpu.logprobs import LogprobRows, RawLogprobs
@@ -137,7 +138,8 @@ class Sampler:
         )
         if sampling.logit_bias:
             bias = dict(sampling.logit_bias)
-            self._bias[slot] = (self._ids(bias), torch.tensor(list(bias.values()), device=self._device))
+            values = np.array(list(bias.values()), np.float32)
+            self._bias[slot] = (self._ids(bias), self._to_device(values))
         if sampling.min_tokens and sampling.stop_token_ids:
             self._stops[slot] = self._ids(sampling.stop_token_ids)
         if sampling.penalised:
@@ -234,10 +236,10 @@ class Sampler:
         return draw.Limits(temperature, top_k, top_p, min_p, points, *rows, deepest)
 
     def _ids(self, ids: dict[int, float] | tuple[int, ...]) -> Tensor:
-        return torch.tensor(list(ids), dtype=torch.int64, device=self._device)
+        return self._to_device(np.array(list(ids), np.int64))
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+        return to_device(values, self._device)
 
 
 def _kind(sampling: SamplingParams, top_k: int, vocab_size: int) -> Kind:

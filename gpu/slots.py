@@ -64,8 +64,8 @@ class Slots:
     page."""
 
     def __init__(self, slots: int, max_pages: int, page_size: int) -> None:
-        """max_pages: entries of a block table."""
-        self.page_size = page_size
+        """max_pages: entries of a block table, its width."""
+        self.page_size, self.width = page_size, max_pages
         self.lengths = np.zeros(slots, np.int64)
         self.granted = np.zeros(slots, np.int64)
         self._open = np.zeros(slots, np.bool_)

@@ -65,6 +65,51 @@ class KernelChoice(enum.StrEnum):
     TORCH = "torch"
 
 
+class AttentionKind(enum.StrEnum):
+    """Whose kernels attend on a GPU."""
+
+    TORCH = "torch"
+    TRITON = "triton"
+    FLASH = "flash"
+    FLASHINFER = "flashinfer"
+
+
+def attention_kinds(option: str) -> tuple[AttentionKind, AttentionKind] | None:
+    """Who attends for chunks and who for decodes: one name for both, or two with a comma. None for `auto`."""
+    names = option.split(",")
+    if option == "auto":
+        return None
+    if len(names) <= 2 and all(name in list(AttentionKind) for name in names):
+        prefill, decode = AttentionKind(names[0]), AttentionKind(names[-1])
+        if prefill == decode or AttentionKind.TORCH not in (prefill, decode):
+            return prefill, decode
+    raise StartError(
+        f"unknown --attention-backend {option!r}: choose auto, {', '.join(AttentionKind)}, or two of the last"
+        " three for prefill and for decodes, as in flash,triton.",
+        exit_code=2,
+    )
+
+
+def graph_sizes(option: str, max_running: int) -> tuple[int, ...]:
+    """The batch sizes of decodes for which CUDA graphs are recorded, ascending; none for `off`.
+
+    `auto`: close to one another where a row more costs most, up to `max_running`.
+    """
+    if option == "off":
+        return ()
+    if option == "auto":
+        ladder = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_running, 32)]
+        return (*(size for size in ladder if size < max_running), max_running)
+    parts = option.split(",")
+    if all(part.isdecimal() and 0 < int(part) <= max_running for part in parts):
+        return tuple(sorted({int(part) for part in parts}))
+    raise StartError(
+        f"--cuda-graphs {option} is neither off, nor auto, nor batch sizes from 1 to --max-running"
+        f" {max_running}, as in 1,8,32.",
+        exit_code=2,
+    )
+
+
 class Quantization(enum.StrEnum):
     """How weights are kept: as they are, or as 8-bit integers with a scale for each row."""
 
@@ -77,8 +122,9 @@ class Config(msgspec.Struct, frozen=True):
 
     depth: plans in flight (1 normal, 2 overlap). max_running: sequences in a batch at most.
     chunk_size: tokens of one step at most, prefill and decode together. max_open: open choices in
-    the company at most (ledger slots). kv_memory: bytes of the KV pool, 0 = choose. pages: fix the
-    number of pages instead (tests). threads: of the executor, 0 = choose. step_ms: time that the hash
+    the company at most (ledger slots). kv_memory: bytes of the KV pool, 0 = by memory_fraction, 0 = choose:
+    of a GPU's memory, for weights and steps too; of what is free on a CPU. pages: fix the number of pages
+    instead (tests). threads: of the executor, 0 = choose. step_ms: time that the hash
     executor takes for a step (tests). orphan_seconds: a response whose frontend died ends when its client has
     not come back for so long. linger_seconds: a finished response can be resumed through the ledger for
     so long, unless its slot is needed. burst_ms: how long the tokens of short steps may wait for each other,
@@ -89,6 +135,7 @@ class Config(msgspec.Struct, frozen=True):
     formats of calls and of thoughts that are looked for in answers (`actors.answers.formats`), "none" for
     none.
 
+    attention_backend: see `attention_kinds`; cuda_graphs: see `graph_sizes`.
     trace_sample: share of the requests that are traced where their clients do not say.
 
     api_keys: SHA-256 digests. origins: of web pages that may use the company, hosts: names under which they
@@ -105,6 +152,7 @@ class Config(msgspec.Struct, frozen=True):
     device: str = "auto"
     dtype: str = "auto"
     kv_memory: int = 0
+    memory_fraction: float = 0.0
     pages: int = 0
     page_size: int = 16
     max_running: int = 64
@@ -130,6 +178,8 @@ class Config(msgspec.Struct, frozen=True):
     threads: int = 0
     kernels: KernelChoice = KernelChoice.AUTO
     quantization: Quantization = Quantization.NONE
+    attention_backend: str = "auto"
+    cuda_graphs: str = "auto"
     api_keys: tuple[str, ...] = ()
     keys_file: str = ""
     origins: tuple[str, ...] = ()

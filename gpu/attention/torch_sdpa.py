@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpu.attention.base import Batch, Spec
+from gpu.cuda.staging import to_device
 from gpu.kv_pool import KvPool
 
 _SPLIT_ABOVE = 4096
@@ -55,7 +56,7 @@ class TorchStep:
 
     def __init__(self, pool: KvPool, batch: Batch) -> None:
         self._pool, self._batch = pool, batch
-        self._places = torch.from_numpy(batch.places).to(pool.device, non_blocking=True)
+        self._places = to_device(batch.places, pool.device)
         self._groups: dict[int, list[_Group]] = {}
 
     def attend(
@@ -151,10 +152,10 @@ class TorchStep:
         return self._to_device(places.astype(np.int32).ravel())
 
     def _mask(self, mask: npt.NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(mask).to(device=self._pool.device, dtype=self._pool.dtype)
+        return to_device(mask, self._pool.device).to(self._pool.dtype)
 
     def _to_device(self, values: npt.NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(values).to(self._pool.device, non_blocking=True)
+        return to_device(values, self._pool.device)
 
 
 def _clip(contexts: npt.NDArray[np.int64], window: int) -> npt.NDArray[np.int64]:

@@ -277,4 +277,9 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 def fits(decoder: Decoder, dtype: torch.dtype, device: torch.device, *, quantized: bool) -> bool:
     """Whether the kernels can run this model; 8-bit weights are multiplied with bfloat16 numbers."""
     dtypes = (torch.bfloat16,) if quantized else (torch.float32, torch.bfloat16)
-    return device.type == "cpu" and dtype in dtypes and decoder.spec.head_dim % 2 == 0
+    return (
+        device.type == "cpu"
+        and dtype in dtypes
+        and decoder.spec.head_dim % 2 == 0
+        and decoder.spec.mixture is None
+    )

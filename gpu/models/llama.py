@@ -1,4 +1,4 @@
-"""The Llama / Mistral / Qwen2 / Qwen3 family: one decoder, composed by its config.
+"""The Llama / Mistral / Qwen2 / Qwen3 / Qwen3-MoE family: one decoder, composed by its config.
 
     x -> RMSNorm -> qkv (+bias) -> [RMSNorm of each q and k head] -> RoPE -> attention -> o -> + x
       -> RMSNorm -> act(gate) * up -> down -> + x
@@ -25,6 +25,7 @@ from gpu.layers import ACTIVATIONS, Linear, RMSNorm
 from gpu.lora.base import DOWN, GATE_UP, OUTPUT, PARTS, QKV, shapes
 from gpu.lora.dense import DenseSlots, StepLora
 from gpu.models.base import Tap
+from gpu.models.mixture import Mixture, MixtureSpec, read_mixture
 from gpu.rotary import Rotary, rope_parameters
 from gpu.weights import Tensors, fill
 from protocols.errors import StartError
@@ -61,6 +62,7 @@ class DecoderSpec:
     windows: tuple[int, ...]
     tied: bool
     rope: Json
+    mixture: MixtureSpec | None = None
 
     @property
     def kv(self) -> KvShape:
@@ -69,17 +71,21 @@ class DecoderSpec:
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
-        """(n, k) of every linear map that an adapter may change, by name."""
+        """(n, k) of every linear map that an adapter may change, by name; those of attention in a mixture."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         rows = (query, key, key, self.hidden, self.intermediate, self.intermediate, self.hidden)
         columns = (self.hidden,) * 3 + (query, self.hidden, self.hidden, self.intermediate)
         names = (name for part in PARTS for name in part)
-        return shapes(len(self.windows), dict(zip(names, zip(rows, columns, strict=True), strict=True)))
+        sizes = dict(zip(names, zip(rows, columns, strict=True), strict=True))
+        if self.mixture is not None:
+            sizes = {name: size for name, size in sizes.items() if name.startswith("self_attn.")}
+        return shapes(len(self.windows), sizes)
 
 
 def read_spec(architecture: str, config: Json) -> DecoderSpec:
     """The spec of a config.json. StartError names the field that is missing or not supported."""
     heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
+    layers = _size(config, "num_hidden_layers")
     activation = config.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise StartError(f"config.json: hidden_act {activation!r} is not supported.")
@@ -96,10 +102,11 @@ def read_spec(architecture: str, config: Json) -> DecoderSpec:
         eps=float(config.get("rms_norm_eps", 1e-6)),
         activation=activation,
         biases=_biases(architecture, config),
-        head_norm=architecture == "Qwen3ForCausalLM",
-        windows=_windows(architecture, config, _size(config, "num_hidden_layers")),
+        head_norm=architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        windows=_windows(architecture, config, layers),
         tied=bool(config.get("tie_word_embeddings", False)),
         rope=rope_parameters(config),
+        mixture=read_mixture(config, layers) if architecture == "Qwen3MoeForCausalLM" else None,
     )
 
 
@@ -119,7 +126,7 @@ def _biases(architecture: str, config: Json) -> Biases:
     match architecture:
         case "Qwen2ForCausalLM":
             return Biases(qkv=True, output=False, mlp=False)
-        case "Qwen3ForCausalLM":
+        case "Qwen3ForCausalLM" | "Qwen3MoeForCausalLM":
             return Biases(qkv=attention, output=attention, mlp=False)
         case "LlamaForCausalLM":
             return Biases(qkv=attention, output=attention, mlp=bool(config.get("mlp_bias", False)))
@@ -131,6 +138,8 @@ def _windows(architecture: str, config: Json, layers: int) -> tuple[int, ...]:
     window = config.get("sliding_window") or 0
     match architecture:
         case "MistralForCausalLM":
+            return (window,) * layers
+        case "Qwen3MoeForCausalLM" if config.get("use_sliding_window"):
             return (window,) * layers
         case "Qwen2ForCausalLM" | "Qwen3ForCausalLM" if window and config.get("use_sliding_window"):
             types = config.get("layer_types")
@@ -149,15 +158,19 @@ class Layer:
 
     def __init__(self, spec: DecoderSpec, index: int, dtype: torch.dtype, device: torch.device) -> None:
         self.index, self.prefix, self._spec = index, f"model.layers.{index}.", spec
-        self._attention = Spec(scale=spec.head_dim**-0.5, window=spec.windows[index])
+        self.attention = Spec(scale=spec.head_dim**-0.5, window=spec.windows[index])
         self._activation = ACTIVATIONS[spec.activation]
         self._turned_heads = spec.heads + spec.kv_heads
         wide, width = spec.heads * spec.head_dim, (spec.heads + 2 * spec.kv_heads) * spec.head_dim
         hidden, inner, biases = spec.hidden, spec.intermediate, spec.biases
         self.qkv = Linear(hidden, width, bias=biases.qkv, dtype=dtype, device=device)
         self.output = Linear(wide, hidden, bias=biases.output, dtype=dtype, device=device)
-        self.gate_up = Linear(hidden, 2 * inner, bias=biases.mlp, dtype=dtype, device=device)
-        self.down = Linear(inner, hidden, bias=biases.mlp, dtype=dtype, device=device)
+        self.mixture: Mixture | None = None
+        if spec.mixture is not None and index in spec.mixture.layers:
+            self.mixture = Mixture(spec.mixture, hidden, self._activation, dtype, device)
+        else:
+            self.gate_up = Linear(hidden, 2 * inner, bias=biases.mlp, dtype=dtype, device=device)
+            self.down = Linear(inner, hidden, bias=biases.mlp, dtype=dtype, device=device)
         self.before_attention = RMSNorm(hidden, spec.eps, dtype=dtype, device=device)
         self.before_mlp = RMSNorm(hidden, spec.eps, dtype=dtype, device=device)
         self.head_weights = (
@@ -194,9 +207,14 @@ class Layer:
         """Each linear map, with the checkpoint's names of its parts and their rows."""
         spec = self._spec
         query, key, inner = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.intermediate
-        return [
+        attention: list[tuple[Linear, dict[str, int]]] = [
             (self.qkv, {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": key}),
             (self.output, {"self_attn.o_proj": spec.hidden}),
+        ]
+        if self.mixture is not None:
+            return attention + self.mixture.matrices()
+        return [
+            *attention,
             (self.gate_up, {"mlp.gate_proj": inner, "mlp.up_proj": inner}),
             (self.down, {"mlp.down_proj": spec.hidden}),
         ]
@@ -219,7 +237,8 @@ class Layer:
             heads = self._spec.heads
             self.head_weights[1:heads] = self.head_weights[0]
             self.head_weights[heads + 1 :] = self.head_weights[heads]
-        for linear in (self.qkv, self.output, self.gate_up, self.down):
+        feed = (self.gate_up, self.down) if self.mixture is None else (self.mixture.router,)
+        for linear in (self.qkv, self.output, *feed):
             linear.seal()
 
     def __call__(
@@ -232,12 +251,19 @@ class Layer:
     ) -> Tensor:
         """[T, hidden] -> [T, hidden]; `x` is overwritten."""
         x += self._attend(self.before_attention(x), rotary, turned, attention, lora)
-        gate_up = self._map(GATE_UP, self.gate_up, self.before_mlp(x), lora)
-        inner = self._spec.intermediate
-        x += self._map(DOWN, self.down, self._activation(gate_up[:, :inner]).mul_(gate_up[:, inner:]), lora)
+        x += self.feed(self.before_mlp(x), lora)
         return x
 
-    def _map(self, part: int, linear: Linear, x: Tensor, lora: StepLora | None) -> Tensor:
+    def feed(self, x: Tensor, lora: StepLora | None) -> Tensor:
+        """What the feed-forward half makes of normed rows: [T, hidden] -> [T, hidden]."""
+        if self.mixture is not None:
+            return self.mixture(x)
+        gate_up, inner = self.mapped(GATE_UP, self.gate_up, x, lora), self._spec.intermediate
+        return self.mapped(
+            DOWN, self.down, self._activation(gate_up[:, :inner]).mul_(gate_up[:, inner:]), lora
+        )
+
+    def mapped(self, part: int, linear: Linear, x: Tensor, lora: StepLora | None) -> Tensor:
         """A linear map with what the rows' adapters change of it."""
         y = linear(x)
         return y if lora is None else lora.add(self.index * len(PARTS) + part, x, y)
@@ -251,14 +277,14 @@ class Layer:
         lora: StepLora | None,
     ) -> Tensor:
         spec = self._spec
-        qkv = self._map(QKV, self.qkv, x, lora).view(x.shape[0], -1, spec.head_dim)
+        qkv = self.mapped(QKV, self.qkv, x, lora).view(x.shape[0], -1, spec.head_dim)
         both = qkv[:, : self._turned_heads]
         if self.head_weights is not None:
             both = functional.rms_norm(both, (spec.head_dim,), None, spec.eps) * self.head_weights
         both = rotary.apply(both, turned)
         query, key = both[:, : spec.heads], both[:, spec.heads :]
-        out = attention.attend(self.index, query, key, qkv[:, self._turned_heads :], self._attention)
-        return self._map(OUTPUT, self.output, out.flatten(1), lora)
+        out = attention.attend(self.index, query, key, qkv[:, self._turned_heads :], self.attention)
+        return self.mapped(OUTPUT, self.output, out.flatten(1), lora)
 
 
 class Decoder:

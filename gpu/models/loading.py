@@ -14,7 +14,8 @@ from gpu.cpu.library import Kernels
 from gpu.device import choose_dtype
 from gpu.models import fused
 from gpu.models.base import Model
-from gpu.models.llama import Decoder, read_spec
+from gpu.models.cuda import TritonDecoder, runs_triton
+from gpu.models.llama import Decoder, DecoderSpec, read_spec
 from gpu.models.registry import NATIVE, check_architecture
 from gpu.weights import load_into, validate
 from protocols.config import Config, Quantization
@@ -77,7 +78,7 @@ def _native(
     wanted = Decoder(spec, torch.float32, torch.device("meta")).targets().keys()
     with Assembly(pathlib.Path(card.path), weights.sources, wanted) as assembly:
         dtype = _dtype(config, assembly, device, weights)
-        decoder = Decoder(spec, dtype, device)
+        decoder = _blank(spec, dtype, device, card.context)
         load_into(assembly, decoder.targets(), ignored=decoder.ignores, progress=progress)
         assembly.confirm()
     if kernels is not None and fused.fits(decoder, dtype, device, quantized=quantized):
@@ -87,6 +88,12 @@ def _native(
         raise StartError(_NOT_QUANTIZED)
     decoder.seal()
     return decoder, dtype
+
+
+def _blank(spec: DecoderSpec, dtype: torch.dtype, device: torch.device, context: int) -> Decoder:
+    return (
+        TritonDecoder(spec, dtype, device, context) if runs_triton(device) else Decoder(spec, dtype, device)
+    )
 
 
 def _dtype(config: Config, stored: Assembly, device: torch.device, weights: Weights) -> torch.dtype:

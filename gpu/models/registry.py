@@ -10,7 +10,13 @@ import re
 from protocols.errors import StartError
 
 NATIVE = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"},
+    {
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+    },
 )
 """Architectures with an implementation of our own; others run through transformers."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -13,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpu.attention import Backend, Batch, CpuAttention, Spec, TorchAttention, torch_sdpa
+from gpu.attention import Backend, CpuAttention, Spec, TorchAttention, torch_sdpa
 from gpu.cpu import build
 from gpu.cpu.library import Kernels, Unavailable
 from gpu.kv_pool import KvPool, KvShape
+from tests.gpu import attention_case
+from tests.gpu.attention_case import HEADS, PAGE
 
-PAGE = 4
 BACKENDS = ("torch", "cpu")
-HEADS, SHAPE = 6, KvShape(kv_heads=2, key_dim=8, value_dim=8)
 
 
 @functools.cache
@@ -37,110 +36,12 @@ def backend(name: str, pool: KvPool) -> Backend:
     return TorchAttention(pool) if name == "torch" else CpuAttention(pool, kernels())
 
 
-class Case:
-    """Sequences of random keys and values, of which the last `query_lens` positions are this step's."""
-
-    def __init__(
-        self,
-        contexts: list[int],
-        query_lens: list[int],
-        shape: KvShape = SHAPE,
-        dtype: torch.dtype = torch.float32,
-        page: int = PAGE,
-    ) -> None:
-        self.contexts, self.query_lens, self.shape = contexts, query_lens, shape
-        generator = torch.Generator().manual_seed(len(contexts) * 1000 + sum(contexts))
-
-        def random(rows: int, heads: int, dim: int) -> Tensor:
-            return torch.randn(rows, heads, dim, generator=generator).to(dtype)
-
-        self.keys = [random(size, shape.kv_heads, shape.key_dim) for size in contexts]
-        self.values = [random(size, shape.kv_heads, shape.value_dim) for size in contexts]
-        self.queries = [random(size, HEADS, shape.key_dim) for size in query_lens]
-        self.sinks = torch.randn(HEADS, generator=generator).to(dtype)
-        self.page = page
-        self._lay_out(dtype)
-
-    def _lay_out(self, dtype: torch.dtype) -> None:
-        pages = [math.ceil(size / self.page) for size in self.contexts]
-        self.pool = KvPool([self.shape], sum(pages) + 3, self.page, dtype, torch.device("cpu"))
-        numbers = np.random.default_rng(0).permutation(self.pool.pages).astype(np.int32)
-        self.tables = np.zeros((len(pages), max(pages)), np.int32)
-        layer = self.pool.layers[0]
-        layer.keys[:-1], layer.values[:-1] = torch.nan, torch.nan
-        for row, count in enumerate(pages):
-            self.tables[row, :count], numbers = numbers[:count], numbers[count:]
+class Case(attention_case.Case):
+    """Runs on a backend by its name."""
 
     def run(self, spec: Spec, decodes: int, sinks: bool = False, name: str = "torch") -> Tensor:
-        """The backend's answer to the step, after a step for everything before it."""
-        chosen = backend(name, self.pool)
-        before = [context - length for context, length in zip(self.contexts, self.query_lens, strict=True)]
-        if any(before):
-            some = [row for row, size in enumerate(before) if size]
-            self._step(chosen, spec, some, [0] * len(before), before, 0)
-        every = list(range(len(before)))
-        return self._step(chosen, spec, every, before, self.contexts, decodes, self.sinks if sinks else None)
-
-    def _step(
-        self,
-        chosen: Backend,
-        spec: Spec,
-        rows: list[int],
-        starts: list[int],
-        ends: list[int],
-        decodes: int,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        """Positions starts .. ends - 1 of some sequences; queries are random where the case has none."""
-        at = [np.arange(starts[row], ends[row]) for row in rows]
-        places = [
-            self.tables[row, positions // self.page].astype(np.int64) * self.page + positions % self.page
-            for row, positions in zip(rows, at, strict=True)
-        ]
-        self.places = np.concatenate(places)
-        batch = Batch(
-            query_lens=np.array([len(positions) for positions in at], np.int64),
-            contexts=np.array([ends[row] for row in rows], np.int64),
-            block_tables=self.tables[rows],
-            positions=np.concatenate(at),
-            places=self.places,
-            decodes=decodes,
-        )
-        queries = [
-            self.queries[row] if ends[row] == self.contexts[row] else torch.zeros_like(self._query(ends[row]))
-            for row in rows
-        ]
-        return chosen.prepare(batch).attend(
-            0,
-            torch.cat(queries),
-            torch.cat([self.keys[row][starts[row] : ends[row]] for row in rows]),
-            torch.cat([self.values[row][starts[row] : ends[row]] for row in rows]),
-            spec,
-            sinks,
-        )
-
-    def _query(self, rows: int) -> Tensor:
-        return self.queries[0].new_empty(rows, HEADS, self.shape.key_dim)
-
-    def expected(self, spec: Spec, sinks: bool = False) -> Tensor:
-        """The answer written out in float64, row by row."""
-        out = []
-        for query, key, value in zip(self.queries, self.keys, self.values, strict=True):
-            start = len(key) - len(query)
-            for row, vector in enumerate(query.double()):
-                position = start + row
-                first = max(0, position - spec.window + 1) if spec.window else 0
-                seen = slice(first, position + 1)
-                shared = HEADS // self.shape.kv_heads
-                k = key[seen].double().repeat_interleave(shared, dim=1)
-                v = value[seen].double().repeat_interleave(shared, dim=1)
-                scores = torch.einsum("hd,lhd->hl", vector, k) * spec.scale
-                if spec.softcap:
-                    scores = spec.softcap * torch.tanh(scores / spec.softcap)
-                extra = self.sinks.double()[:, None] if sinks else torch.full((HEADS, 1), -torch.inf)
-                weights = torch.cat((scores, extra), dim=1).softmax(1)[:, :-1]
-                out.append(torch.einsum("hl,lhd->hd", weights, v))
-        return torch.stack(out)
+        """The backend's answer to the step."""
+        return self.run_on(backend(name, self.pool), spec, decodes, sinks)
 
 
 @st.composite

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import resource
 
+import numpy as np
 import pytest
 import torch
 
+from gpu import kv_pool
+from gpu.cuda.memory import largest_step, pool_bytes
 from gpu.kv_pool import KvPool, KvShape, available_memory, choose_pages, token_bytes
 from protocols.config import Config, ModelCard
 from protocols.errors import StartError
@@ -70,3 +73,32 @@ def test_memory_is_reserved_but_not_touched() -> None:
     assert pool.layers[0].keys.shape == ((1 << 18) + 1, 16, 2, 16)
     assert not pool.layers[1].value_rows[pool.zero_place :].any()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def test_a_share_of_the_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_pool, "available_memory", lambda: 1 << 30)
+    assert choose_pages(Config(model=CARD, memory_fraction=0.5), SHAPES, torch.float32, CPU) == 4 * 64 * 63
+    few = Config(model=CARD, memory_fraction=0.05, max_running=1000)
+    assert choose_pages(few, SHAPES, torch.float32, CPU) == int((1 << 30) * 0.05) // (16 * 512)
+
+
+def test_a_gpus_memory_is_shared_with_weights_and_steps() -> None:
+    """80 of 100 are free, 90 may be used, steps need 15: 20 are taken by the weights, 55 are left."""
+    assert pool_bytes(80 << 30, 100 << 30, 0.9, 15 << 30) == pytest.approx(55 << 30, rel=1e-9)
+    assert pool_bytes(10 << 30, 100 << 30, 0.9, 15 << 30) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "share"),
+    [
+        ({"chunk_size": 100, "max_running": 8, "page_size": 5}, 8, 12),
+        ({"chunk_size": 4, "max_running": 8, "page_size": 5}, 4, 1),
+        ({"chunk_size": 9000, "max_running": 2, "page_size": 16}, 2, 1000),
+    ],
+)
+def test_the_largest_step_fills_chunk_and_slots(options: dict[str, int], count: int, share: int) -> None:
+    plan, pages = largest_step(Config(model=CARD, **options))
+    assert [len(chunk.tokens) // 4 for chunk in plan.chunks] == [share] * count
+    assert pages == count * -(-share // options["page_size"])
+    granted = np.concatenate([np.frombuffer(grant.pages, "<i4") for grant in plan.grants])
+    assert sorted(granted.tolist()) == list(range(pages)) and len(plan.opens) == count

@@ -59,7 +59,7 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": 6, "num_hidden_layers": 4},
     ),
     "granite: multipliers": ("GraniteForCausalLM", {"attention_multiplier": 0.1, "logits_scaling": 2.0}),
-    "qwen3-moe": ("Qwen3MoeForCausalLM", {"head_dim": 16, **_MOE}),
+    "qwen2-moe": ("Qwen2MoeForCausalLM", {**_MOE, "shared_expert_intermediate_size": 24}),
     "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4}),
     "gpt-oss: sinks": (
         "GptOssForCausalLM",

@@ -216,6 +216,9 @@ def test_the_hub_refuses_in_words() -> None:
         ("--no-such-option",),
         ("--api-key", ""),
         ("--page-size", "1024", "--chunk-size", "512"),
+        ("--attention-backend", "flash,torch"),
+        ("--cuda-graphs", "1,65"),
+        ("--memory-fraction", "1.5"),
     ],
 )
 def test_absurd_options_are_usage_errors(option: tuple[str, ...]) -> None:

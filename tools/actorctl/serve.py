@@ -24,6 +24,8 @@ from protocols.config import (
     Policy,
     Quantization,
     Speculate,
+    attention_kinds,
+    graph_sizes,
     read_model_card,
 )
 from protocols.errors import StartError
@@ -72,6 +74,12 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
 )
 @click.option("--max-model-len", type=_POSITIVE, help="Shorten the model's context to so many tokens.")
 @click.option("--kv-memory", type=ByteSize(), default=0, help="Memory of the KV pool, e.g. 2GiB.")
+@click.option(
+    "--memory-fraction",
+    type=click.FloatRange(0.05, 1.0),
+    help="Share of a GPU's memory for everything, or of a CPU's free memory for the KV pool. [default: 0.9; "
+    "a quarter]",
+)
 @click.option("--pages", type=_POSITIVE, help="Pages of the KV pool, instead of --kv-memory.")
 @click.option("--page-size", type=_POSITIVE, default=16, show_default=True, help="Tokens in a KV page.")
 @click.option("--max-running", type=_POSITIVE, default=64, show_default=True, help="Sequences in a batch.")
@@ -178,6 +186,20 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     help="On a CPU: our own kernels (compiled once, with g++ or clang++), or torch's operations.",
 )
 @click.option(
+    "--attention-backend",
+    default="auto",
+    show_default=True,
+    metavar="NAME[,NAME]",
+    help="On a GPU: torch, triton, flash or flashinfer; two, as in flash,triton: for prefill and decodes.",
+)
+@click.option(
+    "--cuda-graphs",
+    default="auto",
+    show_default=True,
+    metavar="off|auto|N,N,...",
+    help="On a GPU: batch sizes of decodes that are recorded once and replayed.",
+)
+@click.option(
     "--quantization",
     type=click.Choice([each.value for each in Quantization]),
     default=Quantization.NONE.value,
@@ -268,6 +290,8 @@ def resolve(model: str | None, options: dict[str, Any]) -> Config:
     chosen["loras"] = adapters_of(chosen["loras"], card.name)
     config = Config(model=card, **chosen)
     check_doors(config)
+    attention_kinds(config.attention_backend)
+    graph_sizes(config.cuda_graphs, config.max_running)
     if config.max_open >= 1 << 20:
         raise StartError("--max-open must be below 1048576.", exit_code=2)
     if config.speculate_min > config.speculate_max:

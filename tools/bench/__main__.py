@@ -1,4 +1,4 @@
-"""`python -m tools.bench [COMMAND]`: measure this machine; without one, all but accuracy and peers."""
+"""`python -m tools.bench [COMMAND]`: measure this machine; without one, all but accuracy, gpu and peers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tools.actorctl.serve import DEMO_MODEL
 from tools.bench import offline, ring
 from tools.bench.accuracy import accuracy
 from tools.bench.frontend import frontend
+from tools.bench.gpu.command import gpu
 from tools.bench.idle import idle
 from tools.bench.ledger import ledger
 from tools.bench.overlap import overlap
@@ -56,6 +57,7 @@ def offline_command(model: pathlib.Path, dtype: str, repeats: int, **case: Any) 
 
 
 main.add_command(accuracy)
+main.add_command(gpu)
 main.add_command(frontend)
 main.add_command(idle)
 main.add_command(ledger)

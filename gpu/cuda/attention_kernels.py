@@ -1,0 +1,349 @@
+"""Attention over pages, in Triton.
+
+A program attends for a tile of query rows of one sequence with one KV head. The query heads that share the KV
+head are rows of the tile too, so that keys and values are read once for all of them:
+
+    row r of a tile of tokens t0, t0 + 1, ... = token t0 + r // group, query head kv_head * group + r % group
+
+Prefill has a program for each tile. A decode has one row of tokens, so its context is parted instead, among
+up to SPLITS programs, and a second kernel joins what they found. Where the parts begin depends on the context
+alone, so that a row gets the same bits in any crowd.
+
+Softmax is computed in powers of two; scores carry the factor log2(e).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _walk(
+    query,  # [ROWS, PAD_KEY]
+    positions,  # int32 [ROWS], -1 for a row that is not there
+    first,
+    last,  # the keys at first .. last - 1
+    table,
+    keys,
+    values,
+    key_stride,
+    value_stride,  # of a place
+    scale,
+    cap,
+    window,
+    PAGE: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    PAD_KEY: tl.constexpr,
+    PAD_VALUE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Sum of weighted values [ROWS, PAD_VALUE], greatest score [ROWS], sum of weights [ROWS]."""
+    key_dims = tl.arange(0, PAD_KEY)
+    value_dims = tl.arange(0, PAD_VALUE)
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, PAD_VALUE], tl.float32)
+    for start in range(first, last, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        known = at < last
+        page = tl.load(table + at // PAGE, mask=known, other=0)
+        place = page.to(tl.int64) * PAGE + at % PAGE
+        key = tl.load(
+            keys + place[None, :] * key_stride + key_dims[:, None],
+            mask=known[None, :] & (key_dims < KEY)[:, None],
+            other=0.0,
+        )
+        scores = tl.dot(query, key, input_precision=PRECISION) * scale
+        if CAPPED:
+            small = tl.exp(-2.0 * tl.abs(scores / cap))
+            bent = cap * (1.0 - small) / (1.0 + small)
+            scores = tl.where(scores < 0, -bent, bent)
+        seen = known[None, :] & (at[None, :] <= positions[:, None])
+        if WINDOWED:
+            seen = seen & (at[None, :] > positions[:, None] - window)
+        scores = tl.where(seen, scores * LOG2E, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, 1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - level[:, None])
+        shrink = tl.exp2(best - level)
+        value = tl.load(
+            values + place[:, None] * value_stride + value_dims[None, :],
+            mask=known[:, None] & (value_dims < VALUE)[None, :],
+            other=0.0,
+        )
+        total = total * shrink + tl.sum(weights, 1)
+        sums = sums * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
+        best = higher
+    return sums, best, total
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def prefill(
+    query,
+    out,
+    keys,
+    values,
+    sinks,
+    starts,
+    contexts,
+    tables,
+    query_stride,
+    query_head_stride,
+    out_stride,
+    out_head_stride,
+    key_stride,
+    value_stride,
+    table_stride,
+    scale,
+    cap,
+    window,
+    GROUP: tl.constexpr,
+    TOKENS: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    PAD_KEY: tl.constexpr,
+    PAD_VALUE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid (tiles of the longest sequence, kv_heads, sequences); a tile has TOKENS <= ROWS / GROUP tokens."""
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    begin = tl.load(starts + sequence)
+    length = tl.load(starts + sequence + 1) - begin
+    token = tl.program_id(0) * TOKENS
+    if token >= length:
+        return
+    context = tl.load(contexts + sequence)
+    before = context - length
+    rows = tl.arange(0, ROWS)
+    tokens = token + rows // GROUP
+    there = (rows < TOKENS * GROUP) & (tokens < length)
+    heads = head * GROUP + rows % GROUP
+    key_dims, value_dims = tl.arange(0, PAD_KEY), tl.arange(0, PAD_VALUE)
+    row = (begin + tokens).to(tl.int64)
+    vectors = tl.load(
+        query + row[:, None] * query_stride + heads[:, None] * query_head_stride + key_dims[None, :],
+        mask=there[:, None] & (key_dims < KEY)[None, :],
+        other=0.0,
+    )
+    first = 0
+    if WINDOWED:
+        first = tl.maximum(0, before + token - window + 1)
+    sums, best, total = _walk(
+        vectors,
+        tl.where(there, before + tokens, -1),
+        first,
+        tl.minimum(before + token + TOKENS, context),
+        tables + sequence.to(tl.int64) * table_stride,
+        keys + head * KEY,
+        values + head * VALUE,
+        key_stride,
+        value_stride,
+        scale,
+        cap,
+        window,
+        PAGE,
+        KEY,
+        VALUE,
+        PAD_KEY,
+        PAD_VALUE,
+        ROWS,
+        BLOCK,
+        CAPPED,
+        WINDOWED,
+        PRECISION,
+    )
+    if SINKS:
+        sink = tl.load(sinks + heads, mask=there, other=0.0).to(tl.float32) * LOG2E
+        higher = tl.maximum(best, sink)
+        shrink = tl.exp2(best - higher)
+        total = total * shrink + tl.exp2(sink - higher)
+        sums = sums * shrink[:, None]
+    result = sums / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(
+        out + row[:, None] * out_stride + heads[:, None] * out_head_stride + value_dims[None, :],
+        result.to(out.dtype.element_ty),
+        mask=there[:, None] & (value_dims < VALUE)[None, :],
+    )
+
+
+@triton.jit
+def _part(context, window, SPLITS: tl.constexpr, LEAST: tl.constexpr, WINDOWED: tl.constexpr):
+    """First position that a decode of this context sees, and the size of its parts."""
+    first = 0
+    if WINDOWED:
+        first = tl.maximum(0, context - window)
+    share = (context - first + SPLITS - 1) // SPLITS
+    return first, (share + LEAST - 1) // LEAST * LEAST
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def decode(
+    query,
+    partial,  # float32 [sequences, heads, SPLITS, PAD_VALUE]
+    levels,  # float32 [sequences, heads, SPLITS, 2]
+    keys,
+    values,
+    contexts,
+    tables,
+    query_stride,
+    query_head_stride,
+    key_stride,
+    value_stride,
+    table_stride,
+    scale,
+    cap,
+    window,
+    GROUP: tl.constexpr,
+    HEADS: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    PAD_KEY: tl.constexpr,
+    PAD_VALUE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LEAST: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid (sequences, kv_heads, SPLITS): what one part of a context gives to one row."""
+    sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    context = tl.load(contexts + sequence)
+    first, size = _part(context, window, SPLITS, LEAST, WINDOWED)
+    start = first + split * size
+    if start >= context:
+        return
+    rows = tl.arange(0, ROWS)
+    there = rows < GROUP
+    heads = head * GROUP + rows
+    key_dims, value_dims = tl.arange(0, PAD_KEY), tl.arange(0, PAD_VALUE)
+    vectors = tl.load(
+        query + sequence.to(tl.int64) * query_stride + heads[:, None] * query_head_stride + key_dims[None, :],
+        mask=there[:, None] & (key_dims < KEY)[None, :],
+        other=0.0,
+    )
+    sums, best, total = _walk(
+        vectors,
+        tl.where(there, context - 1, -1),
+        start,
+        tl.minimum(start + size, context),
+        tables + sequence.to(tl.int64) * table_stride,
+        keys + head * KEY,
+        values + head * VALUE,
+        key_stride,
+        value_stride,
+        scale,
+        cap,
+        window,
+        PAGE,
+        KEY,
+        VALUE,
+        PAD_KEY,
+        PAD_VALUE,
+        ROWS,
+        BLOCK,
+        CAPPED,
+        WINDOWED,
+        PRECISION,
+    )
+    place = (sequence.to(tl.int64) * HEADS + heads) * SPLITS + split
+    tl.store(
+        partial + place[:, None] * PAD_VALUE + value_dims[None, :],
+        sums,
+        mask=there[:, None] & (value_dims < PAD_VALUE)[None, :],
+    )
+    tl.store(levels + place * 2, best, mask=there)
+    tl.store(levels + place * 2 + 1, total, mask=there)
+
+
+@triton.jit
+def join(
+    partial,
+    levels,
+    out,
+    sinks,
+    contexts,
+    out_stride,
+    out_head_stride,
+    window,
+    HEADS: tl.constexpr,
+    VALUE: tl.constexpr,
+    PAD_VALUE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LEAST: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
+):
+    """Grid (sequences, heads): the parts of a row as one. A context of 0 gives zeros."""
+    sequence, head = tl.program_id(0), tl.program_id(1)
+    context = tl.load(contexts + sequence)
+    first, size = _part(context, window, SPLITS, LEAST, WINDOWED)
+    splits, dims = tl.arange(0, SPLITS), tl.arange(0, PAD_VALUE)
+    there = first + splits * size < context
+    place = (sequence.to(tl.int64) * HEADS + head) * SPLITS + splits
+    best = tl.load(levels + place * 2, mask=there, other=float("-inf"))
+    total = tl.load(levels + place * 2 + 1, mask=there, other=0.0)
+    level = tl.max(best, 0)
+    sink = float("-inf")
+    if SINKS:
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2E
+        level = tl.maximum(level, sink)
+    level = tl.where(level == float("-inf"), 0.0, level)
+    shrink = tl.exp2(best - level)
+    whole = tl.sum(total * shrink, 0)
+    if SINKS:
+        whole = whole + tl.exp2(sink - level)
+    parts = tl.load(partial + place[:, None] * PAD_VALUE + dims[None, :], mask=there[:, None], other=0.0)
+    result = tl.sum(parts * shrink[:, None], 0) / tl.where(whole > 0, whole, 1.0)
+    tl.store(
+        out + sequence.to(tl.int64) * out_stride + head * out_head_stride + dims,
+        result.to(out.dtype.element_ty),
+        mask=dims < VALUE,
+    )
+
+
+@triton.jit
+def store(
+    key,
+    value,
+    keys,
+    values,
+    places,
+    key_row,
+    key_head,
+    value_row,
+    value_head,
+    KEY: tl.constexpr,
+    KEYS: tl.constexpr,
+    PAD_KEYS: tl.constexpr,
+    VALUE: tl.constexpr,
+    VALUES: tl.constexpr,
+    PAD_VALUES: tl.constexpr,
+):
+    """Grid (rows,): the KEYS and VALUES numbers of a row into its place; none where the place is negative."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.load(places + row).to(tl.int64)
+    if place < 0:
+        return
+    at = tl.arange(0, PAD_KEYS)
+    vector = tl.load(key + row * key_row + at // KEY * key_head + at % KEY, mask=at < KEYS)
+    tl.store(keys + place * KEYS + at, vector, mask=at < KEYS)
+    at = tl.arange(0, PAD_VALUES)
+    vector = tl.load(value + row * value_row + at // VALUE * value_head + at % VALUE, mask=at < VALUES)
+    tl.store(values + place * VALUES + at, vector, mask=at < VALUES)

@@ -1,0 +1,98 @@
+"""The decoder of `gpu.models.llama` with Triton between its matrix products: a handful of launches a layer.
+
+It computes what `Decoder` computes, from the same tensors, and leaves what it has no kernel for to it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gpu.attention import StepAttention
+from gpu.attention.paged import PagedStep
+from gpu.lora.base import DOWN, GATE_UP, OUTPUT, QKV
+from gpu.lora.dense import StepLora
+from gpu.models.base import Tap
+from gpu.models.llama import Decoder, DecoderSpec, Layer
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton is there and can run on the device: on a GPU, or in its interpreter."""
+    able = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return able and importlib.util.find_spec("triton") is not None
+
+
+class TritonDecoder(Decoder):
+    """A `Decoder` for steps whose attention is over pages on a GPU."""
+
+    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, context: int) -> None:
+        """context: positions that exist, at most."""
+        super().__init__(spec, dtype, device)
+        cos, sin = self.rotary.tables(context)
+        self._turns = cos.contiguous(), sin.contiguous()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention: StepAttention,
+        rows: Tensor | None,
+        tap: Tap | None = None,
+        adapters: Tensor | None = None,
+    ) -> Tensor:
+        """See `Model.forward`."""
+        if not isinstance(attention, PagedStep):
+            return super().forward(tokens, positions, attention, rows, tap, adapters)
+        # Triton is imported only where its kernels run.
+        from gpu.cuda.fused_kernels import add_norm
+
+        residual = functional.embedding(tokens, self.embedding)
+        lora = None if adapters is None else self.lora.step(adapters)
+        delta: Tensor | None = None
+        for layer in self.layers:
+            delta = self._layer(layer, residual, delta, positions, attention, lora)
+        if delta is not None:
+            residual += delta
+        if tap is not None:
+            tap.states = self.norm(residual.index_select(0, tap.rows))
+        if rows is not None:
+            residual = residual.index_select(0, rows)
+        if len(residual) == 0:
+            return residual.new_empty(0, self.spec.vocab_size, dtype=torch.float32)
+        return self.head(add_norm(residual, None, self.norm.weight, self.spec.eps)).float()
+
+    def _layer(
+        self,
+        layer: Layer,
+        residual: Tensor,
+        delta: Tensor | None,
+        positions: Tensor,
+        attention: PagedStep,
+        lora: StepLora | None,
+    ) -> Tensor:
+        """What the layer adds to residual + delta, of which the sum is in `residual` then."""
+        from gpu.cuda.fused_kernels import add_norm, gated, turn_and_store
+
+        spec = self.spec
+        x = add_norm(residual, delta, layer.before_attention.weight, spec.eps)
+        query = turn_and_store(
+            layer.mapped(QKV, layer.qkv, x, lora),
+            spec.heads,
+            self._turns,
+            positions,
+            layer.head_weights,
+            spec.eps,
+            attention.pool.layers[layer.index],
+            attention.places,
+        )
+        attended = attention.attend_stored(layer.index, query, layer.attention)
+        output = layer.mapped(OUTPUT, layer.output, attended.flatten(1), lora)
+        x = add_norm(residual, output, layer.before_mlp.weight, spec.eps)
+        if layer.mixture is None and spec.activation in ("silu", "swish"):
+            gate_up = layer.mapped(GATE_UP, layer.gate_up, x, lora)
+            return layer.mapped(DOWN, layer.down, gated(gate_up), lora)
+        return layer.feed(x, lora)

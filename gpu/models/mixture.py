@@ -1,0 +1,97 @@
+"""A mixture of experts in place of a layer's feed-forward half: each row goes to the few that a router chose.
+
+Rows are sorted by their experts, so that each expert's are side by side and one grouped product serves all of
+them; nothing waits for the device. The matrices of all experts lie in one, one expert's behind another's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grouped_mm
+
+from gpu.layers import Linear
+from protocols.errors import StartError
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureSpec:
+    """experts, of which each row sees `chosen`, of inner size `inner`; normed: their weights sum to one.
+    layers: those that have them."""
+
+    experts: int
+    chosen: int
+    inner: int
+    normed: bool
+    layers: frozenset[int]
+
+
+def read_mixture(config: Mapping[str, Any], layers: int) -> MixtureSpec:
+    """The mixture of a Qwen3-MoE config.json. StartError names what is missing."""
+    experts = _positive("num_experts", config.get("num_experts", config.get("num_local_experts")))
+    chosen, inner = (
+        _positive(name, config.get(name)) for name in ("num_experts_per_tok", "moe_intermediate_size")
+    )
+    if chosen > experts:
+        raise StartError(f"config.json: {chosen} of {experts} experts cannot be chosen.")
+    dense, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step", 1)
+    sparse = (layer for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
+    return MixtureSpec(experts, chosen, inner, bool(config.get("norm_topk_prob", False)), frozenset(sparse))
+
+
+def _positive(name: str, value: Any) -> int:
+    if not isinstance(value, int) or value <= 0:
+        raise StartError(f"config.json has no positive {name}.")
+    return value
+
+
+class Mixture:
+    """Router and experts of one layer."""
+
+    def __init__(
+        self,
+        spec: MixtureSpec,
+        hidden: int,
+        activation: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._spec, self._hidden, self._activation = spec, hidden, activation
+        rows = 2 * spec.experts * spec.inner
+        self.router = Linear(hidden, spec.experts, bias=False, dtype=dtype, device=device)
+        self.gate_up = Linear(hidden, rows, bias=False, dtype=dtype, device=device)
+        self.down = Linear(spec.inner, spec.experts * hidden, bias=False, dtype=dtype, device=device)
+
+    def matrices(self) -> list[tuple[Linear, dict[str, int]]]:
+        """See `gpu.models.llama.Layer.matrices`."""
+        spec = self._spec
+        each = [f"mlp.experts.{expert}." for expert in range(spec.experts)]
+        return [
+            (self.router, {"mlp.gate": spec.experts}),
+            (self.gate_up, {f"{name}{part}_proj": spec.inner for name in each for part in ("gate", "up")}),
+            (self.down, {f"{name}down_proj": self._hidden for name in each}),
+        ]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        spec = self._spec
+        assert self.gate_up.weight is not None and self.down.weight is not None
+        weights, experts = self.router(x).float().softmax(-1).topk(spec.chosen, dim=-1)
+        if spec.normed:
+            weights = weights / weights.sum(-1, keepdim=True)
+        asked, order = experts.flatten().sort(stable=True)
+        every = torch.arange(spec.experts, device=x.device)
+        ends = torch.searchsorted(asked, every, right=True).to(torch.int32)
+        rows = x.index_select(0, order // spec.chosen)
+        gate_up = self.gate_up.weight.view(spec.experts, 2 * spec.inner, self._hidden)
+        both = grouped_mm(rows, gate_up.transpose(1, 2), offs=ends)
+        inner = self._activation(both[:, : spec.inner]) * both[:, spec.inner :]
+        down = self.down.weight.view(spec.experts, self._hidden, spec.inner)
+        out = grouped_mm(inner, down.transpose(1, 2), offs=ends)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        out = out.index_select(0, back).view(len(x), spec.chosen, self._hidden)
+        return (out * weights.to(x.dtype)[:, :, None]).sum(1)

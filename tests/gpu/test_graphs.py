@@ -1,0 +1,151 @@
+"""Decodes that are recorded and replayed, with a recorder that runs again what it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from gpu.attention.base import Batch
+from gpu.cuda.graphs import packed
+from gpu.cuda.staging import Staging, to_device
+from gpu.executor import Executor
+from protocols.config import KernelChoice, graph_sizes
+from protocols.errors import StartError
+from protocols.plan import Plan
+from protocols.sampling import SamplingParams
+from tests.gpu import interpreted
+from tests.gpu.driver import GREEDY, Driver, Output
+from tests.gpu.tiny import Tiny, make, prompts
+
+PROMPTS = prompts(6, 3)
+WANT = 5
+SAMPLED = SamplingParams(temperature=0.9, top_k=20, seed=5, presence_penalty=0.3, logprobs=2)
+
+
+class Again:
+    """A recorder. recorded: pieces of work; replayed: how often each has run again."""
+
+    def __init__(self) -> None:
+        self.recorded, self.replayed = 0, 0
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `gpu.cuda.graphs.Recorder`."""
+        self.recorded += 1
+        work()
+
+        def replay() -> None:
+            self.replayed += 1
+            work()
+
+        return replay
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    assert interpreted.DEVICE
+    return make(tmp_path_factory.mktemp("qwen3"), "Qwen3ForCausalLM", head_dim=16, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def executor(tiny: Tiny) -> Iterator[Executor]:
+    """With our Triton kernels, interpreted, for attention and between the matrix products."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpu.attention.triton_paged._PROGRAMS", 2)
+        yield tiny.executor(kernels=KernelChoice.TORCH, attention_backend="triton", max_running=3)
+
+
+def test_a_model_on_triton_is_exact_and_its_replayed_decodes_too(executor: Executor, tiny: Tiny) -> None:
+    told, again = [], Again()
+    plain, sampled = run(executor)
+    tiny.check(PROMPTS[0], plain)
+    executor.use_graphs((1, 3), again, told.append)
+    assert again.recorded == 2 and told == [f"recording CUDA graphs: {done} of 2" for done in (0, 1)]
+    before = [layer.keys.view(torch.int32).clone() for layer in executor.attention.pool.layers]
+    executor.refresh()
+    assert again.recorded == 4
+    for layer, keys in zip(executor.attention.pool.layers, before, strict=True):
+        assert torch.equal(layer.keys.view(torch.int32), keys), "padded rows touch nothing"
+    assert run(executor) == (plain, sampled)
+    assert again.replayed >= WANT - 2
+    replays = again.replayed
+    executor.release_graphs()
+    assert Driver(executor).generate(PROMPTS[:1], 2, GREEDY)[0].tokens == plain.tokens[:2]
+    assert again.replayed == replays
+
+
+def run(executor: Executor) -> tuple[Output, Output]:
+    """A greedy and a sampled sequence, in one batch."""
+    driver = Driver(executor, budget=8, depth=2)
+    executor.finish(executor.launch(Plan(epoch=-1, step=0)))
+    both = [driver.submit(PROMPTS[0], WANT, GREEDY), driver.submit(PROMPTS[1], WANT, SAMPLED)]
+    while driver.turn():
+        pass
+    return both[0].output, both[1].output
+
+
+def test_what_cannot_be_recorded_says_so(tiny: Tiny) -> None:
+    told: list[str] = []
+    executor = tiny.executor(kernels=KernelChoice.TORCH)
+    executor.use_graphs((1,), Again(), told.append)
+    executor.use_graphs((), Again(), told.append)
+    assert told == [
+        "no CUDA graphs: this model, or its attention, works on the host",
+        "no CUDA graphs: as asked for",
+    ]
+    with pytest.raises(StartError, match="--cuda-graphs needs a CUDA device"):
+        tiny.executor(cuda_graphs="1,2")
+
+
+def test_the_buffer_of_a_padded_step() -> None:
+    slots, positions = np.array([5, 2]), np.array([10, 3])
+    batch = Batch(
+        query_lens=np.ones(2, np.int64),
+        contexts=np.array([11, 4]),
+        block_tables=np.zeros((2, 3), np.int32),
+        positions=positions,
+        places=np.array([42, 7]),
+        decodes=2,
+    )
+    buffer = packed(slots, batch, positions, 3)
+    assert buffer[:48].view(np.int64).tolist() == [5, 2, 0, 10, 3, 0]
+    assert buffer[48:].view(np.int32).tolist() == [11, 4, 0, 42, 7, -1]
+
+
+@pytest.mark.parametrize(
+    ("option", "running", "sizes"),
+    [
+        ("off", 64, ()),
+        ("auto", 1, (1,)),
+        ("auto", 5, (1, 2, 4, 5)),
+        ("auto", 20, (1, 2, 4, 8, 16, 20)),
+        ("auto", 300, (1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), 256, 288, 300)),
+        ("8,1,8", 8, (1, 8)),
+    ],
+)
+def test_the_ladder(option: str, running: int, sizes: tuple[int, ...]) -> None:
+    assert graph_sizes(option, running) == sizes
+
+
+@pytest.mark.parametrize("option", ["", "on", "0", "1,", "-1", "65", "1;2"])
+def test_ladders_that_are_refused(option: str) -> None:
+    with pytest.raises(StartError, match="neither off, nor auto, nor batch sizes from 1"):
+        graph_sizes(option, 64)
+
+
+def test_one_upload_carries_arrays_of_any_kind() -> None:
+    arrays = (
+        np.arange(3, dtype=np.int32),
+        np.zeros((0, 4), np.int32),
+        np.arange(6, dtype=np.int64).reshape(2, 3),
+        np.arange(8, dtype=np.int32).reshape(2, 4)[:, 1:3],
+        np.linspace(0, 1, 5),
+        np.arange(7, dtype=np.uint8),
+    )
+    for device in {torch.device("cpu"), interpreted.DEVICE}:
+        for array, tensor in zip(arrays, Staging(device).upload(*arrays), strict=True):
+            assert tensor.device.type == device.type and tensor.shape == array.shape
+            assert np.array_equal(tensor.cpu().numpy(), array)
+        assert to_device(arrays[2], device).tolist() == [[0, 1, 2], [3, 4, 5]]

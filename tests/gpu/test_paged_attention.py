@@ -1,0 +1,118 @@
+"""Our Triton kernels against attention written out, in every shape that a model may have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpu.attention import Spec
+from gpu.kv_pool import KvPool, KvShape
+from tests.gpu import interpreted
+from tests.gpu.attention_case import Case
+
+if interpreted.DEVICE:
+    from gpu.attention.paged import PagedAttention
+    from gpu.attention.triton_paged import TritonKernel, store
+
+
+def backend(pool: KvPool) -> PagedAttention:
+    """Ours for chunks and for decodes, which become few programs: the interpreter is slow."""
+    kernel = TritonKernel(pool, programs=4)
+    return PagedAttention(pool, kernel, kernel, store)
+
+
+def check(case: Case, spec: Spec, decodes: int, sinks: bool = False, tolerance: float = 1e-5) -> None:
+    got = case.run_on(backend(case.pool), spec, decodes, sinks, written=True)
+    assert got.shape == (sum(case.query_lens), case.heads, case.shape.value_dim)
+    assert torch.allclose(got.double(), case.expected(spec, sinks), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dim", "page"),
+    [(64, 16), (64, 256), (80, 1), (80, 64), (96, 16), (96, 256), (128, 1), (128, 64), (256, 16)],
+)
+@torch.inference_mode()
+def test_head_sizes_and_page_sizes(dim: int, page: int) -> None:
+    """Two chunks, one of them behind a context, and two decodes in one step."""
+    case = Case([21, 40, 33, 2], [21, 7, 1, 1], KvShape(2, dim, dim), page=page, heads=4)
+    check(case, Spec(dim**-0.5), decodes=2)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "window"),
+    [(4, 4, 0), (6, 2, 9), (7, 1, 0), (14, 2, 0), (14, 2, 9), (32, 1, 0), (32, 1, 9)],
+)
+@torch.inference_mode()
+def test_groupings_and_windows(heads: int, kv_heads: int, window: int) -> None:
+    case = Case([30, 25, 3], [11, 1, 1], KvShape(kv_heads, 16, 16), page=16, heads=heads)
+    check(case, Spec(0.3, window), decodes=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@torch.inference_mode()
+def test_long_contexts_are_parted(dtype: torch.dtype) -> None:
+    """Decodes of one, two and many parts; a chunk of several tiles."""
+    case = Case([170, 900, 257, 255], [150, 1, 1, 1], KvShape(1, 16, 16), dtype, page=16, heads=2)
+    check(case, Spec(0.2), decodes=3, tolerance=1e-5 if dtype == torch.float32 else 5e-3)
+
+
+@torch.inference_mode()
+def test_a_decode_has_the_same_bits_in_any_crowd() -> None:
+    spec, shape = Spec(0.2), KvShape(1, 16, 16)
+    crowd = Case([700, 31, 5], [1, 1, 1], shape, page=16, heads=2)
+    alone = Case([700, 31, 5], [1, 1, 1], shape, page=16, heads=2)
+    together = crowd.run_on(backend(crowd.pool), spec, decodes=3, written=True)
+    for each in (alone.contexts, alone.query_lens, alone.queries, alone.keys, alone.values):
+        del each[1:]
+    assert torch.equal(alone.run_on(backend(alone.pool), spec, decodes=1, written=True)[0], together[0])
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    chunks=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), max_size=2),
+    decodes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    window=st.sampled_from([0, 1, 3, 8]),
+    softcap=st.sampled_from([0.0, 1.5]),
+    sinks=st.booleans(),
+    page=st.sampled_from([1, 4, 16]),
+    value_dim=st.sampled_from([5, 8]),
+)
+@torch.inference_mode()
+def test_random_steps(
+    chunks: list[tuple[int, int]],
+    decodes: list[int],
+    window: int,
+    softcap: float,
+    sinks: bool,
+    page: int,
+    value_dim: int,
+) -> None:
+    contexts = [length + before for length, before in chunks] + decodes
+    query_lens = [length for length, _ in chunks] + [1] * len(decodes)
+    case = Case(contexts, query_lens, KvShape(2, 8, value_dim), page=page)
+    check(case, Spec(0.4, window, softcap), len(decodes), sinks)
+
+
+@torch.inference_mode()
+def test_rows_of_no_place_and_no_context_touch_nothing_and_give_zeros() -> None:
+    pool = KvPool([KvShape(2, 8, 8)], 4, 4, torch.float32, torch.device("cpu"))
+    pages = pool.layers[0]
+    pages.keys.fill_(torch.nan), pages.values.fill_(torch.nan)
+    key = torch.randn(3, 2, 8)
+    store(pages, torch.tensor([-1, 5, -1], dtype=torch.int32), key, 2 * key)
+    assert torch.equal(torch.nonzero(~pages.key_rows.isnan().any(1)), torch.tensor([[5]]))
+    assert torch.equal(pages.keys[1, 1], key[1]) and torch.equal(pages.values[1, 1], 2 * key[1])
+
+    from gpu.attention.paged import Rows
+
+    rows = Rows(
+        starts=torch.arange(3, dtype=torch.int32),
+        contexts=torch.zeros(2, dtype=torch.int32),
+        tables=torch.zeros(2, 1, dtype=torch.int32),
+        longest=1,
+        reach=0,
+    )
+    out = TritonKernel(pool, programs=4).prepare(rows)(pages, torch.randn(2, 6, 8), Spec(1.0), None)
+    assert torch.equal(out, torch.zeros(2, 6, 8))
