@@ -64,7 +64,11 @@ E2E = Histogram(
     "e2e_request_latency_seconds", "From a request's arrival to its end.", "frontend", 2 * _ROOM, _WHOLE
 )
 QUEUE = Histogram(
-    "request_queue_time_seconds", "From arrival to the first step.", "scheduler", 3 * _ROOM, _WHOLE
+    "request_queue_time_seconds",
+    "From its arrival at the scheduler to the first step.",
+    "scheduler",
+    3 * _ROOM,
+    _WHOLE,
 )
 PREFILL = Histogram(
     "request_prefill_time_seconds",

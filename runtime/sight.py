@@ -88,3 +88,12 @@ class Sight:
     def level(self, name: str, number: int) -> None:
         """From which level on an actor logs; 0: as the options say."""
         self.boxes[name].set(Setting.LEVEL, number)
+
+    def lines(self, name: str, since: int) -> tuple[list[str], int]:
+        """The lines of an actor's log that its tape holds behind position `since`, and where they end."""
+        begin, data = self.boxes[name].log.read(since)
+        size = len(data)
+        if begin > since:
+            data = data.partition(b"\n")[2]
+        lines = [line.decode(errors="replace") for line in data.split(b"\n")]
+        return [line for line in lines if line.startswith("{")], begin + size

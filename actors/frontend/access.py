@@ -40,6 +40,7 @@ class Scope(enum.Enum):
     OPEN = "everybody"
     CLIENT = "whoever has a key, where keys are needed"
     ADMIN = "whoever has an administrator's key"
+    WATCH = "whoever has an administrator's key, where keys are needed"
 
 
 class Access:
@@ -60,14 +61,14 @@ class Access:
     def admit(self, head: Head, scope: Scope) -> Account | None:
         """Whose request this is; None where anybody may ask. Raises UserError 401 or 403."""
         self.check_place(head, scope)
-        if scope is Scope.OPEN or (scope is Scope.CLIENT and not self._needed):
+        if scope is Scope.OPEN or (scope is not Scope.ADMIN and not self._needed):
             return None
         account = self._account(head)
         if account is None:
             raise UserError(
                 "A valid API key is needed: authorization: Bearer KEY.", status=401, code="invalid_api_key"
             )
-        if account.key.admin is not (scope is Scope.ADMIN):
+        if account.key.admin is (scope is Scope.CLIENT):
             raise UserError(f"This is for {scope.value}.", status=403, code="key_not_allowed")
         return account
 
@@ -75,11 +76,11 @@ class Access:
         """Refuse strange web pages and strange names. Raises UserError 403."""
         self._look()
         origins = head.values("origin")
-        if origins and (scope is Scope.ADMIN or not self._welcome(origins, head.value("host"))):
+        if origins and not self._welcome(origins, head.value("host"), scope):
             raise UserError(
                 "This web page's origin is not allowed here.", status=403, code="origin_not_allowed"
             )
-        exposed = scope is Scope.ADMIN or (bool(origins) and not self._needed)
+        exposed = scope in (Scope.ADMIN, Scope.WATCH) or (bool(origins) and not self._needed)
         if exposed and not self._is_ours(head.value("host")):
             raise UserError("This host name is not allowed here.", status=403, code="host_not_allowed")
 
@@ -114,13 +115,14 @@ class Access:
             ("access-control-max-age", str(PREFLIGHT_SECONDS)),
         )
 
-    def _welcome(self, origins: list[str], host: str) -> bool:
-        """Whether a page is on the list, or was served by this company itself."""
-        if len(origins) != 1:
+    def _welcome(self, origins: list[str], host: str, scope: Scope) -> bool:
+        """Whether a page is on the list, or was served by this company itself, which alone may watch it. No
+        page may administer it."""
+        if len(origins) != 1 or scope is Scope.ADMIN:
             return False
-        return origins[0] in self._origins or (
-            bool(host) and urllib.parse.urlsplit(origins[0]).netloc.lower() == host.lower()
-        )
+        if scope is not Scope.WATCH and origins[0] in self._origins:
+            return True
+        return bool(host) and urllib.parse.urlsplit(origins[0]).netloc.lower() == host.lower()
 
     def _is_ours(self, host: str) -> bool:
         name = _name(host)

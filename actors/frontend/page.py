@@ -1,4 +1,5 @@
-"""The chat page at `/`: one file of markup, style and script, and headers that let it do what it must alone.
+"""Pages for people, the chat at `/` and the company at `/_company`: each a file of markup, style and script,
+with headers that let it do what it must alone.
 
 The policy names the page's own style and script by their hashes, so nothing else runs in it, whatever a model
 says; it may speak to the server that it came from, and to nobody else.
@@ -14,18 +15,17 @@ import re
 from runtime.http import Exchange, Headers
 
 HTML = "text/html; charset=utf-8"
-_FILE = pathlib.Path(__file__).with_name("page.html")
 
 
 class Page:
-    """The page as it lies there when the frontend starts."""
+    """A page as it lies there when the frontend starts. file: its name, beside this module."""
 
-    def __init__(self) -> None:
-        self._body = _FILE.read_bytes()
+    def __init__(self, file: str) -> None:
+        self._body = pathlib.Path(__file__).with_name(file).read_bytes()
         self._headers = headers(self._body)
 
     async def show(self, exchange: Exchange) -> None:
-        """Answer `GET /`."""
+        """Answer a GET."""
         await exchange.respond(200, self._body, kind=HTML, headers=self._headers)
 
 

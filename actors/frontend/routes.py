@@ -33,6 +33,7 @@ from actors.frontend.page import Page
 from actors.frontend.service import Service
 from actors.frontend.socket_mode import SocketMode
 from actors.frontend.text import Collector
+from actors.frontend.watching import Watching
 from protocols.errors import UserError
 from protocols.openai.server import Alive, ModelEntry, ModelList, Version
 from protocols.request import OutputOptions, TokenPrompt
@@ -41,10 +42,12 @@ from runtime.http import Exchange
 
 Route = Callable[..., Awaitable[None]]
 Table = list[tuple[re.Pattern[str], dict[str, Route]]]
-OPEN = ("/", "/health", "/version", "/openapi.json")
+OPEN = ("/", "/_company", "/health", "/version", "/openapi.json")
 """Paths that need no key."""
 ADMIN = frozenset({"/admin/keys", *admin_routes.ROUTES})
 """Paths that need an administrator's key."""
+WATCH = ("/_company/live", "/metrics")
+"""Paths that need one where clients need a key."""
 GENERATE_SECONDS = 15.0
 _ID = r"(?P<id>[^/]{1,200})"
 _ANTHROPIC = re.compile(r"/v1/messages(/.*)?")
@@ -62,7 +65,8 @@ class Routes:
         self._access = access
         self._health = health
         self._sockets = sockets
-        self._page = Page()
+        self._page = Page("page.html")
+        self._watching = Watching(service.config)
         self._tables: dict[Account | None, Table] = {}
 
     def _table(self, account: Account | None) -> Table:
@@ -79,6 +83,9 @@ class Routes:
         bound, finder = functools.partial, self._finder
         table: dict[str, dict[str, Route]] = {
             "/": {"GET": self._page.show},
+            "/_company": {"GET": self._watching.page},
+            "/_company/live": {"GET": self._watching.live},
+            "/metrics": {"GET": self._watching.metrics},
             "/admin/keys": {"GET": self._show_keys},
             "/health": {"GET": self._show_health},
             "/health_generate": {"GET": self._generate_health},
@@ -212,6 +219,8 @@ class Routes:
 def _scope(path: str) -> Scope:
     if path in ADMIN:
         return Scope.ADMIN
+    if path in WATCH:
+        return Scope.WATCH
     return Scope.OPEN if path in OPEN else Scope.CLIENT
 
 

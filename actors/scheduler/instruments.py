@@ -33,10 +33,10 @@ class _Request:
 
     __slots__ = ("again", "first", "opened", "resumed", "rid", "traced", "waits")
 
-    def __init__(self, submit: Submit, *, resumed: bool) -> None:
+    def __init__(self, submit: Submit, now: int, *, resumed: bool) -> None:
         self.rid = submit.rid
         self.traced = is_sampled(submit.trace)
-        self.waits = submit.arrived_ns
+        self.waits = now
         self.opened = self.first = 0
         self.resumed = self.again = resumed
 
@@ -85,7 +85,7 @@ class Instruments:
 
     def _came(self, submit: Submit, *, resumed: bool) -> None:
         if submit.rid not in self._requests:
-            request = self._requests[submit.rid] = _Request(submit, resumed=resumed)
+            request = self._requests[submit.rid] = _Request(submit, time.monotonic_ns(), resumed=resumed)
             self._traced += request.traced
 
     def ended(self, rid: int) -> None:

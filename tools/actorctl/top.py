@@ -1,8 +1,10 @@
-"""`actorctl top`: the board, live: rates, load and pages of every actor."""
+"""`actorctl top`: the live page in a terminal: rates, load and pages of every actor, and what happens."""
 
 from __future__ import annotations
 
-import time
+import datetime
+import math
+from collections import deque
 from typing import Any
 
 import click
@@ -10,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tools.actorctl.output import FORMATS, Heading, make_table, output_option, show
+from tools.actorctl.output import Heading, make_table, output_option, show
 from tools.actorctl.target import Ask, administers
 
 _HEADINGS: tuple[Heading, ...] = (
@@ -27,6 +29,8 @@ _HEADINGS: tuple[Heading, ...] = (
     ("pages", "PAGES USED"),
     ("busy", "BUSY %"),
 )
+EVENTS = 8
+"""The latest of what has happened that are shown."""
 
 
 @click.command()
@@ -38,65 +42,52 @@ def top(ask: Ask, output: str, interval: float, iterations: int | None) -> None:
     """Watch the actors work. On a pipe, or with -o json, one look is printed."""
     console = Console()
     if output != "table" or not console.is_terminal:
-        before = ask({"verb": "status"})
-        time.sleep(min(interval, 1.0))
-        _print_once(before, ask({"verb": "status"}), min(interval, 1.0), output)
+        _print_once(ask, min(interval, 1.0), output)
         return
-    _watch(ask, console, interval, iterations)
-
-
-def _print_once(before: dict[str, Any], now: dict[str, Any], seconds: float, output: str) -> None:
-    rows = rates(before, now, seconds)
-    assert output in FORMATS
-    show({**now, "actors": rows}, rows, output, headings=_HEADINGS)
-
-
-def _watch(ask: Ask, console: Console, interval: float, iterations: int | None) -> None:
-    before, looked = ask({"verb": "status"}), time.monotonic()
-    looks = 0
+    screen = _Screen()
     with Live(console=console, screen=iterations is None, auto_refresh=False) as live:
-        while iterations is None or looks < iterations:
-            time.sleep(interval)
-            now, at = ask({"verb": "status"}), time.monotonic()
-            live.update(_screen(now, rates(before, now, at - looked)), refresh=True)
-            before, looked, looks = now, at, looks + 1
+
+        def take(reply: dict[str, Any]) -> None:
+            screen.take(reply)
+            live.update(screen.shown(), refresh=True)
+
+        request = {"verb": "watch", "interval": interval, "looks": iterations or 0}
+        ask(request, take, timeout=math.inf)
 
 
-def _screen(document: dict[str, Any], rows: list[dict[str, Any]]) -> Group:
-    total = sum(row["token_rate"] or 0.0 for row in rows)
-    head = (
-        f"{document['name']}  {document['state']}  {document['model']}  {document['url']}  {total:.0f} tok/s"
-    )
-    return Group(Text(head, style="bold"), Text(), make_table(rows, _HEADINGS))
+def _print_once(ask: Ask, interval: float, output: str) -> None:
+    looks: list[dict[str, Any]] = []
+    request = {"verb": "watch", "interval": interval, "looks": 1}
+    ask(request, lambda reply: looks.append(reply["status"]) if "status" in reply else None, timeout=math.inf)
+    show(looks[-1], looks[-1]["actors"], output, headings=_HEADINGS)
 
 
-def rates(before: dict[str, Any], now: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
-    """The actors of `now` with rates since `before`, `seconds` earlier. A new incarnation starts at 0."""
-    earlier = {actor["name"]: actor for actor in before["actors"]}
-    return [_rate(earlier.get(actor["name"], {}), actor, seconds) for actor in now["actors"]]
+class _Screen:
+    """What was seen last, and what has happened."""
+
+    def __init__(self) -> None:
+        self._status: dict[str, Any] = {}
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
+
+    def take(self, reply: dict[str, Any]) -> None:
+        """A frame of the verb's."""
+        self._status = reply.get("status", self._status)
+        self._events.extend(reply.get("events", ()))
+
+    def shown(self) -> Group:
+        """All of it."""
+        status, rows = self._status, self._status["actors"]
+        total = sum(row["token_rate"] or 0.0 for row in rows)
+        head = f"{status['name']}  {status['state']}  {status['model']}  {status['url']}  {total:.0f} tok/s"
+        events = [
+            Text(f"{_clock(event['time'])}  {event['text']}", _STYLES.get(event["kind"], ""))
+            for event in self._events
+        ]
+        return Group(Text(head, style="bold"), Text(), make_table(rows, _HEADINGS), Text(), *events)
 
 
-def _share(part: float, whole: float) -> str | None:
-    return f"{100 * part / whole:.0f} %" if whole else None
+_STYLES = {"lost": "bold red", "failed": "bold red", "ready": "green", "serving": "green"}
 
 
-def _rate(before: dict[str, Any], now: dict[str, Any], seconds: float) -> dict[str, Any]:
-    same = before.get("incarnation") == now["incarnation"]
-
-    def per_second(counter: str) -> float:
-        grown: int = now[counter] - (before[counter] if same else 0)
-        return grown / seconds
-
-    scheduler = now["kind"] == "scheduler"
-    used = now["pages_total"] - now["pages_free"]
-    return {
-        **now,
-        "in_rate": per_second("messages_in"),
-        "out_rate": per_second("messages_out"),
-        "token_rate": per_second("generated_tokens_total") if scheduler else None,
-        "running": now["running"] if scheduler else None,
-        "waiting": now["waiting"] if scheduler else None,
-        "guessed": _share(per_second("accepted_total"), per_second("drafted_total")) if scheduler else None,
-        "pages": f"{used}/{now['pages_total']}" if scheduler else None,
-        "busy": per_second("step_us_total") / 1e4 if now["kind"] == "executor" else None,
-    }
+def _clock(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).strftime("%H:%M:%S")
