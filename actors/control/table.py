@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.control import adapters, pace, weights
+from actors.control import adapters, pace, sight, weights
 from runtime.verbs import Verb
 
-VERBS: Mapping[str, Verb] = {**adapters.VERBS, **pace.VERBS, **weights.VERBS}
+VERBS: Mapping[str, Verb] = {**adapters.VERBS, **pace.VERBS, **sight.VERBS, **weights.VERBS}

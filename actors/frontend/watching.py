@@ -56,8 +56,8 @@ class Watching:
         raise _unavailable("The supervisor did not answer in time.")
 
     async def live(self, exchange: Exchange) -> None:
-        """Answer a handshake at `/_company/live`: JSON with `status` and `tree` at each look, and with `events`
-        when they happen. `?since=N`: those after number N."""
+        """Answer a handshake at `/_company/live`: JSON with `status` and `tree` at each look, and `events`
+        when there are any. `?since=N`: those after number N."""
         if not exchange.head.upgrades:
             raise UserError("GET /_company/live is a WebSocket.", status=426, code="upgrade_required")
         since = urllib.parse.parse_qs(exchange.head.query).get("since", ["0"])[-1]

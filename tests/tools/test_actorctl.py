@@ -15,13 +15,13 @@ import pytest
 import yaml
 from huggingface_hub import errors
 
+from actors.control.rates import rates
 from tests.patience import PATIENCE
 from tests.serving import Company, actorctl, serving
 from tools.actorctl import hub
 from tools.actorctl.serve import DEMO_MODEL
 from tools.actorctl.sizes import ByteSize
 from tools.actorctl.status import duration
-from tools.actorctl.top import rates
 
 NAMES = ["executor.0", "scheduler.0", "tokenizer.0", "frontend.0"]
 

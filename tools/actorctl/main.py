@@ -10,11 +10,14 @@ from tools.actorctl.actor import actor
 from tools.actorctl.chat import chat
 from tools.actorctl.engine import engine
 from tools.actorctl.keys import keys
+from tools.actorctl.logs import log_level, logs
 from tools.actorctl.lora import lora
+from tools.actorctl.metrics import metrics
 from tools.actorctl.serve import serve
 from tools.actorctl.status import status
 from tools.actorctl.target import Ask, administers
 from tools.actorctl.top import top
+from tools.actorctl.trace import trace
 from tools.actorctl.weights import weights
 
 
@@ -42,7 +45,10 @@ def stop(ask: Ask, now: bool) -> None:
     click.echo("the company is stopping.", err=True)
 
 
-for command in (serve, status, actor, engine, lora, keys, top, chat, weights):
+for command in (
+    *(serve, status, actor, engine, lora, keys, top, chat, weights),
+    *(trace, metrics, logs, log_level),
+):
     main.add_command(command)
 
 

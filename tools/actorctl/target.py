@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
@@ -25,10 +25,23 @@ _CODES = {
 Document = dict[str, Any]
 
 
-class Ask(Protocol):
-    """Sends one request to the chosen company and returns its answer; `more` sees what comes before it."""
+class Ask:
+    """Sends requests to one company. timeout: seconds, where a request says nothing else."""
 
-    def __call__(self, request: Document, more: Callable[[Document], None] | None = None) -> Document: ...
+    def __init__(self, address: str, timeout: float) -> None:
+        self._address = address
+        self._timeout = timeout
+
+    def __call__(
+        self,
+        request: Document,
+        more: Callable[[Document], None] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Document:
+        """The answer; `more` sees what is streamed before it."""
+        seconds = self._timeout if timeout is None else timeout
+        return admin.ask(self._address, request, more, timeout=seconds)
 
 
 def administers(command: Callable[..., None], *, seconds: float = 10.0) -> Callable[..., None]:
@@ -44,17 +57,16 @@ def administers(command: Callable[..., None], *, seconds: float = 10.0) -> Calla
     @click.option("--timeout", type=click.FloatRange(min=0.1), default=seconds, show_default=True)
     @functools.wraps(command)
     def wrapped(*arguments: Any, name: str, socket: str, timeout: float, **options: Any) -> None:
-        def ask(request: Document, more: Callable[[Document], None] | None = None) -> Document:
-            return admin.ask(admin.address(name, socket), request, more, timeout=timeout)
-
         try:
-            command(ask, *arguments, **options)
+            command(Ask(admin.address(name, socket), timeout), *arguments, **options)
         except admin.Unreachable as error:
             fail(str(error), UNREACHABLE)
         except VerbError as error:
             fail(str(error), _CODES.get(error.code, FAILED))
         except TimeoutError as error:
             fail(str(error), TIMEOUT)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
     return wrapped
 

@@ -32,8 +32,8 @@ class Converter:
         self._done: set[int] = set()
 
     def spans(self, tapes: Tapes, offset: int) -> Iterator[ReadableSpan]:
-        """Of the requests that have ended since the last time. offset: by how many nanoseconds the wall's clock
-        is ahead of the records'."""
+        """Of the requests that have ended since the last time. offset: the wall's clock minus the records'
+        (nanoseconds)."""
         self._offset = offset
         ended = {span.record.rid for span in tapes.spans if span.kind is Kind.REQUEST}
         for rid in sorted(ended - self._done):
