@@ -16,9 +16,9 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
 from protocols.request import Finish
 from protocols.spans import Kind
-from tools.traces.spans import ROWS, Span, Tapes
+from tools.traces.spans import Span, Tapes
 
-_PARTS = (Kind.RENDER, Kind.ENCODE, Kind.ROUTE, Kind.QUEUE, *ROWS)
+_PARTS = (Kind.RENDER, Kind.ENCODE, Kind.ROUTE, Kind.QUEUE, Kind.PREFILL)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -47,7 +47,7 @@ class Converter:
         whole = next(span.record for span in life if span.kind is Kind.REQUEST)
         above = [span.record.c for span in life if span.kind is Kind.ARRIVED and span.record.c]
         trace = begin.a << 64 | begin.b
-        own = begin.d if not begin.items else _number(begin.d, begin.rid, 0)
+        own = begin.d if not begin.items else _number(begin.d, begin.rid, -1)
         root = _context(trace, own)
         prompt = sum(span.record.c for span in life if span.kind is Kind.PREFILL)
         yield self._span(
@@ -73,6 +73,12 @@ class Converter:
                 about = {"troupe.actor": span.actor, "troupe.about": span.text()}
                 name = span.kind.name.lower()
                 yield self._span(name, context, root, span.record.start, span.record.end, about)
+        decodes = [span for span in life if span.kind is Kind.DECODE]
+        if decodes:
+            context = _context(trace, _number(own, whole.rid, 0))
+            about = {"troupe.actor": decodes[0].actor, "troupe.steps": len(decodes)}
+            end = max(span.record.end for span in decodes)
+            yield self._span("decode", context, root, decodes[0].record.start, end, about)
 
     def _span(
         self,
