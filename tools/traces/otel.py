@@ -76,9 +76,9 @@ class Converter:
         decodes = [span for span in life if span.kind is Kind.DECODE]
         if decodes:
             context = _context(trace, _number(own, whole.rid, 0))
-            about = {"troupe.actor": decodes[0].actor, "troupe.steps": len(decodes)}
+            steps = {"troupe.actor": decodes[0].actor, "troupe.steps": len(decodes)}
             end = max(span.record.end for span in decodes)
-            yield self._span("decode", context, root, decodes[0].record.start, end, about)
+            yield self._span("decode", context, root, decodes[0].record.start, end, steps)
 
     def _span(
         self,
