@@ -1,4 +1,4 @@
-"""`python -m tools.chaos [failpoints|total|soak]`: torment a company and check every receipt.
+"""`python -m tools.chaos [failpoints|total|soak|weights]`: torment a company and check every receipt.
 
 Without a command: random kills, stops and double kills while clients stream.
 """
@@ -17,6 +17,7 @@ from tools.chaos.report import draw
 from tools.chaos.siege import random_faults
 from tools.chaos.soak import soak
 from tools.chaos.total import total
+from tools.chaos.weights import weights
 
 
 @click.group(invoke_without_command=True)
@@ -49,6 +50,7 @@ def main(context: click.Context, /, picture: pathlib.Path | None, **options: Any
 main.add_command(failpoints)
 main.add_command(total)
 main.add_command(soak)
+main.add_command(weights)
 
 if __name__ == "__main__":
     main()
