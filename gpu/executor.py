@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -31,10 +31,11 @@ from gpu.kv_pool import KvPool, choose_pages
 from gpu.lora.peft import ModelShelf
 from gpu.lora.table import AdapterTable
 from gpu.models.base import Model
+from gpu.models.fused import FusedDecoder
 from gpu.models.loading import load_model
 from gpu.models.registry import NATIVE
 from gpu.readings import Readings, Round, Told
-from gpu.sampler import Sampler, SampleResult
+from gpu.sampler import Likeliest, Sampler, SampleResult
 from gpu.slots import Slots, Step
 from gpu.speculation import Speculator
 from gpu.versions import Versions
@@ -54,7 +55,7 @@ class Flight:
     epoch: int
     step: int
     layout: Step | None
-    result: SampleResult | None
+    result: SampleResult | Likeliest | None
     launched: float
     told: Told | None = None
     further: tuple[Flight, ...] = ()
@@ -189,12 +190,9 @@ class Executor:
         layout, result, told = self._lay_out(plan), None, None
         if layout is not None:
             result, told = self._forward(layout, self._readings.plan(plan))
-        again = (
-            msgspec.structs.replace(plan, closes=(), opens=(), grants=(), rounds=1)
-            if plan.rounds > 1
-            else plan
+        further = (
+            tuple(self._repeat(plan, layout, launched)) if plan.rounds > 1 and layout is not None else ()
         )
-        further = tuple(self.launch(again) for _ in range(plan.rounds - 1))
         flight = Flight(plan.epoch, plan.step, layout, result, launched, told, further, self._refused(layout))
         if self._speculator is not None:
             self._unverified = flight
@@ -203,9 +201,8 @@ class Executor:
     @torch.inference_mode()
     def finish(self, flight: Flight) -> StepDone:
         """Wait for the flight and read back what it sampled. Flights finish in launch order."""
-        done = (
-            _joined([_done(each) for each in (flight, *flight.further)]) if flight.further else _done(flight)
-        )
+        rounds = [_done(each) for each in (flight, *flight.further)]
+        done = _joined(rounds) if flight.further else rounds[0]
         since, self._idle_since = max(flight.launched, self._idle_since), time.perf_counter()
         return msgspec.structs.replace(done, elapsed_us=int((self._idle_since - since) * 1e6))
 
@@ -217,6 +214,31 @@ class Executor:
             self._model = model
             self.refresh()
         return self.versions.serial == serial
+
+    def _repeat(self, plan: Plan, layout: Step, launched: float) -> Iterator[Flight]:
+        """The plan's rounds after the first."""
+        left, slots, model = plan.rounds - 1, layout.decodes, self._model
+        if isinstance(model, FusedDecoder) and self._only_likeliest(layout, left):
+            attention = self._attention.prepare(batch := self._table.ahead(slots, left))
+            places = self.adapters.rows(slots, batch.query_lens)
+            adapters = None if places is None else self._to_device(places)
+            tokens, positions = self._last[self._to_device(slots)], self._to_device(batch.positions)
+            found = model.decode(tokens, positions, attention, adapters, left)
+            self._table.advance(slots, len(found))
+            for round_ in found:
+                self._last[slots] = round_
+                yield Flight(plan.epoch, plan.step, layout, Likeliest(round_), launched)
+            left -= len(found)
+        again = msgspec.structs.replace(plan, closes=(), opens=(), grants=(), rounds=1)
+        for _ in range(left):
+            yield self.launch(again)
+
+    def _only_likeliest(self, layout: Step, rounds: int) -> bool:
+        """Whether so many rounds more of the layout's slots are nothing but the model and its likeliest
+        tokens."""
+        end = int(self._table.lengths[layout.decodes].max()) + rounds
+        likeliest = self._sampler.takes_likeliest(layout.sampled)
+        return likeliest and end <= self._context and not self._refused(layout)
 
     def _lay_out(self, plan: Plan) -> Step | None:
         """The plan's forward, None when it has no rows."""

@@ -100,6 +100,21 @@ def _sentence(best: float) -> str:
     return "No token is possible: the logit of every token is minus infinity."
 
 
+class Likeliest:
+    """What a model that decodes by itself has sampled in one round, as a `SampleResult` tells it. tokens:
+    int64 [n], none of them failed."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self.logprobs: list[tuple[int, Logprobs]] = []
+        self.failed: list[tuple[int, str]] = []
+
+    def host_tokens(self) -> npt.NDArray[np.int64]:
+        """See `SampleResult`."""
+        tokens: npt.NDArray[np.int64] = self.tokens.numpy()
+        return tokens
+
+
 class Sampler:
     """Samples for `slots` slots over `vocab_size` tokens; keeps what each open slot asked for. grammars:
     needed as soon as a slot asks for one."""
@@ -162,6 +177,11 @@ class Sampler:
         """Forget every slot."""
         for slot in range(len(self._slots)):
             self.close(slot)
+
+    def takes_likeliest(self, slots: Slots) -> bool:
+        """Whether all it does for these slots is to take the most likely token."""
+        asked = self._slots[slots]
+        return not asked["flags"].any() and not asked["kind"].any()
 
     def sample(self, logits: Tensor, slots: Slots, positions: Positions) -> SampleResult:
         """One token for each row of logits [n, vocab]; float32 logits are scratch space afterwards.

@@ -92,9 +92,9 @@ class Slots:
         self._table[grant.slot, grant.first : end] = pages
         self.granted[grant.slot] = end * self.page_size
 
-    def advance(self, slot: int, positions: int) -> None:
-        """So many rows of a run turned out to count."""
-        self.lengths[slot] += positions
+    def advance(self, slots: int | Ints, positions: int) -> None:
+        """So many rows of a run turned out to count, or so many rounds were decoded."""
+        self.lengths[slots] += positions
 
     def step(self, plan: Plan, runs: Sequence[Run] = (), decodes: Ints | None = None) -> Step:
         """Lay out the plan's forward and advance the lengths past it, though not past its runs.
@@ -134,6 +134,19 @@ class Slots:
             next_positions=batch.positions[rows] + 1,
         )
 
+    def ahead(self, slots: Ints, rounds: int) -> Batch:
+        """The first of `rounds` steps in a row with a row for each slot; block tables reach as far as the
+        last. Lengths stay: see `advance`."""
+        assert self._open[slots].all(), "a plan runs a slot that is not open"
+        positions = self.lengths[slots]
+        pages = self._table[slots, positions // self.page_size]
+        last = positions + rounds - 1
+        assert self._table[slots, last // self.page_size].min() >= 0, (
+            "a plan writes where no page was granted"
+        )
+        used = -(-int(last.max() + 1) // self.page_size)
+        return self._laid(np.ones_like(slots), positions + 1, positions, pages, slots, len(slots), used)
+
     def _decode(self, slots: Ints) -> Step:
         """A step of nothing but single rows, which most are."""
         assert self._open[slots].all(), "a plan runs a slot that is not open"
@@ -168,10 +181,11 @@ class Slots:
         pages: npt.NDArray[np.int32],
         slots: Ints,
         decodes: int,
+        used: int = 0,
     ) -> Batch:
-        """pages: of each row."""
+        """pages: of each row. used: entries of the block tables, 0 for as far as the contexts go."""
         assert pages.min() >= 0, "a plan writes where no page was granted"
-        used = -(-int(contexts.max()) // self.page_size)
+        used = used or -(-int(contexts.max()) // self.page_size)
         return Batch(
             query_lens=query_lens,
             contexts=contexts,

@@ -137,6 +137,7 @@ class StepStruct(Structure):
         ("tapped_count", c_int64),
         ("states", c_void_p),
         ("adapted", AdaptedStruct),
+        ("likeliest", c_void_p),
     )
 
 
@@ -206,7 +207,7 @@ class Kernels:
         self._library = library
         self.threads = threads
         library.machine_new.restype = c_void_p
-        library.packed_bytes.restype = c_int64
+        library.packed_bytes.restype = library.model_decode.restype = c_int64
         found = (c_int64 * len(_LAYOUT))()
         library.layout(found)
         if tuple(found) != _LAYOUT:
@@ -255,6 +256,11 @@ class Kernels:
     def forward(self, model: ModelStruct, step: StepStruct) -> None:
         """Run a step of a model."""
         self._forward(self._machine, byref(model), byref(step))
+
+    def decode(self, model: ModelStruct, step: StepStruct, rounds: int) -> int:
+        """Run so many steps in a row, each with the most likely token of the one before, into
+        `step.likeliest` [rounds, rows]; how many came to an end, as a row may have no likeliest token."""
+        return int(self._library.model_decode(self._machine, byref(model), byref(step), c_int64(rounds)))
 
     def attend(
         self,

@@ -101,9 +101,7 @@ class FusedDecoder:
         assert isinstance(attention, CpuStep)
         count = len(tokens) if rows is None else len(rows)
         logits = self._room(count)
-        batch = attention.struct
-        batch.positions = positions.data_ptr()
-        step = StepStruct(batch, tokens.data_ptr(), address(rows), count, logits.data_ptr())
+        step = self._step(tokens, positions, attention, rows, logits)
         if tap is not None:
             tap.states = torch.empty(len(tap.rows), self.spec.hidden)
             step.tapped, step.tapped_count = tap.rows.data_ptr(), len(tap.rows)
@@ -112,6 +110,32 @@ class FusedDecoder:
             step.adapted, _rows = self.lora.step(adapters)
         self._kernels.forward(self._model(attention.pool), step)
         return logits
+
+    def decode(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention: StepAttention,
+        adapters: Tensor | None,
+        rounds: int,
+    ) -> Tensor:
+        """Steps in a row over one row a sequence, each with the most likely token of the one before: what
+        `forward` and an argmax would give, without coming back in between. int64 [<= rounds, n]: it ends
+        before a round in which a row has no finite greatest logit."""
+        assert isinstance(attention, CpuStep)
+        likeliest = torch.empty(rounds, len(tokens), dtype=torch.int64)
+        step = self._step(tokens, positions, attention, None, self._room(len(tokens)))
+        step.likeliest = likeliest.data_ptr()
+        if adapters is not None:
+            step.adapted, _rows = self.lora.step(adapters)
+        return likeliest[: self._kernels.decode(self._model(attention.pool), step, rounds)]
+
+    def _step(
+        self, tokens: Tensor, positions: Tensor, attention: CpuStep, rows: Tensor | None, logits: Tensor
+    ) -> StepStruct:
+        batch = attention.struct
+        batch.positions = positions.data_ptr()
+        return StepStruct(batch, tokens.data_ptr(), address(rows), len(logits), logits.data_ptr())
 
     def wanted(self) -> dict[str, Tensor]:
         """See `Model.wanted`."""

@@ -20,6 +20,7 @@ from gpu.models.fused import FusedDecoder, quantize
 from gpu.models.llama import Decoder
 from protocols.config import KernelChoice, Quantization
 from protocols.errors import StartError
+from tests.gpu import plans
 from tests.gpu.driver import GREEDY, Driver
 from tests.gpu.tiny import Tiny, make, prompts
 
@@ -130,6 +131,24 @@ def test_logits_are_the_same_bits_alone_in_a_crowd_and_prefilled_again(
         again = Driver(executor, budget=31).generate([[*prompt, *together.tokens[:7]]], 5)[0]
         assert alone.tokens == together.tokens and alone.logprobs == together.logprobs
         assert again.tokens == together.tokens[7:] and again.logprobs == together.logprobs[7:]
+
+
+def test_rounds_end_where_a_row_has_no_likeliest_token(tiny: Tiny) -> None:
+    """The round that fails is run again by the sampler, which says why."""
+    executor = fused(tiny)
+    expected = plans.Driver(executor).generate(plans.Sequence(0, PROMPTS[3]), 8)
+    assert isinstance(executor._model, FusedDecoder)
+    with torch.inference_mode():
+        executor._model._embedding[expected[4]] = torch.nan
+    driver = plans.Driver(executor)
+    pair = [driver.open(plans.Sequence(slot, PROMPTS[3])) for slot in (0, 1)]
+    driver.step([(sequence, 0, len(sequence.prompt)) for sequence in pair])
+    plan = driver.plan([], pair, rounds=7)
+    done = driver.take(plan, executor.launch(plan), pair)
+    good = expected.index(expected[4]) + 1
+    assert [sequence.output[:good] for sequence in pair] == [expected[:good]] * 2
+    assert [sequence.output[good] for sequence in pair] == [-1, -1]
+    assert [slot for slot, _ in done.failed] == [0, 1] and "not numbers" in done.failed[0][1]
 
 
 def test_eight_bit_weights_stay_close(tiny: Tiny) -> None:

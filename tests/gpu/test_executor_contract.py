@@ -208,8 +208,11 @@ def test_a_plan_may_be_launched_before_the_tokens_of_the_last_are_known(
     assert (pair[0].output[:10], pair[1].output[:10]) == expected
 
 
-def test_rounds_are_as_good_as_single_steps(executor: Any) -> None:
-    kinds = [*EVERY_KIND, SamplingParams(temperature=0, seed=1, logprobs=2)]
+TOLD = SamplingParams(temperature=0, seed=1, logprobs=2)
+
+
+@pytest.mark.parametrize("kinds", [[GREEDY] * 3, [*EVERY_KIND, TOLD]], ids=["greedy", "every kind"])
+def test_rounds_are_as_good_as_single_steps(executor: Any, kinds: list[SamplingParams]) -> None:
     expected = [_alone(executor, _prompt(14, i), kind, 9) for i, kind in enumerate(kinds)]
     driver = Driver(executor)
     crowd = [driver.open(Sequence(i, _prompt(14, i), kind)) for i, kind in enumerate(kinds)]
@@ -223,9 +226,8 @@ def test_rounds_are_as_good_as_single_steps(executor: Any) -> None:
     for report, rounds in zip(reports, (5, 3), strict=True):
         assert np.frombuffer(report.slots, "<i4").tolist() == [s.slot for s in crowd] * rounds
         told = [index for index, _ in report.logprobs]
-        assert told == [
-            i for i, slot in enumerate(np.frombuffer(report.slots, "<i4")) if slot == crowd[-1].slot
-        ]
+        asked = [i for i, sequence in enumerate(crowd * rounds) if sequence.sampling is TOLD]
+        assert told == asked
 
 
 def test_a_wasted_row_harms_nobody(executor: Any) -> None:

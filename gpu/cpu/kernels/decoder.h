@@ -28,7 +28,7 @@ struct Model {
 };
 
 // logits: [wanted, vocab] of the rows `wanted`, or null when there are none. states: [tapped, hidden], what the
-// head sees of the rows `tapped`.
+// head sees of the rows `tapped`. likeliest: the most likely token of each row of logits, or null.
 struct Step {
     Batch batch;
     const i64 *tokens, *wanted;
@@ -38,7 +38,34 @@ struct Step {
     i64 tapped_count;
     float* states;
     Adapted adapted;
+    i64* likeliest;
 };
+
+// The index of the greatest of `size` numbers, the first of several; -1 where one is not a number, or that is infinite.
+inline i64 likeliest_of(const float* x, i64 size) {
+    f32x16 best = splat(-std::numeric_limits<float>::infinity());
+    i32x16 at = {}, lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, strange = {};
+    i64 i = 0;
+    for (; i + 16 <= size; i += 16) {
+        const f32x16 part = load<f32x16>(x + i);
+        const i32x16 greater = part > best;
+        strange |= part != part;
+        best = select(greater, part, best);
+        at = (greater & (lanes + (std::int32_t)i)) | (~greater & at);
+    }
+    float highest = best[0];
+    i64 found = at[0];
+    bool bad = false;
+    for (int lane = 0; lane < 16; ++lane) {
+        bad |= strange[lane] != 0;
+        if (best[lane] > highest || (best[lane] == highest && at[lane] < found)) highest = best[lane], found = at[lane];
+    }
+    for (; i < size; ++i) {
+        bad |= x[i] != x[i];
+        if (x[i] > highest) highest = x[i], found = i;
+    }
+    return bad || !(std::fabs(highest) <= std::numeric_limits<float>::max()) ? -1 : found;
+}
 
 inline f32x16 activate(i64 kind, f32x16 x) {
     switch (kind) {
@@ -170,6 +197,8 @@ struct Forward {
             const i64 column = panel * COLUMNS, width = std::min(COLUMNS, model.vocab - column);
             std::memcpy(step.logits + row * model.vocab + column, c, width * 4);
         });
+        if (step.likeliest)
+            rows(step.wanted_count, [&](i64 i) { step.likeliest[i] = likeliest_of(step.logits + i * model.vocab, model.vocab); });
     }
 
     void layer(i64 number, i64 m) {

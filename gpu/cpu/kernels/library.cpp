@@ -36,6 +36,28 @@ void forward(Machine& machine, Model model, const Step& step) {
     });
 }
 
+// Where the sequences of several steps in a row stand, each with one row.
+struct Walk {
+    std::vector<i64> tokens, positions, contexts, places;
+
+    void begin(const Step& step) {
+        const Batch& batch = step.batch;
+        tokens.assign(step.tokens, step.tokens + batch.rows);
+        positions.assign(batch.positions, batch.positions + batch.rows);
+        contexts.assign(batch.contexts, batch.contexts + batch.rows);
+        places.assign(batch.places, batch.places + batch.rows);
+    }
+
+    void go_on(const Batch& batch, i64 page_size, const i64* sampled) {
+        for (i64 i = 0; i < batch.rows; ++i) {
+            tokens[i] = sampled[i];
+            contexts[i] += 1;
+            const i64 position = positions[i] += 1;
+            places[i] = batch.tables[i * batch.table_width + position / page_size] * page_size + position % page_size;
+        }
+    }
+};
+
 // One layer's attention for models whose other parts run elsewhere.
 template <class X>
 void attend_layer(Machine& machine, const Heads& heads, const Manner& manner, const Pages& pages, const Batch& batch,
@@ -114,6 +136,25 @@ void advise_huge_pages(void* at, i64 bytes) {
 
 void model_forward(Machine* machine, const Model* model, const Step* step) {
     model->kind == FLOAT ? forward<float>(*machine, *model, *step) : forward<bf16>(*machine, *model, *step);
+}
+
+// Steps in a row, each with the most likely token of the one before: `likeliest` [rounds, rows]. Ends before a round in
+// which a row has none; how many rounds are done. The tables reach as far as the last round.
+i64 model_decode(Machine* machine, const Model* model, const Step* first, i64 rounds) {
+    Walk walk;
+    walk.begin(*first);
+    Step step = *first;
+    step.tokens = walk.tokens.data();
+    step.batch.positions = walk.positions.data();
+    step.batch.contexts = walk.contexts.data();
+    step.batch.places = walk.places.data();
+    const i64 rows = step.batch.rows;
+    for (i64 round = 0; round < rounds; ++round, step.likeliest += rows) {
+        model_forward(machine, model, &step);
+        if (std::find(step.likeliest, step.likeliest + rows, -1) != step.likeliest + rows) return round;
+        if (round + 1 < rounds) walk.go_on(step.batch, model->heads.page_size, step.likeliest);
+    }
+    return rounds;
 }
 
 void attention(Machine* machine, int kind, const Heads* heads, const Manner* manner, const Pages* pages, const Batch* batch,
