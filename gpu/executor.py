@@ -219,7 +219,7 @@ class Executor:
         """The plan's rounds after the first."""
         left, slots, model = plan.rounds - 1, layout.decodes, self._model
         if isinstance(model, FusedDecoder) and self._only_likeliest(layout, left):
-            attention = self._attention.prepare(batch := self._table.ahead(slots, left))
+            attention = self.attention.prepare(batch := self._table.ahead(slots, left))
             places = self.adapters.rows(slots, batch.query_lens)
             adapters = None if places is None else self._to_device(places)
             tokens, positions = self._last[self._to_device(slots)], self._to_device(batch.positions)
