@@ -15,6 +15,8 @@ if interpreted.DEVICE:
 
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(sum(shape))

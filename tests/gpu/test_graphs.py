@@ -24,6 +24,8 @@ PROMPTS = prompts(6, 3)
 WANT = 5
 SAMPLED = SamplingParams(temperature=0.9, top_k=20, seed=5, presence_penalty=0.3, logprobs=2)
 
+pytestmark = pytest.mark.timeout(300)
+
 
 class Again:
     """A recorder. recorded: pieces of work; replayed: how often each has run again."""

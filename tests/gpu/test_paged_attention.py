@@ -16,6 +16,8 @@ if interpreted.DEVICE:
     from gpu.attention.paged import PagedAttention
     from gpu.attention.triton_paged import TritonKernel, store
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def backend(pool: KvPool) -> PagedAttention:
     """Ours for chunks and for decodes, which become few programs: the interpreter is slow."""

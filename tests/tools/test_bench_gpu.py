@@ -10,13 +10,15 @@ from click.testing import CliRunner
 
 from tools.bench.gpu import exactness, machine, measure
 from tools.bench.gpu.command import gpu
-from tools.bench.gpu.shapes import SHAPES, kv_bytes, prefill_operations, spec_of, weight_bytes
+from tools.bench.gpu.shapes import SHAPES, kv_bytes, prefill_operations, spec_of, weight_bytes, write
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_it_checks_measures_and_writes_json(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     path = tmp_path / "figures.json"
-    result = CliRunner().invoke(gpu, ["--device", "cpu", "--smallest", "--json", str(path)])
+    result = CliRunner().invoke(gpu, ["--device", "cpu", "--smallest", "--no-peers", "--json", str(path)])
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text())
     assert report["machine"]["packages"]["torch"] and report["machine"]["bandwidth"] > 0
@@ -30,7 +32,17 @@ def test_it_checks_measures_and_writes_json(tmp_path: pathlib.Path, monkeypatch:
     assert set(found["ablations"]) == set(measure.ABLATIONS)
     assert found["ablations"]["depth 1"]["attention"] == "torch"
     assert "needs a CUDA device" in found["ablations"]["flash"]["refused"]
-    assert found["transformers"]["generate, static cache"]["milliseconds"] > 0
+
+
+def test_a_peer_that_fails_is_a_sentence(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no pages\nmore")
+
+    monkeypatch.setattr(measure, "_batching", fail)
+    write(tmp_path, "smallest")
+    found = measure.transformers_beside(tmp_path, measure.SMALLEST, machine.torch.device("cpu"))
+    assert found["generate, static cache"]["milliseconds"] > 0
+    assert found["continuous batching"] == {"failed": "no pages"}
 
 
 def test_a_wrong_token_ends_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
