@@ -18,6 +18,7 @@ import numpy as np
 import trio
 
 from actors import adapting
+from actors.conduct import Conduct, Occupied
 from actors.staging import Staging, Versions
 from protocols.board import Column
 from protocols.config import Config, ExecutorKind
@@ -32,7 +33,7 @@ from runtime.failpoints import reach
 accepts = ExecutorMail
 
 
-class Executor(Protocol):
+class Executor(Occupied, Protocol):
     """What runs plans: `gpu.executor.Executor` or `gpu.hash_executor.HashExecutor`."""
 
     pages: int
@@ -98,10 +99,11 @@ async def run(context: Context[ExecutorMail]) -> None:
 
 async def serve(context: Context[ExecutorMail], executor: Executor) -> None:
     """Run the plans that come by mail until asked to stop."""
+    otherwise = functools.partial(_obey, context, executor, Staging(context, executor))
+    conduct = Conduct(context, executor, otherwise)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_overlapped if executor.asynchronous else _in_turn, context, executor)
-        handler = functools.partial(_obey, context, executor, Staging(context, executor))
-        nursery.start_soon(context.obey, handler)
+        nursery.start_soon(_overlapped if executor.asynchronous else _in_turn, context, executor, conduct)
+        nursery.start_soon(context.obey, conduct.obey)
         await context.stopping.wait()
         nursery.cancel_scope.cancel()
 
@@ -160,12 +162,13 @@ async def _announce(context: Context[ExecutorMail], executor: Executor) -> None:
     context.ready()
 
 
-async def _in_turn(context: Context[ExecutorMail], executor: Executor) -> None:
+async def _in_turn(context: Context[ExecutorMail], executor: Executor, conduct: Conduct) -> None:
     """One plan after another."""
     gate = Gate()
     while True:
         for mail in await context.inbox.receive():
             if gate.admits(mail.message):
+                await conduct.pause()
                 start = time.monotonic_ns()
                 with context.busy():
                     flight = executor.launch(mail.message)
@@ -175,7 +178,7 @@ async def _in_turn(context: Context[ExecutorMail], executor: Executor) -> None:
                 await _report(context, done)
 
 
-async def _overlapped(context: Context[ExecutorMail], executor: Executor) -> None:
+async def _overlapped(context: Context[ExecutorMail], executor: Executor, conduct: Conduct) -> None:
     """Launch each plan when it comes, and report each when it lands."""
     launched, landing = trio.open_memory_channel[tuple[Plan, int, Any]](math.inf)
     async with trio.open_nursery() as nursery:
@@ -184,6 +187,7 @@ async def _overlapped(context: Context[ExecutorMail], executor: Executor) -> Non
         while True:
             for mail in await context.inbox.receive():
                 if gate.admits(mail.message):
+                    await conduct.pause()
                     with context.busy():
                         start = time.monotonic_ns()
                         launched.send_nowait((mail.message, start, executor.launch(mail.message)))

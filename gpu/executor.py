@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -34,6 +35,7 @@ from gpu.models.base import Model
 from gpu.models.fused import FusedDecoder
 from gpu.models.loading import load_model
 from gpu.models.registry import NATIVE
+from gpu.occupation import settle
 from gpu.readings import Readings, Round, Told
 from gpu.sampler import Likeliest, Sampler, SampleResult
 from gpu.slots import Slots, Step
@@ -41,6 +43,7 @@ from gpu.speculation import Speculator
 from gpu.versions import Versions
 from protocols.config import Config, KernelChoice, graph_sizes
 from protocols.errors import StartError
+from protocols.orders import Memory
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
 from protocols.weights import ORIGINAL, Weights
@@ -78,6 +81,7 @@ class Executor:
         self.pages, self.page_size = pool.pages, pool.page_size
         self.asynchronous = pool.device.type == "cuda"
         self._model, self._device, self._context = model, pool.device, card.context
+        self._config, self._pool, self._kernels = config, pool, kernels
         self.versions = Versions(pathlib.Path(card.path), pool.device, model, weights)
         plain = card.architecture in NATIVE
         self._plain = plain
@@ -95,6 +99,7 @@ class Executor:
         self._unverified: Flight | None = None
         self._epoch: int | None = None
         self._idle_since = 0.0
+        self._missing: set[Memory] = set()
         self._graphs: DecodeGraphs | None = None
         self._record: Callable[[], None] = lambda: None
 
@@ -205,6 +210,39 @@ class Executor:
         done = _joined(rounds) if flight.further else rounds[0]
         since, self._idle_since = max(flight.launched, self._idle_since), time.perf_counter()
         return msgspec.structs.replace(done, elapsed_us=int((self._idle_since - since) * 1e6))
+
+    def release(self, tags: tuple[Memory, ...]) -> dict[str, int]:
+        """Give memory back, between two flights: bytes by tag. Until it is restored there is no flight."""
+        sizes = dict.fromkeys(tags, 0)
+        self._missing.update(tags)
+        self.release_graphs()  # they read pages and weights where these lie now
+        if Memory.KV_CACHE in tags:
+            sizes[Memory.KV_CACHE] = self._pool.size
+            self._pool.release()
+        if Memory.WEIGHTS in tags:
+            sizes[Memory.WEIGHTS] = self.versions.release()
+        settle()
+        return {tag.value: size for tag, size in sizes.items()}
+
+    @torch.inference_mode()
+    def restore(self, tags: tuple[Memory, ...]) -> dict[str, int]:
+        """Take memory again: bytes by tag. Weights are read anew, those that served; pages are empty.
+        StartError where that cannot be done."""
+        sizes = dict.fromkeys(tags, 0)
+        if Memory.KV_CACHE in tags:
+            self._pool.restore()
+            sizes[Memory.KV_CACHE] = self._pool.size
+        if Memory.WEIGHTS in tags:
+            config, weights = self._config, self.versions.live.weights
+            model, _ = load_model(config, self._device, lambda _text: None, self._kernels, weights)
+            if model.lora is not None:
+                cast(Any, model).lora = self._model.lora  # where the adapters are
+            self._model = model
+            sizes[Memory.WEIGHTS] = self.versions.restore(model)
+        self._missing.difference_update(tags)
+        if not self._missing:
+            self.refresh()
+        return {tag.value: size for tag, size in sizes.items()}
 
     def commit(self, serial: int) -> bool:
         """The weights of `serial`, which have been made ready, serve from the next plan on; whether they

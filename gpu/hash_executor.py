@@ -32,6 +32,7 @@ from protocols import oracle
 from protocols.adapters import CONFIG, digest_of
 from protocols.config import Config, Speculate
 from protocols.errors import UserError
+from protocols.orders import Memory
 from protocols.plan import Chunk, Logprobs, PageGrant, Plan, Reading, SlotOpen, StepDone
 from protocols.sampling import Pool
 from protocols.weights import ORIGINAL, Weights
@@ -144,6 +145,19 @@ class HashExecutor:
             time.sleep(wait_ns / 1e9)
         since_ns, self._landed_ns = max(flight.begins_ns, self._landed_ns), time.monotonic_ns()
         return msgspec.structs.replace(flight.done, elapsed_us=(self._landed_ns - since_ns) // 1000)
+
+    def release(self, tags: tuple[Memory, ...]) -> dict[str, int]:
+        """See `gpu.executor.Executor.release`. What lay in the pages does not read back."""
+        if Memory.KV_CACHE in tags:
+            self._forget()
+        return self._sizes(tags)
+
+    def restore(self, tags: tuple[Memory, ...]) -> dict[str, int]:
+        """See `gpu.executor.Executor.restore`."""
+        return self._sizes(tags)
+
+    def _sizes(self, tags: tuple[Memory, ...]) -> dict[str, int]:
+        return {tag.value: self._tokens.nbytes if tag is Memory.KV_CACHE else 0 for tag in tags}
 
     def _apply(self, plan: Plan) -> None:
         """The plan's deltas, in the order that `protocols.plan` gives."""

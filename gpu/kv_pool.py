@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from gpu.cuda.memory import FRACTION, pool_bytes
+from gpu.occupation import discard, reclaim
 from protocols.config import Config
 from protocols.errors import StartError
 
@@ -72,6 +73,26 @@ class KvPool:
         except (RuntimeError, MemoryError) as error:
             size = token_bytes(shapes, dtype) * page_size * pages
             raise StartError(f"cannot allocate a KV pool of {size / 2**30:.1f} GiB.") from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pages."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def release(self) -> None:
+        """Give the memory back to the system. What the pages held is lost."""
+        for tensor in self._tensors():
+            discard(tensor)
+
+    def restore(self) -> None:
+        """Take the memory again. The pages hold anything, but for the one of zeros."""
+        for tensor in self._tensors():
+            reclaim(tensor)
+            tensor[-1].zero_()
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for layer in self.layers:
+            yield from (layer.keys, layer.values)
 
     @property
     def zero_place(self) -> int:

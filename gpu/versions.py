@@ -19,6 +19,7 @@ from torch import Tensor
 from gpu.assembly import Assembly
 from gpu.kv_pool import available_memory
 from gpu.models.base import Model
+from gpu.occupation import discard
 from gpu.receiving import Groups
 from gpu.weights import validate
 from protocols.errors import StartError
@@ -87,6 +88,20 @@ class Versions:
         if self._device.type == "cpu" and available_memory() < SPARE + 2 * staged.size:
             self.kept = None
         return self.live.model
+
+    def release(self) -> int:
+        """Empty every tensor; how many bytes that were. What is kept or ready is forgotten."""
+        self.staged = self.kept = None
+        tensors = {tensor.data_ptr(): tensor for _, tensor in self.live.model.parts()}
+        for tensor in tensors.values():
+            discard(tensor)
+        return sum(tensor.nbytes for tensor in tensors.values())
+
+    def restore(self, model: Model) -> int:
+        """The same weights serve again, in a model that was read anew; how many bytes they are."""
+        self.live = dataclasses.replace(self.live, model=model)
+        tensors = {tensor.data_ptr(): tensor for _, tensor in model.parts()}
+        return sum(tensor.nbytes for tensor in tensors.values())
 
     def discard(self) -> None:
         """Forget what has been made ready."""

@@ -13,6 +13,7 @@ import msgspec
 
 from protocols import weights as changes
 from protocols.adapters import Adapter
+from protocols.config import Policy
 from protocols.weights import ORIGINAL, Weights
 
 
@@ -29,11 +30,33 @@ class PauseMode(enum.StrEnum):
     WAIT = "wait"
 
 
+class Memory(enum.StrEnum):
+    """What of an executor's memory can be given back to the system."""
+
+    WEIGHTS = "weights"
+    KV_CACHE = "kv_cache"
+    CUDA_GRAPH = "cuda_graph"
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What may change while a company serves; None: as the company was started.
+
+    policy: order of admission. speculate_tokens, speculate_rows: see `protocols.config.Config`; they mean
+    something where the company speculates. step_delay: seconds that an executor waits before each step.
+    """
+
+    policy: Policy | None = None
+    speculate_tokens: int | None = None
+    speculate_rows: int | None = None
+    step_delay: float = 0.0
+
+
 class Standing(msgspec.Struct, frozen=True):
     """What holds for every incarnation of every actor from its start on. Only the supervisor changes it.
 
-    number: counts the changes. paused: how generation was paused, None while it runs. weights: those that
-    serve; before: those that did, for a rollback; labels: what the latest are called, by their serial.
+    number: counts the changes. paused: how generation was paused, None while it runs. draining: no new
+    request is let in. released: memory that executors have given back. settings: see there. weights: those
+    that serve; before: those that did, for a rollback; labels: what the latest are called, by their serial.
     adapters: those that are loaded; loads: how many ever were.
     """
 
@@ -44,6 +67,9 @@ class Standing(msgspec.Struct, frozen=True):
     labels: dict[int, str] = msgspec.field(default_factory=lambda: {ORIGINAL.serial: ORIGINAL.version})
     adapters: tuple[Adapter, ...] = ()
     loads: int = 0
+    draining: bool = False
+    released: tuple[Memory, ...] = ()
+    settings: Settings = Settings()
 
 
 # Orders.
@@ -96,7 +122,71 @@ class CountUsers(msgspec.Struct, frozen=True, tag="count_users"):
     adapters: tuple[int, ...]
 
 
-Order = Pause | Continue | Flush | Renew | Know | ReadAdapter | SetAdapters | CountUsers | changes.Order
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """Scheduler: launch nothing until Restore; refused while a step is in the air, or a request holds KV
+    that would be lost. Executor: give this memory back. Answered by Held."""
+
+    tags: tuple[Memory, ...]
+
+
+class Restore(msgspec.Struct, frozen=True, tag="restore"):
+    """Executor: take this memory again, weights with what they held. Scheduler: `released` is what is still
+    missing, and () means go on. Answered by Held."""
+
+    tags: tuple[Memory, ...]
+    released: tuple[Memory, ...] = ()
+
+
+class Adjust(msgspec.Struct, frozen=True, tag="adjust"):
+    """Scheduler, executor: work with these settings. Answered by Done."""
+
+    settings: Settings
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Frontend: refuse new requests, or let them in again. Answered by Done."""
+
+    on: bool
+
+
+class Inquire(msgspec.Struct, frozen=True, tag="inquire"):
+    """Scheduler: which requests are open? Answered by Inquired."""
+
+
+class EndRequests(msgspec.Struct, frozen=True, tag="end_requests"):
+    """Scheduler: end these choices with the tokens they have, and tell their clients; all where there are
+    none. Answered by Ended."""
+
+    rids: tuple[int, ...] = ()
+
+
+class Freeze(msgspec.Struct, frozen=True, tag="freeze"):
+    """Anybody: collect garbage now, and never look again at what is left. Answered by Frozen."""
+
+
+class Stack(msgspec.Struct, frozen=True, tag="stack"):
+    """Anybody: where is every task and thread? Answered by Stacked."""
+
+
+Order = (
+    Pause
+    | Continue
+    | Flush
+    | Renew
+    | Know
+    | ReadAdapter
+    | SetAdapters
+    | CountUsers
+    | Release
+    | Restore
+    | Adjust
+    | Drain
+    | Inquire
+    | EndRequests
+    | Freeze
+    | Stack
+    | changes.Order
+)
 
 
 # Answers.
@@ -128,6 +218,50 @@ class Flushed(msgspec.Struct, frozen=True, tag="flushed"):
     kept: int
 
 
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    """Bytes by what they are for: given back, or taken again."""
+
+    sizes: dict[str, int] = {}
+
+
+class Open(msgspec.Struct, frozen=True):
+    """An open choice. running: whether it has a slot; arrived_ns: monotonic clock."""
+
+    rid: int
+    choice: int
+    running: bool
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    max_tokens: int
+    priority: int
+    arrived_ns: int
+
+
+class Inquired(msgspec.Struct, frozen=True, tag="inquired"):
+    """In order of arrival."""
+
+    requests: tuple[Open, ...]
+
+
+class Ended(msgspec.Struct, frozen=True, tag="ended"):
+    """Those that were open, and are no longer."""
+
+    rids: tuple[int, ...]
+
+
+class Frozen(msgspec.Struct, frozen=True, tag="frozen"):
+    """Objects that the collector passes over from now on."""
+
+    objects: int
+
+
+class Stacked(msgspec.Struct, frozen=True, tag="stacked"):
+    """As a traceback shows it."""
+
+    text: str
+
+
 class AdapterRead(msgspec.Struct, frozen=True, tag="adapter_read"):
     """It fits. digest: of its files."""
 
@@ -140,7 +274,20 @@ class Users(msgspec.Struct, frozen=True, tag="users"):
     counts: tuple[int, ...]
 
 
-Answer = Done | Refused | Paused | Flushed | AdapterRead | Users | changes.Answer
+Answer = (
+    Done
+    | Refused
+    | Paused
+    | Flushed
+    | Held
+    | Inquired
+    | Ended
+    | Frozen
+    | Stacked
+    | AdapterRead
+    | Users
+    | changes.Answer
+)
 
 
 # The line's frames.

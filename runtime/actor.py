@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +14,14 @@ import trio
 
 from protocols.board import Column, State
 from protocols.config import Config
-from protocols.orders import Standing
+from protocols.orders import Answer, Freeze, Frozen, Order, Stack, Stacked, Standing
 from runtime.blackbox import BlackBox
 from runtime.board import Board, Row
 from runtime.channel import Inbox, Outbox
 from runtime.ledger import Ledger
-from runtime.orders import Handler, obey
+from runtime.orders import Handler
 from runtime.report import Progress, Ready, Report
+from runtime.stacks import stacks
 from runtime.vault import Vault
 
 T = TypeVar("T")
@@ -64,6 +66,8 @@ class Context(Generic[T]):
     stopping: trio.Event = field(default_factory=trio.Event)
     report: Callable[[Report], None] = _nobody
     _works: list[int] = field(default_factory=list, init=False)
+    _handler: Handler | None = field(default=None, init=False)
+    _obedient: trio.Event = field(default_factory=trio.Event, init=False)
 
     def ready(self) -> None:
         """Everything is loaded: from now on the actor serves."""
@@ -86,9 +90,23 @@ class Context(Generic[T]):
     async def obey(self, handler: Handler) -> None:
         """Carry out the supervisor's orders, one after another, for ever. Run it beside the actor's work: its
         `handler` runs in the same loop, so between two pieces of work that do not await."""
-        if self.line is not None:
-            await obey(self.line, handler)
+        self._handler = handler
+        self._obedient.set()
         await trio.sleep_forever()
+
+    async def carry_out(self, order: Order) -> Answer:
+        """Do what any actor does by itself, or leave it to the actor's handler, once there is one."""
+        match order:
+            case Freeze():
+                gc.collect()
+                gc.freeze()
+                return Frozen(gc.get_freeze_count())
+            case Stack():
+                return Stacked(stacks())
+            case _:
+                await self._obedient.wait()
+                assert self._handler is not None
+                return await self._handler(order)
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:

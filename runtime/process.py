@@ -30,6 +30,7 @@ from runtime.channel import Outbox, inbox_for
 from runtime.doorbell import Doorbell
 from runtime.kin import be_called, follow
 from runtime.ledger import Ledger
+from runtime.orders import obey
 from runtime.report import Failed, Reporter
 from runtime.ring import Ring
 from runtime.vault import Vault
@@ -108,6 +109,8 @@ async def act(context: Context[Any], run: Run) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heartbeat, context)
             nursery.start_soon(_drain_on, signals, context)
+            if context.line is not None:
+                nursery.start_soon(obey, context.line, context.carry_out)
             await run(context)
             nursery.cancel_scope.cancel()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -209,6 +210,12 @@ class Root:
         }
         self._feed(Replace(name, gently))
         return reply
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to an actor, if it runs."""
+        self._know(name)
+        if name in self._running:
+            self._running[name].launched.process.send(number)
 
     def _know(self, name: str) -> None:
         if name not in self._children:

@@ -18,7 +18,7 @@ class Stream:
     def __init__(
         self, company: Company, prompt: str = "on and on", tokens: int = 120, *, key: str = "", **fields: Any
     ) -> None:
-        self.text, self.finish = "", ""
+        self.text, self.finish, self.status = "", "", 0
         self._begun = threading.Event()
         body = {
             "model": company.model,
@@ -40,12 +40,24 @@ class Stream:
 
     def done(self) -> tuple[str, str]:
         """Its text, and why it ended."""
-        self._thread.join(120)
-        assert not self._thread.is_alive()
+        self.join()
+        assert self.status == 200, self.text
         return self.text, self.finish
 
+    def join(self) -> None:
+        """Wait for its end, or its refusal: then `text` is the error document."""
+        self._thread.join(240)
+        assert not self._thread.is_alive()
+
     def _read(self) -> None:
-        with urllib.request.urlopen(self._request, timeout=120) as answer:
+        try:
+            self._follow()
+        except urllib.error.HTTPError as error:
+            self.status, self.text = error.code, error.read().decode()
+
+    def _follow(self) -> None:
+        with urllib.request.urlopen(self._request, timeout=240) as answer:
+            self.status = answer.status
             for line in answer:
                 if line.startswith(b"data: {"):
                     choice = json.loads(line[6:])["choices"][0]

@@ -10,6 +10,8 @@ from runtime.admin import Request
 
 E = TypeVar("E", bound=enum.StrEnum)
 
+LONGEST = 86400.0
+"""Seconds that anybody may be asked to wait."""
 LONGEST_LABEL = 128
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.control import adapters, pace, sight, weights
+from actors.control import adapters, company, memory, pace, requests, sight, weights
 from runtime.verbs import Verb
 
-VERBS: Mapping[str, Verb] = {**adapters.VERBS, **pace.VERBS, **sight.VERBS, **weights.VERBS}
+VERBS: Mapping[str, Verb] = {
+    **adapters.VERBS,
+    **company.VERBS,
+    **memory.VERBS,
+    **pace.VERBS,
+    **requests.VERBS,
+    **sight.VERBS,
+    **weights.VERBS,
+}

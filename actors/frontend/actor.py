@@ -18,7 +18,7 @@ from protocols.board import Column
 from protocols.config import Config
 from protocols.errors import VerbError
 from protocols.messages import FrontendMail
-from protocols.orders import Answer, CountUsers, Done, Order, SetAdapters, Users
+from protocols.orders import Answer, CountUsers, Done, Drain, Order, SetAdapters, Users
 from runtime.actor import Context
 from runtime.failpoints import reach
 from runtime.http import HttpServer, Limits
@@ -31,6 +31,7 @@ async def run(context: Context[FrontendMail]) -> None:
     """Serve `context.listener` until asked to stop, then finish what is open."""
     assert context.listener is not None and context.vault is not None, "a frontend is given both"
     engine = Engine(context.index, context.config, context.ledger, context.outbox, context.log, context.box)
+    engine.slots.draining = context.standing.draining
     service = Service(context.config, engine, context.log, now())
     access = Access(context.config, context.vault, context.index)
     finder = Finder(
@@ -47,7 +48,7 @@ async def run(context: Context[FrontendMail]) -> None:
     engine.adapters.set(context.standing.adapters)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_mail, context, engine)
-        nursery.start_soon(context.obey, functools.partial(_obey, engine))
+        nursery.start_soon(context.obey, functools.partial(_obey, context, engine))
         nursery.start_soon(engine.slots.reap)
         nursery.start_soon(finder.note)
         if engine.patience:
@@ -71,7 +72,7 @@ def _limits(config: Config) -> Limits:
     )
 
 
-async def _obey(engine: Engine, order: Order) -> Answer:
+async def _obey(context: Context[FrontendMail], engine: Engine, order: Order) -> Answer:
     """Carry out an order of the supervisor's."""
     match order:
         case SetAdapters(adapters):
@@ -79,6 +80,10 @@ async def _obey(engine: Engine, order: Order) -> Answer:
             return Done()
         case CountUsers(adapters):
             return Users(engine.users(adapters))
+        case Drain(on):
+            engine.slots.draining = on
+            context.vitals[Column.OPEN_REQUESTS] = engine.open
+            return Done()
         case _:
             raise VerbError("failed", "this is no order for a frontend.")
 

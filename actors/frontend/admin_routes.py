@@ -84,6 +84,14 @@ ROUTES: Mapping[str, AdminRoute] = {
         "weights.get", {"name": "name", "truncate_size": "count"}, methods=("GET", "POST")
     ),
     "/get_weight_version": AdminRoute("weights.info", methods=("GET",)),
+    "/abort_request": AdminRoute("request.abort", {"rid": "ids", "abort_all": "all"}),
+    "/release_memory_occupation": AdminRoute("memory.release", {"tags": "tags"}),
+    "/resume_memory_occupation": AdminRoute("memory.restore", {"tags": "tags"}),
+    "/slow_down": AdminRoute("engine.slow-down", {"forward_sleep_time": "seconds"}),
+    "/set_internal_state": AdminRoute("engine.set", {"server_args": "settings"}),
+    "/freeze_gc": AdminRoute("engine.freeze-gc", methods=("GET", "POST")),
+    "/get_server_info": AdminRoute("server.info", methods=("GET",)),
+    "/get_model_info": AdminRoute("model.info", methods=("GET",)),
 }
 """By path. GET where a tool calls it so."""
 

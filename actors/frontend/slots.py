@@ -45,7 +45,7 @@ class _Leaving:
 
 class Slots:
     """What frontend `index` holds of the ledger. abort: sends an Abort down; whether there was room.
-    orphan_seconds: how long orphans wait for their clients."""
+    orphan_seconds: how long orphans wait for their clients. draining: nothing new is let in."""
 
     def __init__(
         self, index: int, ledger: Ledger, abort: Callable[[int], bool], orphan_seconds: float
@@ -59,6 +59,7 @@ class Slots:
         self._lingering: dict[int, float] = {}
         self._unsettled: dict[int, Callable[[], None]] = {}
         self._news = trio.Event()
+        self.draining = False
 
     @property
     def capacity(self) -> int:
@@ -69,6 +70,8 @@ class Slots:
     def claim(self, count: int) -> tuple[int, ...]:
         """Open slots: their request ids. Raises UserError: 400 for more than there are, 503 when there are
         not so many now, though what lingers has given way."""
+        if self.draining:
+            raise overloaded("The server is draining: it takes no new requests.")
         if count > self.capacity:
             raise UserError(f"A request may have at most {self.capacity} choices, not {count}.", param="n")
         rids: list[int] = []

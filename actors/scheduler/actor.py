@@ -21,23 +21,34 @@ from actors.scheduler.adapters import AdapterSlots
 from actors.scheduler.commands import Command, Emit, Launch, Load, Note, Resume, Settle
 from actors.scheduler.core import Core, Mail
 from actors.scheduler.instruments import Instruments
+from actors.scheduler.sequence import Sequence as Live
 from actors.scheduler.speculation import Speculation
 from actors.sizes import portions
 from protocols.board import Column, State
 from protocols.errors import ErrorBody, PeerError, VerbError
 from protocols.messages import Abort, SchedulerMail, Submit, TokenRow, Tokens
 from protocols.orders import (
+    Adjust,
     Answer,
     Continue,
     CountUsers,
     Done,
+    Ended,
+    EndRequests,
     Flush,
     Flushed,
+    Held,
+    Inquire,
+    Inquired,
+    Memory,
+    Open,
     Order,
     Pause,
     Paused,
     PauseMode,
+    Release,
     Renew,
+    Restore,
     SetAdapters,
     Users,
 )
@@ -121,7 +132,7 @@ class Scheduler:
             speculation=Speculation.of(config),
             burst_us=int(config.burst_ms * 1000),
             epoch=context.incarnation << 32,
-            paused=context.standing.paused,
+            standing=context.standing,
             weights=context.standing.weights.serial,
             adapters=AdapterSlots(config.max_loras, context.standing.adapters),
         )
@@ -171,8 +182,32 @@ class Scheduler:
                 self.turn([order])
                 kept = vitals[Column.PAGES_CACHED]
                 return Flushed(before - kept, kept)
+            case Release(tags):
+                self._check_idle(tags)
+                self.turn([order])
+                return Held()
+            case Restore():
+                self.turn([order])
+                return Held()
+            case Adjust():
+                self.turn([order])
+                return Done()
+            case Inquire():
+                return Inquired(tuple(map(_described, self._core.open())))
+            case EndRequests(rids):
+                known = {sequence.rid for sequence in self._core.open()}
+                self.turn([order])
+                return Ended(tuple(sorted(known & set(rids) if rids else known)))
             case _:
                 raise VerbError("failed", "this is no order for a scheduler.")
+
+    def _check_idle(self, tags: Sequence[Memory]) -> None:
+        """Raises VerbError where memory is in use."""
+        running = self._core.running
+        if running and (Memory.KV_CACHE in tags or self._core.flying):
+            raise VerbError(
+                "conflict", f"{running} requests hold memory: pause generation first, and not in place."
+            )
 
     def recovered(self) -> list[Mail]:
         """Mail that tells a new core where the ones before it stood."""
@@ -331,6 +366,20 @@ class Scheduler:
             self._told = load.drafted
             rate = round(load.accepted / load.drafted, 3)
             self._context.log.info("speculation", drafted=load.drafted, accepted=load.accepted, rate=rate)
+
+
+def _described(sequence: Live) -> Open:
+    return Open(
+        rid=sequence.rid,
+        choice=sequence.choice,
+        running=sequence.slot >= 0,
+        prompt_tokens=sequence.prompt_len,
+        cached_tokens=max(sequence.cached, 0),
+        output_tokens=len(sequence.output),
+        max_tokens=sequence.allowance,
+        priority=sequence.priority,
+        arrived_ns=sequence.arrived_ns,
+    )
 
 
 def _is_plain(row: TokenRow) -> bool:

@@ -77,7 +77,7 @@ class Batcher:
         self.cached_tokens = 0
         self._chunk_size = chunk_size
         self._slots = usable
-        self._speculation = speculation
+        self.speculation = speculation
         self._stride = stride
         self._pace = pace
         self._ratio = NewTokenRatio()
@@ -117,7 +117,7 @@ class Batcher:
         draft.decoding = rows
         draft.decodes = slots.astype("<i4").tobytes()
         draft.budget -= slots.size
-        if self._speculation.rows:
+        if self.speculation.rows:
             self._speculate(slots, rows, draft)
         elif self._stride.rounds > 1 and not running.prefilling and not (len(self.queue) and running.room):
             self._repeat(rows, draft)
@@ -211,7 +211,7 @@ class Batcher:
 
     def _remembers(self, sampling: SamplingParams) -> bool:
         """Whether the executor must know the tokens of a sequence."""
-        return sampling.remembers or (self._speculation.rows > 0 and sampling.draftable)
+        return sampling.remembers or (self.speculation.rows > 0 and sampling.draftable)
 
     def _grant(self, sequence: Sequence, first: int, draft: Draft) -> None:
         pages = np.array(sequence.pages[first:], "<i4").tobytes()
@@ -231,12 +231,12 @@ class Batcher:
     def _speculate(self, slots: npt.NDArray[np.intp], rows: Mask, draft: Draft) -> None:
         """Let the decodes guess, as far as budget and pages go."""
         running, size = self.running, self.cache.page_size
-        guesses = self._speculation.guesses(running, rows, draft.budget - size)
+        guesses = self.speculation.guesses(running, rows, draft.budget - size)
         if not guesses.any():
             return
         draft.drafts = guesses[slots].astype("<i4").tobytes()
         draft.budget -= int(guesses.sum())
-        self._extend(np.where(guesses, self._speculation.horizon(running) - running.capacity, 0), draft)
+        self._extend(np.where(guesses, self.speculation.horizon(running) - running.capacity, 0), draft)
 
     def _repeat(self, rows: Mask, draft: Draft) -> None:
         """Let the decodes run several times, as far as budget, ends and pages go."""

@@ -41,11 +41,26 @@ from protocols.adapters import Adapter
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
-from protocols.orders import Continue, Flush, Pause, PauseMode, Renew, SetAdapters
+from protocols.orders import (
+    Adjust,
+    Continue,
+    EndRequests,
+    Flush,
+    Memory,
+    Pause,
+    PauseMode,
+    Release,
+    Renew,
+    Restore,
+    SetAdapters,
+    Settings,
+    Standing,
+)
 from protocols.plan import ExecutorReady, Logprobs, Reading, StepDone
 from protocols.request import Finish
 
-Mail = SchedulerMail | Resume | Pause | Continue | Flush | Renew | SetAdapters
+Ordered = Pause | Continue | Flush | Renew | Release | Restore | Adjust | EndRequests | SetAdapters
+Mail = SchedulerMail | Resume | Ordered
 """What a turn takes: mail from other actors, and what the supervisor orders."""
 
 
@@ -64,10 +79,11 @@ class Core:
         speculation: Speculation | None = None,
         burst_us: int = 0,
         epoch: int = 0,
-        paused: PauseMode | None = None,
+        standing: Standing | None = None,
         adapters: AdapterSlots | None = None,
         weights: int = 1,
     ) -> None:
+        standing = standing or Standing()
         self.depth = depth
         self.epoch = epoch
         self._weights = weights
@@ -75,10 +91,12 @@ class Core:
         self._chunk_size = chunk_size
         self._radix = radix
         self._role = role or Unified()
-        self._speculation = speculation or Speculation()
+        self._own = speculation or Speculation()
+        self._speculation = self._own
+        self._policy = policy
         self._stride = Stride(burst_us)
         self._queue = WaitingQueue(policy)
-        self._pace = Pace(paused)
+        self._pace = Pace(standing.paused, released=bool(standing.released))
         self._adapters = adapters or AdapterSlots(0)
         self._live: dict[int, Sequence] = {}
         self._aborted = Aborts()
@@ -100,11 +118,21 @@ class Core:
         self._drafted = 0
         self._accepted = 0
         self._past: tuple[int, int, int] = (0, 0, 0)
+        self._adjust(standing.settings)
 
     @property
     def flying(self) -> int:
         """Plans in the air."""
         return len(self._flights)
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold a slot."""
+        return len(self.batcher.running) if self.batcher is not None else 0
+
+    def open(self) -> list[Sequence]:
+        """Every sequence that has not ended, in order of arrival."""
+        return sorted(self._live.values(), key=lambda sequence: sequence.order)
 
     def turn(self, mail: Items[Mail]) -> list[Command]:
         """Absorb `mail`, fill the pipeline. Plans come first, so that the executor need not wait for the
@@ -160,6 +188,40 @@ class Core:
                     self.batcher.cache.flush()
             case Renew(serial):
                 self._renew(serial)
+            case Release(tags):
+                self._release(tags)
+            case Restore(_, released):
+                self._pace.released = bool(released)
+            case Adjust(settings):
+                self._adjust(settings)
+            case EndRequests(rids):
+                self._end_each(rids)
+
+    def _release(self, tags: Items[Memory]) -> None:
+        """Memory that steps need is given back; with the pages goes what is cached in them."""
+        self._pace.released = True
+        if Memory.KV_CACHE in tags and self.batcher is not None:
+            assert not self.running, "a sequence would lose its KV"
+            self.batcher.cache.flush()
+
+    def _adjust(self, settings: Settings) -> None:
+        self._queue.reorder(settings.policy or self._policy)
+        own = self._own
+        if own.tokens and (settings.speculate_tokens is not None or settings.speculate_rows is not None):
+            tokens, rows = settings.speculate_tokens, settings.speculate_rows
+            self._speculation = Speculation(
+                own.tokens if tokens is None else min(tokens, own.tokens),
+                own.rows if rows is None else rows,
+            )
+        else:
+            self._speculation = own
+        if self.batcher is not None:
+            self.batcher.speculation = self._speculation
+
+    def _end_each(self, rids: Items[int]) -> None:
+        """End these sequences, or all, with what they have; their clients are told."""
+        for sequence in [self._live[rid] for rid in rids if rid in self._live] if rids else self.open():
+            self._finish(sequence, Finish.ABORT)
 
     def _renew(self, serial: int) -> None:
         """Other weights serve: no KV of those before is of any use."""
@@ -179,8 +241,7 @@ class Core:
     def _pause(self, mode: PauseMode) -> None:
         self._pace.mode = mode
         if mode is PauseMode.ABORT:
-            for sequence in list(self._live.values()):
-                self._finish(sequence, Finish.ABORT)
+            self._end_each(())
         elif mode is PauseMode.RETRACT and self.batcher is not None:
             self.batcher.retract_all()
 

@@ -7,15 +7,16 @@ from protocols.orders import PauseMode
 
 
 class Pace:
-    """Runs freely, or is paused in a mode."""
+    """Runs freely, or is paused in a mode; and stands while memory is released that steps need."""
 
-    def __init__(self, mode: PauseMode | None = None) -> None:
+    def __init__(self, mode: PauseMode | None = None, *, released: bool = False) -> None:
         self.mode = mode
+        self.released = released
 
     @property
     def stands(self) -> bool:
         """Whether nothing may be launched."""
-        return self.mode not in (None, PauseMode.WAIT)
+        return self.released or self.mode not in (None, PauseMode.WAIT)
 
     def admits(self, sequence: Sequence) -> bool:
         """Whether a waiting `sequence` may begin: in mode WAIT only whoever had begun before."""

@@ -32,6 +32,14 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def reorder(self, policy: Policy) -> None:
+        """Admit in another order from now on."""
+        self._policy = policy
+        waiting = self.all()
+        self._entries.clear()
+        for sequence in waiting:
+            self.add(sequence)
+
     def add(self, sequence: Sequence) -> None:
         """Put `sequence` in its place."""
         bisect.insort(self._entries, (self._key(sequence), sequence), key=lambda entry: entry[0])

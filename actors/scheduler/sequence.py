@@ -75,6 +75,7 @@ class Sequence:
     __slots__ = (
         "adapter",
         "allowance",
+        "arrived_ns",
         "cached",
         "choice",
         "deaths",
@@ -107,6 +108,7 @@ class Sequence:
     ) -> None:
         assert submit.sampling.max_tokens is not None, "the tokenizer fills in max_tokens"
         self.rid = submit.rid
+        self.arrived_ns = submit.arrived_ns
         self.origin = submit.origin
         self.choice = submit.choice
         self.sampling = submit.sampling

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from protocols.config import Policy
 from protocols.messages import Abort
-from protocols.orders import PauseMode
+from protocols.orders import Adjust, PauseMode, Settings
 from protocols.request import Finish
 from tests.sim.world import World, tokens_of
 
@@ -141,6 +141,10 @@ class CoreMachine(RuleBasedStateMachine):
     @rule()
     def resume(self) -> None:
         self.world.resume()
+
+    @rule(policy=st.sampled_from([*Policy, None]))
+    def adjust(self, policy: Policy | None) -> None:
+        self.world.turn(Adjust(Settings(policy=policy)))
 
     @rule()
     def flush(self) -> None:

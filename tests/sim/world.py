@@ -16,7 +16,7 @@ from actors.scheduler.speculation import Speculation
 from protocols.config import Policy
 from protocols.messages import Abort, StopHere, Submit
 from protocols.oracle import continuation, next_token, sequence_key
-from protocols.orders import Continue, Flush, Pause, PauseMode
+from protocols.orders import Continue, Flush, Pause, PauseMode, Standing
 from protocols.plan import ExecutorReady, Plan
 from protocols.request import Finish
 from protocols.sampling import SamplingParams
@@ -195,7 +195,11 @@ class World:
     def restart_scheduler(self) -> None:
         """The scheduler dies and comes back; the executor goes on with what it was sent."""
         self.scheduler_incarnation += 1
-        self.core = Core(**self._core_options, epoch=self.scheduler_incarnation << 32, paused=self.paused)
+        self.core = Core(
+            **self._core_options,
+            epoch=self.scheduler_incarnation << 32,
+            standing=Standing(paused=self.paused),
+        )
         pages, page_size, slots = self.sizes
         mail: list[Mail] = [
             Resume(submit, tuple(self.output[rid]), self.made.get(rid, NOBODY))

@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 from rich.tree import Tree
 
-from tools.actorctl.output import output_option, show
+from tools.actorctl.output import facts, output_option, show, watch_option, watching
 from tools.actorctl.status import HEADINGS, WIDE, actor_rows
-from tools.actorctl.target import NOT_FOUND, USAGE, Ask, administers, fail
+from tools.actorctl.target import NOT_FOUND, Ask, administers, confirmed, fail, yes_option
 
 
 @click.group()
@@ -51,12 +51,17 @@ def _actors(member: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @actor.command("list")
+@watch_option
 @output_option
 @administers
-def list_actors(ask: Ask, output: str) -> None:
+def list_actors(ask: Ask, output: str, watch: float | None) -> None:
     """List all actors."""
-    document = ask({"verb": "status"})
-    show({"actors": document["actors"]}, actor_rows(document), output, headings=HEADINGS, wide=WIDE)
+
+    def look() -> None:
+        document = ask({"verb": "status"})
+        show({"actors": document["actors"]}, actor_rows(document), output, headings=HEADINGS, wide=WIDE)
+
+    watching(look, watch)
 
 
 @actor.command()
@@ -84,13 +89,23 @@ def restart(ask: Ask, actor_name: str) -> None:
 
 @actor.command()
 @click.argument("actor_name", metavar="NAME")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@output_option
+@administers
+def stack(ask: Ask, actor_name: str, output: str) -> None:
+    """Where every task and thread of an actor is."""
+    document = ask({"verb": "actor.stack", "name": actor_name})
+    if output in ("table", "wide"):
+        click.echo(document["stack"])
+    else:
+        facts(document, output, actor_name)
+
+
+@actor.command()
+@click.argument("actor_name", metavar="NAME")
+@yes_option
 @administers
 def kill(ask: Ask, actor_name: str, yes: bool) -> None:
     """SIGKILL an actor; its supervisor replaces it."""
-    if not yes:
-        if not sys.stdin.isatty():
-            fail("kill needs -y where there is no terminal to ask on.", USAGE)
-        click.confirm(f"SIGKILL {actor_name}?", abort=True, err=True)
+    confirmed(f"SIGKILL {actor_name}?", yes)
     ask({"verb": "actor.kill", "name": actor_name})
     click.echo(f"{actor_name} was killed.", err=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 
 import click
+from click.shell_completion import get_completion_class
 
 from tools.actorctl.actor import actor
 from tools.actorctl.chat import chat
+from tools.actorctl.doctor import doctor
 from tools.actorctl.engine import engine
 from tools.actorctl.keys import keys
 from tools.actorctl.logs import log_level, logs
 from tools.actorctl.lora import lora
 from tools.actorctl.metrics import metrics
+from tools.actorctl.request import request
 from tools.actorctl.serve import serve
 from tools.actorctl.status import status
 from tools.actorctl.target import Ask, administers
@@ -37,6 +40,15 @@ def version() -> None:
 
 
 @main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes commands: eval "$(actorctl completion bash)"."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "actorctl", "_ACTORCTL_COMPLETE").source())
+
+
+@main.command()
 @click.option("--now", is_flag=True, help="Do not wait for open requests.")
 @administers
 def stop(ask: Ask, now: bool) -> None:
@@ -46,8 +58,8 @@ def stop(ask: Ask, now: bool) -> None:
 
 
 for command in (
-    *(serve, status, actor, engine, lora, keys, top, chat, weights),
-    *(trace, metrics, logs, log_level),
+    *(serve, status, actor, engine, request, lora, keys, top, chat, weights),
+    *(trace, metrics, logs, log_level, doctor),
 ):
     main.add_command(command)
 

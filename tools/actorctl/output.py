@@ -6,6 +6,8 @@ Data goes to stdout, everything else to stderr. Colours only on a terminal and w
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+INTERRUPTED = 130
 FORMATS = ("table", "wide", "json", "yaml", "name")
 
 Row = Mapping[str, Any]
@@ -62,6 +65,33 @@ def facts(document: Mapping[str, Any], output: str, name: str = "") -> None:
         return
     rows = [{"name": key, "value": value} for key, value in document.items()]
     show(document, rows, output, headings=(("name", "FIELD"), ("value", "VALUE")))
+
+
+def watch_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The `-w` option: look again and again; None for once."""
+    return click.option(
+        "-w",
+        "--watch",
+        is_flag=False,
+        flag_value="2",
+        metavar="[SECONDS]",
+        type=click.FloatRange(0.1, 3600),
+        help="Look again every so many seconds, 2 where none are given, until interrupted.",
+    )(command)
+
+
+def watching(look: Callable[[], None], seconds: float | None) -> None:
+    """Look once, or again every `seconds` until interrupted: then the exit code is 130."""
+    try:
+        while True:
+            look()
+            if not seconds:
+                return
+            time.sleep(seconds)
+            if sys.stdout.isatty():
+                click.clear()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def print_table(rows: Sequence[Row], headings: Sequence[Heading]) -> None:

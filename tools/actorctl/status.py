@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tools.actorctl.output import Heading, output_option, show
+from tools.actorctl.output import Heading, output_option, show, watch_option, watching
 from tools.actorctl.target import OK, UNHEALTHY, Ask, administers
 
 HEADINGS: tuple[Heading, ...] = (
@@ -34,17 +34,34 @@ WIDE: tuple[Heading, ...] = (
 
 
 @click.command()
+@watch_option
 @output_option
 @administers
-def status(ask: Ask, output: str) -> None:
+def status(ask: Ask, output: str, watch: float | None) -> None:
     """Show the company's state and its actors. Exits 3 unless every actor is ready."""
-    document = ask({"verb": "status"})
-    if output in ("table", "wide"):
-        click.echo(
-            f"{document['name']}: {document['state']}, serving {document['model']} at {document['url']}\n"
-        )
-    show(document, actor_rows(document), output, headings=HEADINGS, wide=WIDE)
-    sys.exit(OK if document["state"] == "ready" else UNHEALTHY)
+    state = ""
+
+    def look() -> None:
+        nonlocal state
+        document = ask({"verb": "status"})
+        state = document["state"]
+        if output in ("table", "wide"):
+            click.echo(f"{_headline(document)}\n")
+        show(document, actor_rows(document), output, headings=HEADINGS, wide=WIDE)
+
+    watching(look, watch)
+    sys.exit(OK if state == "ready" else UNHEALTHY)
+
+
+def _headline(document: dict[str, Any]) -> str:
+    """What is served where, and what an administrator has stopped."""
+    standing = document["standing"]
+    stopped = f" (paused: {standing['paused']})" if standing["paused"] else ""
+    stopped += " (draining)" if standing["draining"] else ""
+    stopped += f" (released: {', '.join(standing['released'])})" if standing["released"] else ""
+    return (
+        f"{document['name']}: {document['state']}{stopped}, serving {document['model']} at {document['url']}"
+    )
 
 
 def actor_rows(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -52,7 +52,9 @@ def administers(command: Callable[..., None], *, seconds: float = 10.0) -> Calla
     and the exit code for it.
     """
 
-    @click.option("--name", default="troupe", show_default=True, help="Name of the company.")
+    @click.option(
+        "--name", default="troupe", show_default=True, envvar="TROUPE_NAME", help="Name of the company."
+    )
     @click.option("--socket", default="", help="Its admin socket, if it was started with --socket.")
     @click.option("--timeout", type=click.FloatRange(min=0.1), default=seconds, show_default=True)
     @functools.wraps(command)
@@ -69,6 +71,20 @@ def administers(command: Callable[..., None], *, seconds: float = 10.0) -> Calla
             sys.exit(INTERRUPTED)
 
     return wrapped
+
+
+def yes_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The `-y` option of what cannot be undone."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(command)
+
+
+def confirmed(question: str, yes: bool) -> None:
+    """Ask on the terminal before what cannot be undone; elsewhere `-y` is needed."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        fail("this needs -y where there is no terminal to ask on.", USAGE)
+    click.confirm(question, abort=True, err=True)
 
 
 def fail(sentence: str, code: int) -> None:

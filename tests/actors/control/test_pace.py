@@ -87,7 +87,8 @@ def test_the_wrong_moment_is_refused(company: Company) -> None:
     status, document = admin_http(company, "/continue_generation", {})
     assert status == 409 and document["error"]["message"] == "generation is not paused."
     ask(company, "engine.pause", mode="in_place")
-    pause = actorctl("engine", "pause", "--mode", "abort", "--name", company.name)
+    assert actorctl("engine", "pause", "--mode", "abort", "--name", company.name).returncode == 2
+    pause = actorctl("engine", "pause", "--mode", "abort", "-y", "--name", company.name)
     assert pause.returncode == 5 and "paused already (in_place)" in pause.stderr
     assert admin_http(company, "/pause_generation", {"mode": "retract"})[0] == 409
     ask(company, "engine.resume")
