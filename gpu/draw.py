@@ -13,12 +13,15 @@ Here are whole-batch kernels for any device; `gpu.draw_cpu` finds the same token
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
 SCALE = 2.0**44
 """Weight of the best token."""
+
+_LOG2_E = math.log2(math.e)
 
 MAX_VOCAB = 2**19 - 1
 """So many tokens of that weight still sum below 2**63."""
@@ -32,7 +35,9 @@ def exponentials(logits: Tensor, best: Tensor, temperature: Tensor, out: Tensor)
 
     The scale is exact, so that they order tokens, and truncated to integers are their weights.
     """
-    return torch.sub(logits, best, out=out).mul_(temperature.reciprocal()).exp_().mul_(SCALE)
+    # As a power of two: on a CPU torch's exp takes up to twenty times as long for what is far below the best
+    # logit, or minus infinity, as most tokens are under a grammar or at a low temperature.
+    return torch.sub(logits, best, out=out).mul_(_LOG2_E / temperature).exp2_().mul_(SCALE)
 
 
 def padded(vocab: int) -> int:

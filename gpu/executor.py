@@ -88,7 +88,7 @@ class Executor:
         self.attention = choose(pool, kernels, config.attention_backend, plain=plain, tell=tell)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
         self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
-        self._grammars = Grammars(card, pool.device)
+        self._grammars = Grammars(card, pool.device, kernels)
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device, self._grammars)
         self._readings = Readings(pool.device)
         self.adapters = AdapterTable(

@@ -11,6 +11,9 @@ read when `SampleResult` is asked for it.
 
 from __future__ import annotations
 
+import types
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,6 +32,8 @@ from protocols.sampling import SamplingParams
 Slots = npt.NDArray[np.int32]
 Positions = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
+
+_NO_FAULTS: Mapping[int, str] = types.MappingProxyType({})
 
 _LEAST_TEMPERATURE = 1e-5
 """Below this a distribution is a single token in float32, and the row is greedy."""
@@ -56,11 +61,20 @@ class SampleResult:
     """Tokens of one step, on the device, and what the CPU may ask about them.
 
     tokens: int64 [n], -1 where the row failed (an executor that feeds it to the next step clamps it). The
-    rest waits for this step, but not for steps launched after it: its copies began with it.
+    rest waits for this step, but not for steps launched after it: its copies began with it. faults: rows that
+    were left without a token, and why.
     """
 
-    def __init__(self, tokens: Tensor, best: Tensor, slots: Slots, logprobs: LogprobRows | None) -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        best: Tensor,
+        slots: Slots,
+        logprobs: LogprobRows | None,
+        faults: Mapping[int, str] = _NO_FAULTS,
+    ) -> None:
         self.tokens = tokens
+        self._faults = faults
         self._host = tokens.to("cpu", non_blocking=True), best.to("cpu", non_blocking=True)
         self._slots, self._logprobs = slots, logprobs
         self._copied: torch.cuda.Event | None = None
@@ -85,7 +99,9 @@ class SampleResult:
         """(slot, sentence) of the rows that could not be sampled."""
         rows = np.flatnonzero(self.host_tokens() < 0)
         best = self._host[1].tolist() if len(rows) else []
-        return [(int(self._slots[row]), _sentence(best[row])) for row in rows]
+        return [
+            (int(self._slots[row]), self._faults.get(row) or _sentence(best[row])) for row in rows.tolist()
+        ]
 
     def _wait(self) -> None:
         if self._copied is not None:
@@ -198,21 +214,24 @@ class Sampler:
         raw = None
         if len(asking):
             raw = RawLogprobs(logits, asking, asked["logprobs"][asking], edited=bool(edited[asking].any()))
+        faults: Mapping[int, str] = _NO_FAULTS
         if edited.any():
-            logits = self._edit(logits.float(), slots, edited, young)
+            logits = logits.float()
+            faults = self._edit(logits, slots, edited, young)
         tokens, best = self._choose(logits, slots, asked, positions)
         penalised = np.flatnonzero(flags & _PENALISED)
         if len(penalised):
             self._penalties.count(tokens, penalised, slots[penalised])
-        result = SampleResult(tokens, best, slots, raw.choose(logits, tokens) if raw else None)
+        result = SampleResult(tokens, best, slots, raw.choose(logits, tokens) if raw else None, faults)
         shaped = np.flatnonzero(flags & _SHAPED)
         if len(shaped) and self._grammars is not None:
             self._grammars.sampled(result, shaped, slots[shaped])
         return result
 
-    def _edit(self, logits: Tensor, slots: Slots, edited: np.ndarray, young: np.ndarray) -> Tensor:
+    def _edit(self, logits: Tensor, slots: Slots, edited: np.ndarray, young: np.ndarray) -> Mapping[int, str]:
         """Bias, suppression of stop tokens, grammar, penalties, in place. edited: flags of what is due, [n];
-        young: rows below their `min_tokens`, [n]."""
+        young: rows below their `min_tokens`, [n]. Returns the rows that have no token left, and why."""
+        faults = _NO_FAULTS
         for row in np.flatnonzero(edited & _BIASED):
             ids, values = self._bias[int(slots[row])]
             logits[row].index_add_(0, ids, values)
@@ -220,11 +239,11 @@ class Sampler:
             logits[row].index_fill_(0, self._stops[int(slots[row])], -torch.inf)
         shaped = np.flatnonzero(edited & _SHAPED)
         if len(shaped) and self._grammars is not None:
-            self._grammars.apply(logits, shaped, slots[shaped], young[shaped])
+            faults = self._grammars.apply(logits, shaped, slots[shaped], young[shaped])
         rows = np.flatnonzero(edited & _PENALISED)
         if len(rows):
             self._penalties.apply(logits, rows, slots[rows])
-        return logits
+        return faults
 
     def _choose(
         self, logits: Tensor, slots: Slots, asked: np.ndarray, positions: Positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -45,14 +45,15 @@ def rules_of(
     shape = _shape([*_shared(request), *_of_format(format, param)])
     names = [name_of(tool, f"tools[{i}]") for i, tool in enumerate(tools or ())]
     chosen = _chosen(choice, names)
-    enforced = bool(chosen) or parallel is False or any(_strict(tool) for tool in tools or ())
-    if not (tools and enforced) or choice == "none":
+    found = [tool for tool, name in zip(tools or (), names, strict=True) if name in chosen.names]
+    fewer = len(found) < len(names)
+    enforced = chosen.forced or fewer or parallel is False or any(_strict(tool) for tool in found)
+    if not (found and enforced):
         return Rules(shape)
-    found = [tool for tool, name in zip(tools, names, strict=True) if not chosen or name in chosen]
-    rules = tuple(_tool_rule(tool, forced=bool(chosen)) for tool in found)
+    rules = tuple(_tool_rule(tool, forced=chosen.forced) for tool in found)
     if sum(len(rule.parameters) for rule in rules) > MAX_SOURCE:
         raise UserError(f"The schemas of tools may take {MAX_SOURCE} bytes at most.", param="tools")
-    return Rules(shape, rules, bool(chosen), parallel is not False)
+    return Rules(shape, rules, chosen.forced, parallel is not False)
 
 
 def name_of(tool: Tool, where: str) -> str:
@@ -156,24 +157,48 @@ def _encoded(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _chosen(choice: Any, names: list[str]) -> list[str]:
-    """The functions one of which must be called, [] where the model may do without."""
+class _Chosen(NamedTuple):
+    """The functions that may be called, and whether one of them must be."""
+
+    names: list[str]
+    forced: bool
+
+
+def _chosen(choice: Any, names: list[str]) -> _Chosen:
     match choice:
-        case None | "auto" | "none":
-            return []
+        case None | "auto":
+            return _Chosen(names, forced=False)
+        case "none":
+            return _Chosen([], forced=False)
         case "required":
-            named = names
+            named, forced = names, True
         case {"type": "function", "function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
-            named = [name] if name in names else []
+            named, forced = [name], True
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(tools)}} | {
+            "type": "allowed_tools",
+            "mode": mode,
+            "tools": list(tools),
+        } if mode in ("auto", "required"):
+            named, forced = [_allowed(tool) for tool in tools], mode == "required"
         case _:
             raise UserError(
-                "tool_choice may be 'auto', 'none', 'required', or name a function.",
+                "tool_choice may be 'auto', 'none', 'required', name a function, or be of type 'allowed_tools', "
+                "with tools and a mode, 'auto' or 'required'.",
                 param="tool_choice",
                 code="unsupported",
             )
-    if not named:
+    if not named or not set(named) <= set(names):
         raise UserError("tool_choice asks for a function that is not in tools.", param="tool_choice")
-    return named
+    return _Chosen(named, forced)
+
+
+def _allowed(tool: Any) -> str:
+    """The name of a tool in a list of allowed ones, as chat or responses have it."""
+    match tool:
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
+            return name
+        case _:
+            raise UserError("allowed_tools may hold functions by their names.", param="tool_choice")
 
 
 def _strict(tool: Tool) -> bool:

@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Iterator
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -252,6 +254,18 @@ class Kernels:
             c_void_p(y.data_ptr()),
         )
         return y
+
+    def mask_rows(self, logits: Tensor, rows: npt.NDArray[np.int64], masks: npt.NDArray[np.uint32]) -> None:
+        """Minus infinity for what masks [n, words], a bit for each token, do not allow in rows [n] of float32
+        logits [*, vocab]; all contiguous."""
+        self._library.mask_rows(
+            c_void_p(logits.data_ptr()),
+            c_int64(logits.shape[1]),
+            c_void_p(rows.ctypes.data),
+            c_int64(len(rows)),
+            c_void_p(masks.ctypes.data),
+            c_int64(masks.shape[1]),
+        )
 
     def forward(self, model: ModelStruct, step: StepStruct) -> None:
         """Run a step of a model."""

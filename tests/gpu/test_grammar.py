@@ -6,11 +6,13 @@ import dataclasses
 import json
 import re
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+from gpu.cpu.start import start
 from gpu.grammar import Grammars
 from gpu.sampler import Sampler, SampleResult
 from protocols.config import read_model_card
@@ -151,7 +153,62 @@ def test_what_grew_too_complex_fails_alone(bench: Bench) -> None:
     tokens = result.host_tokens()
     assert tokens[0] == -1 and tokens[1] >= 0
     ((slot, sentence),) = result.failed
-    assert slot == 0 and "No token is possible" in sentence
+    assert slot == 0 and sentence.startswith("The text could not be held to its grammar: Parser Error")
+
+
+@pytest.mark.parametrize("grammar", ["nonsense", "{", regex("a(b"), '{"grammars": []}'])
+def test_a_grammar_that_cannot_be_read_fails_alone(bench: Bench, grammar: str) -> None:
+    """And its slot serves the next sequence."""
+    bench.open(0, msgspec.structs.replace(sampling("x"), grammar=grammar), [])
+    bench.open(1, sampling("[a-z]{4}"), [])
+    bench.open(2, SamplingParams(seed=5), [])
+    alone = bench.step([2], [0]).host_tokens()[0]
+    result = bench.step([2, 0, 1], [0, 0, 0])
+    tokens = result.host_tokens()
+    assert tokens[0] == alone and tokens[1] == -1 and tokens[2] >= 0
+    ((slot, sentence),) = result.failed
+    assert slot == 0 and sentence.startswith("The text could not be held to its grammar: "), sentence
+    assert "\n" not in sentence
+    assert bench.step([0, 1], [1, 1]).host_tokens()[1] >= 0, "a step more, as overlap has it"
+    bench.sampler.close(0)
+    assert text(bench.run(0, sampling("ab"))) == "ab"
+
+
+def test_a_panic_of_the_library_fails_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As Rust's panics come."""
+
+    def panics(*_: object, **__: object) -> None:
+        raise Panic("index out of bounds")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gpu.grammar.LLMatcher", panics)
+        bench.open(0, sampling("never seen"), [])
+        result = bench.step([0], [0])
+    ((_, sentence),) = result.failed
+    assert sentence == "The text could not be held to its grammar: index out of bounds."
+    bench.sampler.close(0)
+    assert text(bench.run(0, sampling("ab"))) == "ab"
+
+
+def test_the_kernels_mask_as_torch_does() -> None:
+    """Whole batches and some of their rows, of vocabularies that fill no word."""
+    kernels = start(1, print)
+    if kernels is None:
+        pytest.skip("no CPU kernels here")
+    device = torch.device("cpu")
+    ours, theirs = Grammars(CARD, device, kernels), Grammars(CARD, device)
+    rng = np.random.default_rng(0)
+    for vocab in (1, 31, 32, 50, 4096, 4099):
+        logits = torch.randn(5, vocab)
+        for rows in ([0, 1, 2, 3, 4], [1, 3]):
+            where = np.array(rows, np.intp)
+            masks = rng.integers(0, 2**32, (len(rows), -(-vocab // 32)), dtype=np.uint32)
+            masks[0] = rng.choice([0, 2**32 - 1])
+            one, other = logits.clone(), logits.clone()
+            ours._keep_allowed(one, where, masks)
+            theirs._keep_allowed(other, where, masks)
+            assert torch.equal(one, other)
 
 
 def test_compiled_grammars_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

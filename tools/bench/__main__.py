@@ -20,6 +20,7 @@ from tools.bench.peers.command import peers
 from tools.bench.serve import serve
 from tools.bench.speculate import speculate
 from tools.bench.statistics import spread
+from tools.bench.structured import structured
 
 
 @click.group(invoke_without_command=True)
@@ -27,7 +28,17 @@ from tools.bench.statistics import spread
 def main(context: click.Context) -> None:
     """Benchmarks of rings, frontend, ledger, bare executor and serving."""
     if context.invoked_subcommand is None:
-        for command in (ring_command, frontend, ledger, offline_command, serve, idle, overlap, speculate):
+        for command in (
+            ring_command,
+            frontend,
+            ledger,
+            offline_command,
+            serve,
+            idle,
+            overlap,
+            speculate,
+            structured,
+        ):
             click.echo(f"\n## {command.name}\n")
             context.invoke(command)
 
@@ -64,6 +75,7 @@ main.add_command(ledger)
 main.add_command(serve)
 main.add_command(overlap)
 main.add_command(speculate)
+main.add_command(structured)
 main.add_command(peers)
 
 if __name__ == "__main__":

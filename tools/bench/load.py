@@ -16,7 +16,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 _READ = 1 << 16
@@ -31,12 +31,13 @@ _LAST_EVENTS = (b"response.completed", b"response.incomplete", b"response.failed
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """`clients` closed-loop clients share `prompts`; `model` answers each with `max_tokens` tokens (EOS
-    ignored, greedy)."""
+    ignored, greedy, unless `fields` of the request say otherwise)."""
 
     model: str
     clients: int
     prompts: Sequence[str]
     max_tokens: int
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -107,6 +108,7 @@ class HttpDialogue:
                 "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
+                **workload.fields,
             }
         ).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
@@ -166,6 +168,7 @@ class SocketDialogue:
                 "temperature": 0,
                 "ignore_eos": True,
                 "store": False,
+                **workload.fields,
             }
         ).encode()
         size = len(event)

@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 
 #include "decoder.h"
+#include "masks.h"
 
 namespace {
 
@@ -161,6 +162,11 @@ void attention(Machine* machine, int kind, const Heads* heads, const Manner* man
                const void* query, const void* key, const void* value, void* out) {
     const auto run = kind == FLOAT ? attend_layer<float> : attend_layer<bf16>;
     run(*machine, *heads, *manner, *pages, *batch, query, key, value, out);
+}
+
+// Row rows[i] of logits [*, vocab] keeps what row i of masks [count, words] allows.
+void mask_rows(float* logits, i64 vocab, const i64* rows, i64 count, const u32* masks, i64 words) {
+    for (i64 i = 0; i < count; ++i) forbid(logits + rows[i] * vocab, masks + i * words, vocab);
 }
 
 // y [m, n] = x [m, k] W^T in floats, for checks and measurements. x: units_of(k) units a row, SPARE_ROWS rows to spare.
