@@ -182,8 +182,8 @@ def _chosen(choice: Any, names: list[str]) -> _Chosen:
             named, forced = [_allowed(tool) for tool in tools], mode == "required"
         case _:
             raise UserError(
-                "tool_choice may be 'auto', 'none', 'required', name a function, or be of type 'allowed_tools', "
-                "with tools and a mode, 'auto' or 'required'.",
+                "tool_choice may be 'auto', 'none', 'required', name a function, or be of type "
+                "'allowed_tools', with tools and a mode, 'auto' or 'required'.",
                 param="tool_choice",
                 code="unsupported",
             )

@@ -10,10 +10,44 @@ from protocols.openai.generation import Int
 
 
 class Block(msgspec.Struct, kw_only=True):
-    """A part of a content; only text is served."""
+    """A part of a content: text; of the assistant also tool_use (a call: id, name, input) and thinking; of
+    the user also tool_result (the output of call tool_use_id)."""
 
     type: str
     text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[Block] | None = None
+    is_error: bool | None = None
+
+
+class MessageTool(msgspec.Struct, kw_only=True):
+    """A function that the model may call. input_schema: the JSON schema of its arguments."""
+
+    name: str
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class MessageToolChoice(msgspec.Struct, kw_only=True):
+    """type: auto, any (a call), tool (of `name`), none."""
+
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(msgspec.Struct, kw_only=True):
+    """Whether thoughts are shown. type: enabled, adaptive, disabled. budget_tokens: within `max_tokens`; how
+    long the model thinks is its own affair."""
+
+    type: str
+    budget_tokens: Int | None = None
 
 
 class AnthropicMessage(msgspec.Struct, kw_only=True):
@@ -30,9 +64,9 @@ class CountRequest(msgspec.Struct, kw_only=True):
     messages: list[AnthropicMessage]
     system: str | list[Block] | None = None
 
-    tools: Any = None
-    tool_choice: Any = None
-    thinking: Any = None
+    tools: list[MessageTool] | None = None
+    tool_choice: MessageToolChoice | None = None
+    thinking: Thinking | None = None
 
 
 class MessageRequest(CountRequest, kw_only=True):
@@ -49,20 +83,35 @@ class MessageRequest(CountRequest, kw_only=True):
     container: Any = None
 
 
-COUNT_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ({"type": "auto"}, {"type": "none"}),
-    "thinking": ({"type": "disabled"},),
-}
-NEUTRAL: dict[str, tuple[Any, ...]] = {**COUNT_NEUTRAL, "mcp_servers": ([],), "container": ()}
+NEUTRAL: dict[str, tuple[Any, ...]] = {"mcp_servers": ([],), "container": ()}
 """As `generation.NEUTRAL`."""
 
 
-class TextBlock(msgspec.Struct, frozen=True):
+class TextBlock(msgspec.Struct):
     """A part of the answer."""
 
     text: str
     type: str = "text"
+
+
+class ThinkingBlock(msgspec.Struct):
+    """A thought. signature: nothing is signed, so any thought may be sent back, or left out."""
+
+    thinking: str
+    signature: str = ""
+    type: str = "thinking"
+
+
+class ToolUseBlock(msgspec.Struct):
+    """A call of a function. input: its arguments; in a stream they come as JSON text, piece by piece."""
+
+    id: str
+    name: str
+    input: Any
+    type: str = "tool_use"
+
+
+AnswerBlock = TextBlock | ThinkingBlock | ToolUseBlock
 
 
 class MessageUsage(msgspec.Struct, frozen=True):
@@ -75,13 +124,13 @@ class MessageUsage(msgspec.Struct, frozen=True):
 
 
 class MessageAnswer(msgspec.Struct, kw_only=True):
-    """The whole answer. stop_reason: end_turn, max_tokens, stop_sequence."""
+    """The whole answer. stop_reason: end_turn, max_tokens, stop_sequence, tool_use."""
 
     id: str
     type: str = "message"
     role: str = "assistant"
     model: str
-    content: list[TextBlock]
+    content: list[AnswerBlock]
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessageUsage
