@@ -44,12 +44,13 @@ _messages = msgspec.json.Decoder(list[Message])
 
 class Memo(msgspec.Struct, frozen=True, array_like=True):
     """What makes a response's events, besides its tokens. response: the document before all events.
-    owner: see LiveResponse."""
+    owner: see LiveResponse; sealed: see Items."""
 
     response: Response
     item_id: str
     silent: bool
     owner: str = ""
+    sealed: bool = False
 
     def encode(self) -> bytes:
         """For `Generate.client`."""
@@ -148,7 +149,9 @@ class Finder:
             raise not_found(id)
         if memo.owner != owner:
             raise not_found(id)
-        stream = stream_of(self._engine.config, memo.response, memo.item_id, silent=memo.silent)
+        stream = stream_of(
+            self._engine.config, memo.response, memo.item_id, silent=memo.silent, sealed=memo.sealed
+        )
         on_over = self.store.keep if memo.response.store else self.store.forget
         live = LiveResponse(stream, _conversation(generate, memo), on_over, memo.owner)
         generation = self._engine.adopt(generate, live)

@@ -65,7 +65,7 @@ def _items(messages: tuple[Message, ...], mark: str) -> list[Item]:
     return [{"id": f"{_PREFIX[item['type']]}{mark}_{i}", **item} for i, item in enumerate(items)]
 
 
-_PREFIX = {"message": "msg_", "function_call": "fc_", "function_call_output": "fco_"}
+_PREFIX = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "function_call_output": "fco_"}
 
 
 def _of_message(message: Message) -> list[Item]:
@@ -74,11 +74,18 @@ def _of_message(message: Message) -> list[Item]:
         call_id = message.get("tool_call_id", "")
         return [{"type": "function_call_output", "status": "completed", "call_id": call_id, "output": text}]
     calls = [_call(call) for call in message.get("tool_calls", ())]
+    thoughts = [_thought(message["reasoning_content"])] if "reasoning_content" in message else []
     if calls and not text:
-        return calls
+        return thoughts + calls
     kind = "output_text" if role == "assistant" else "input_text"
     part = {"type": kind, "text": text} | ({"annotations": []} if role == "assistant" else {})
-    return [{"type": "message", "status": "completed", "role": role, "content": [part]}, *calls]
+    said = {"type": "message", "status": "completed", "role": role, "content": [part]}
+    return [*thoughts, said, *calls]
+
+
+def _thought(text: str) -> Item:
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"type": "reasoning", "status": "completed", "summary": [], "content": content}
 
 
 def _call(call: Message) -> Item:

@@ -16,6 +16,7 @@ from actors.answers.pieces import CallArguments, CallBegun, CallEnded, Thought
 from actors.frontend.prompts import Message, function_call
 from actors.frontend.reading import Reading
 from actors.frontend.response_events import Delta, Said, delta_head
+from actors.frontend.sealed import seal
 from protocols.openai.logprobs import TokenLogprob
 from protocols.openai.responses import (
     FunctionCallItem,
@@ -31,9 +32,11 @@ Made = tuple[str, dict[str, Any]]
 
 
 class Items:
-    """The items of one response. done: those that are complete."""
+    """The items of one response. done: those that are complete. sealed: thoughts have their
+    `encrypted_content`."""
 
-    def __init__(self, reading: Reading, key: str) -> None:
+    def __init__(self, reading: Reading, key: str, *, sealed: bool = False) -> None:
+        self._sealed = sealed
         self.done: list[OutputItem] = []
         self._reading, self._key = reading, key
         self._open: OutputItem | None = None
@@ -80,7 +83,7 @@ class Items:
         match item:
             case ReasoningItem():
                 yield "reasoning_text.done", {**self._place(content_index=0), "text": text}
-                item.content = [ReasoningText(text=text)]
+                self._fill(item, text)
                 yield "content_part.done", {**self._place(content_index=0), "part": item.content[0]}
             case OutputMessage():
                 fields = {"text": text, "logprobs": self._logprobs}
@@ -103,12 +106,17 @@ class Items:
         item.status = "incomplete"
         match item:
             case ReasoningItem():
-                item.content = [ReasoningText(text=text)]
+                self._fill(item, text)
             case OutputMessage():
                 item.content = [OutputText(text=text, logprobs=self._logprobs)]
             case FunctionCallItem():
                 item.arguments = text
         return [item]
+
+    def _fill(self, item: ReasoningItem, thought: str) -> None:
+        item.content = [ReasoningText(text=thought)]
+        if self._sealed:
+            item.encrypted_content = seal(thought)
 
     def no_text(self) -> Iterator[Made]:
         """A message without text."""

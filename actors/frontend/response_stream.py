@@ -110,14 +110,20 @@ _PLAIN = Reading()
 
 class ResponseStream:
     """A response that grows. silent: a warm-up, whose text is thrown away. reading: how its text is to be
-    read."""
+    read. sealed: see Items."""
 
     def __init__(
-        self, response: Response, item_id: str, *, silent: bool = False, reading: Reading = _PLAIN
+        self,
+        response: Response,
+        item_id: str,
+        *,
+        silent: bool = False,
+        reading: Reading = _PLAIN,
+        sealed: bool = False,
     ) -> None:
         self.phase = Phase.NEW
         self._parser = reading.parser() if reading else None
-        self._items = Items(reading, item_id.removeprefix("msg_"))
+        self._items = Items(reading, item_id.removeprefix("msg_"), sealed=sealed)
         self._unshown: list[TokenLogprob] = []
         self._response = response
         self._silent = silent

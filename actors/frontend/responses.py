@@ -101,8 +101,10 @@ async def launch(service: Service, finder: Finder, turn: Turn) -> LiveResponse:
     engine, store = service.engine, finder.store
     (rid,) = engine.slots.claim(1)
     turn.response.id = new_id(f"resp_{rid:x}_")
-    memo = Memo(turn.response, new_id("msg_"), turn.silent, service.owner)
-    stream = turns.stream_of(service.config, turn.response, memo.item_id, silent=turn.silent)
+    memo = Memo(turn.response, new_id("msg_"), turn.silent, service.owner, turn.sealed)
+    stream = turns.stream_of(
+        service.config, turn.response, memo.item_id, silent=turn.silent, sealed=turn.sealed
+    )
     on_over = store.keep if turn.response.store else store.forget
     live = LiveResponse(stream, turn.conversation, on_over, service.owner)
     store.run(live)

@@ -15,16 +15,19 @@ from actors.frontend.prompts import Message
 from actors.frontend.reading import reading_of
 from actors.frontend.response_stream import ResponseStream
 from actors.frontend.rules import rules_of
+from actors.frontend.sealed import unseal
 from actors.frontend.service import Service
 from protocols.config import Config
 from protocols.errors import UserError
 from protocols.openai import responses
 from protocols.openai.chat import Function, Tool
-from protocols.openai.responses import FunctionTool, InputItem, Response, ResponsesRequest
+from protocols.openai.responses import FunctionTool, InputItem, Reasoning, Response, ResponsesRequest
 from protocols.sampling import SamplingParams
 
 MAX_METADATA = 16
 _LOGPROBS = "message.output_text.logprobs"
+_SEALED = "reasoning.encrypted_content"
+_SUMMARIES = (None, "auto", "concise", "detailed")
 _INCLUDES = frozenset(
     {
         _LOGPROBS,
@@ -32,7 +35,7 @@ _INCLUDES = frozenset(
         "computer_call_output.output.image_url",
         "file_search_call.results",
         "message.input_image.image_url",
-        "reasoning.encrypted_content",
+        _SEALED,
         "web_search_call.action.sources",
         "web_search_call.results",
     }
@@ -43,12 +46,13 @@ _INCLUDES = frozenset(
 @dataclasses.dataclass(frozen=True)
 class Turn:
     """A validated request. response: the document, still without id. conversation: what the answer will
-    continue; silent: a warm-up."""
+    continue; silent: a warm-up; sealed: see Items."""
 
     job: Job
     response: Response
     conversation: Conversation
     silent: bool
+    sealed: bool
 
 
 def prepare(
@@ -96,7 +100,8 @@ def prepare(
         reading=reading,
         adapter=adapter,
     )
-    return Turn(job, _document(request, service.title(job), job.sampling), conversation, silent)
+    sealed = _SEALED in (request.include or ())
+    return Turn(job, _document(request, service.title(job), job.sampling), conversation, silent, sealed)
 
 
 def input_messages(given: str | list[InputItem] | None) -> tuple[Message, ...]:
@@ -108,14 +113,23 @@ def input_messages(given: str | list[InputItem] | None) -> tuple[Message, ...]:
     messages: list[Message] = []
     for i, item in enumerate(given):
         _add_item(messages, item, f"input[{i}]")
-    return tuple(messages)
+    return tuple(message for message in messages if not _only_thought(message))
+
+
+def _only_thought(message: Message) -> bool:
+    """A message of the assistant that has come to nothing but a thought yet."""
+    return "reasoning_content" in message and not message["content"] and "tool_calls" not in message
 
 
 def _add_item(messages: list[Message], item: InputItem, where: str) -> None:
     match item.type:
         case None | "message":
             role = prompts.role(item.role or "", where)
-            messages.append({"role": role, "content": prompts.text_of(item.content, f"{where}.content")})
+            text = prompts.text_of(item.content, f"{where}.content")
+            if role == "assistant" and messages and _only_thought(messages[-1]):
+                messages[-1]["content"] = text
+            else:
+                messages.append({"role": role, "content": text})
         case "function_call":
             call = prompts.function_call(
                 item.call_id, _needed(item.name, f"{where}.name"), item.arguments, where
@@ -128,11 +142,20 @@ def _add_item(messages: list[Message], item: InputItem, where: str) -> None:
             call_id = _needed(item.call_id, f"{where}.call_id")
             messages.append({"role": "tool", "content": text, "tool_call_id": call_id})
         case "reasoning":
-            pass
+            if thought := _thought(item):
+                messages.append({"role": "assistant", "content": "", "reasoning_content": thought})
         case other:
             raise UserError(
                 f"{where} is of type '{other[:50]}', which is not supported.", param=where, code="unsupported"
             )
+
+
+def _thought(item: InputItem) -> str:
+    """What a thought says; one that another server has encrypted says nothing here."""
+    if isinstance(item.content, str):
+        return item.content
+    shown = "".join(part.text or "" for part in item.content or ())
+    return shown or unseal(item.encrypted_content or "")
 
 
 def _needed(value: str | None, where: str) -> str:
@@ -158,10 +181,12 @@ def _names(tools: list[FunctionTool] | None) -> list[str]:
     return [tool.name for tool in tools or () if tool.name is not None]
 
 
-def stream_of(config: Config, response: Response, item_id: str, *, silent: bool) -> ResponseStream:
+def stream_of(
+    config: Config, response: Response, item_id: str, *, silent: bool, sealed: bool
+) -> ResponseStream:
     """The events of a response: a function of its document, the id of its first message, and its tokens."""
     reading = reading_of(config, _names(response.tools), response.tool_choice)
-    return ResponseStream(response, item_id, silent=silent, reading=reading)
+    return ResponseStream(response, item_id, silent=silent, reading=reading, sealed=sealed)
 
 
 def _tools(request: ResponsesRequest) -> list[Tool]:
@@ -192,6 +217,10 @@ def _shortens(truncation: str | None) -> bool:
 
 def _arguments(request: ResponsesRequest) -> dict[str, Any]:
     arguments = dict(request.chat_template_kwargs or {})
+    if request.reasoning is not None and request.reasoning.summary not in _SUMMARIES:
+        raise UserError(
+            "reasoning.summary must be 'auto', 'concise' or 'detailed'.", param="reasoning.summary"
+        )
     if request.reasoning is not None and request.reasoning.effort is not None:
         arguments.setdefault("reasoning_effort", request.reasoning.effort)
     return arguments
@@ -215,6 +244,7 @@ def _document(request: ResponsesRequest, model: str, sampling: SamplingParams) -
         tool_choice=request.tool_choice or "auto",
         tools=request.tools or [],
         previous_response_id=request.previous_response_id,
+        reasoning=request.reasoning and Reasoning(effort=request.reasoning.effort),
         truncation=request.truncation or "disabled",
         background=bool(request.background),
         store=request.store is not False,

@@ -14,7 +14,8 @@ from protocols.openai.logprobs import TokenLogprob
 class InputItem(msgspec.Struct, kw_only=True):
     """An item of the input: a message, or a call of an earlier turn, or that call's output.
 
-    type: message (also when absent), function_call, function_call_output; reasoning is passed over.
+    type: message (also when absent), reasoning, function_call, function_call_output. A thought is its content
+    or what its encrypted_content stands for; its summary is passed over.
     """
 
     type: str | None = None
@@ -24,6 +25,7 @@ class InputItem(msgspec.Struct, kw_only=True):
     name: str | None = None
     arguments: str | None = None
     output: str | list[Part] | None = None
+    encrypted_content: str | None = None
 
 
 class FunctionTool(msgspec.Struct, kw_only=True):
@@ -37,9 +39,12 @@ class FunctionTool(msgspec.Struct, kw_only=True):
 
 
 class Reasoning(msgspec.Struct, kw_only=True):
-    """How much a reasoning model thinks."""
+    """How much a reasoning model thinks. summary, generate_summary: taken, though no summary is made: the
+    thought itself is shown."""
 
     effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
 
 
 class ResponsesRequest(GenerationFields, kw_only=True):
@@ -140,13 +145,14 @@ class ReasoningText(msgspec.Struct, kw_only=True):
 
 
 class ReasoningItem(msgspec.Struct, kw_only=True):
-    """A thought."""
+    """A thought. encrypted_content: stands for it, where that was asked for."""
 
     id: str
     type: str = "reasoning"
     status: str = "in_progress"
     summary: list[None] = []
     content: list[ReasoningText] = []
+    encrypted_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class FunctionCallItem(msgspec.Struct, kw_only=True):
@@ -224,6 +230,7 @@ class Response(msgspec.Struct, kw_only=True):
     tool_choice: Any = "auto"
     tools: list[FunctionTool] = []
     previous_response_id: str | None = None
+    reasoning: Reasoning | None = None
     text: dict[str, Any] = msgspec.field(default_factory=lambda: {"format": {"type": "text"}})
     truncation: str = "disabled"
     background: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pathlib
 import subprocess
 import sys
@@ -163,6 +164,66 @@ def test_anthropics_client_stops_where_it_says(claude: anthropic.Anthropic, comp
     with pytest.raises(anthropic.BadRequestError, match="takes text only"):
         image = {"type": "image", "source": {"type": "url", "url": "http://x"}}
         claude.messages.create(**{**fields, "messages": [{"role": "user", "content": [image]}]}, max_tokens=2)
+
+
+WEATHER: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Paris", "Oslo"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [
+    {"name": "get_weather", "description": "The weather.", "input_schema": WEATHER},
+    {"name": "other", "input_schema": {"type": "object", "properties": {}}},
+]
+
+
+def test_anthropics_client_calls_functions(claude: anthropic.Anthropic, company: Company) -> None:
+    asked: Any = {"role": "user", "content": "Weather in Oslo?"}
+    fields: Any = {"model": company.model, "max_tokens": 120, "tools": TOOLS, "extra_body": GREEDILY}
+    choice: Any = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
+    whole = claude.messages.create(**fields, messages=[asked], tool_choice=choice)
+    (call,) = whole.content
+    assert call.type == "tool_use" and call.name == "get_weather" and whole.stop_reason == "tool_use"
+    assert set(call.input) == {"city", "days"} and call.input["days"] in range(1, 10)  # type: ignore[call-overload]
+    with claude.messages.stream(**fields, messages=[asked], tool_choice=choice) as stream:
+        pieces = [event.partial_json for event in stream if event.type == "input_json"]
+        final = stream.get_final_message()
+    assert len(pieces) > 1 and json.loads("".join(pieces)) == call.input
+    (again,) = final.content
+    assert again.type == "tool_use" and again.input == call.input and final.stop_reason == "tool_use"
+    result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
+    said: Any = {"role": "assistant", "content": [{"type": "text", "text": "Wait."}, call.to_dict()]}
+    back: Any = {"role": "user", "content": [result, {"type": "text", "text": "And now?"}]}
+    after = claude.messages.create(**fields, messages=[asked, said, back], tool_choice={"type": "none"})
+    assert all(block.type == "text" for block in after.content) and after.usage.output_tokens
+    anything = claude.messages.create(**fields, messages=[asked], tool_choice={"type": "any"})
+    assert {block.type for block in anything.content} == {"tool_use"}
+    shorter = claude.messages.count_tokens(model=company.model, messages=[asked])
+    assert (
+        claude.messages.count_tokens(model=company.model, messages=[asked], tools=TOOLS).input_tokens
+        > shorter.input_tokens
+    )
+    cut = claude.messages.create(**{**fields, "max_tokens": 20}, messages=[asked], tool_choice=choice)
+    assert cut.stop_reason == "max_tokens" and cut.content[0].type == "tool_use"
+
+
+def test_what_is_wrong_with_anthropics_tools(claude: anthropic.Anthropic, company: Company) -> None:
+    def refused(sentence: str, content: Any = "x", **more: Any) -> None:
+        fields: Any = {"model": company.model, "max_tokens": 4, **more}
+        with pytest.raises(anthropic.BadRequestError, match=sentence):
+            claude.messages.create(messages=[{"role": "user", "content": content}], **fields)
+
+    refused("not in tools", tools=TOOLS, tool_choice={"type": "tool", "name": "third"})
+    refused("not in tools", tool_choice={"type": "any"})
+    refused("with a name", tools=TOOLS, tool_choice={"type": "tool"})
+    refused("must be a function", tools=[{"type": "web_search_20250305", "name": "web_search"}])
+    refused("a function's name", tools=[{"name": "a b", "input_schema": {}}])
+    refused("cannot be used", tools=[{"name": "f", "input_schema": {"not": {}}}], tool_choice={"type": "any"})
+    refused("no tool_use_id", content=[{"type": "tool_result", "content": "x"}])
 
 
 def test_the_input_of_a_stored_response(client: openai.OpenAI, company: Company) -> None:

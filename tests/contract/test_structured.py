@@ -205,6 +205,51 @@ def test_tools_are_called_whole(client: openai.OpenAI, company: Company) -> None
         json.loads(call.function.arguments)
 
 
+def test_only_allowed_tools_are_called(client: openai.OpenAI, company: Company) -> None:
+    """The model sees all tools, so the prompt is the same, and calls only those."""
+    other: Any = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
+    named: Any = {"type": "function", "function": {"name": "get_weather"}}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}}
+    every = ask(client, company, tools=[other, TOOL], tool_choice="required", max_tokens=200, temperature=0)
+    for seed in range(3):
+        answer = ask(client, company, tools=[other, TOOL], tool_choice=choice, seed=seed, max_tokens=300)
+        calls = answer.choices[0].message.tool_calls
+        assert {call.function.name for call in calls} == {"get_weather"}
+        assert answer.usage.prompt_tokens == every.usage.prompt_tokens
+    choice["allowed_tools"]["mode"] = "auto"
+    maybe = ask(client, company, tools=[other, TOOL], tool_choice=choice, max_tokens=100, temperature=0)
+    assert all(call.function.name == "get_weather" for call in maybe.choices[0].message.tool_calls or ())
+    flat_other: Any = {"type": "function", "name": "other", "parameters": {"type": "object"}}
+    flat: Any = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "get_weather"}],
+    }
+    response = client.responses.create(
+        model=company.model,
+        input="x",
+        tools=[flat_other, FLAT_TOOL],
+        tool_choice=flat,
+        max_output_tokens=300,
+        temperature=0,
+    )
+    assert {item.name for item in response.output if item.type == "function_call"} == {"get_weather"}
+    for bad in (
+        {"type": "allowed_tools", "mode": "auto", "tools": []},
+        {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "third"}]},
+        {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]},
+        {"type": "allowed_tools", "mode": "never", "tools": [{"type": "function", "name": "other"}]},
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.responses.create(
+                model=company.model,
+                input="x",
+                tools=[flat_other, FLAT_TOOL],
+                tool_choice=bad,  # type: ignore[arg-type]
+            )
+        assert refused.value.param == "tool_choice"
+
+
 def test_tools_parse_into_pydantic_in_a_stream(client: openai.OpenAI, company: Company) -> None:
     with client.chat.completions.stream(
         model=company.model,
