@@ -87,28 +87,25 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {"mcp_servers": ([],), "container": ()}
 """As `generation.NEUTRAL`."""
 
 
-class TextBlock(msgspec.Struct):
+class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
     """A part of the answer."""
 
     text: str
-    type: str = "text"
 
 
-class ThinkingBlock(msgspec.Struct):
+class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
     """A thought. signature: nothing is signed, so any thought may be sent back, or left out."""
 
     thinking: str
     signature: str = ""
-    type: str = "thinking"
 
 
-class ToolUseBlock(msgspec.Struct):
+class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
     """A call of a function. input: its arguments; in a stream they come as JSON text, piece by piece."""
 
     id: str
     name: str
     input: Any
-    type: str = "tool_use"
 
 
 AnswerBlock = TextBlock | ThinkingBlock | ToolUseBlock
