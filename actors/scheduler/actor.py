@@ -133,7 +133,6 @@ class Scheduler:
             burst_us=int(config.burst_ms * 1000),
             epoch=context.incarnation << 32,
             standing=context.standing,
-            weights=context.standing.weights.serial,
             adapters=AdapterSlots(config.max_loras, context.standing.adapters),
         )
         self._turned = trio.lowlevel.ParkingLot()

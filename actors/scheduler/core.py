@@ -65,8 +65,7 @@ Mail = SchedulerMail | Resume | Ordered
 
 
 class Core:
-    """State of one scheduler. `epoch` grows by one with each ExecutorReady, from the value given. weights:
-    serial of those that the executor computes with."""
+    """State of one scheduler. `epoch` grows by one with each ExecutorReady, from the value given."""
 
     def __init__(
         self,
@@ -81,12 +80,11 @@ class Core:
         epoch: int = 0,
         standing: Standing | None = None,
         adapters: AdapterSlots | None = None,
-        weights: int = 1,
     ) -> None:
         standing = standing or Standing()
         self.depth = depth
         self.epoch = epoch
-        self._weights = weights
+        self._weights = standing.weights.serial
         self.batcher: Batcher | None = None
         self._chunk_size = chunk_size
         self._radix = radix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -58,6 +59,15 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Tiny]:
     return a, b
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Tiny]:
+    """The same, with experts."""
+    path = tmp_path_factory.mktemp("mixture")
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    a, b = (make(path / x, "Qwen3MoeForCausalLM", seed=s, **sizes) for x, s in (("a", 5), ("b", 6)))
+    return a, b
+
+
 def tokens(executor: Executor, seed: int = 1) -> list[list[int]]:
     """What it answers to some prompts."""
     return [output.tokens for output in Driver(executor).generate(prompts(9, 17, seed=seed), 8)]
@@ -70,8 +80,10 @@ def update(executor: Executor, weights: Weights) -> tuple[str, ...]:
     return found.changed
 
 
-@pytest.mark.parametrize("manner", MANNERS)
-@pytest.mark.parametrize("family", ["models", "tied"])
+@pytest.mark.parametrize(
+    ("family", "manner"),
+    [*itertools.product(["models", "tied"], MANNERS), ("mixture", "float32"), ("mixture", "torch bfloat16")],
+)
 def test_a_change_is_as_exact_as_a_start(family: str, manner: str, request: pytest.FixtureRequest) -> None:
     a, b = request.getfixturevalue(family)
     executor, other = a.executor(**MANNERS[manner]), b.executor(**MANNERS[manner])
@@ -113,7 +125,7 @@ def test_some_tensors_of_a_model(models: tuple[Tiny, Tiny], manner: str, tmp_pat
 
 
 @pytest.mark.parametrize("manner", ["float32", "bfloat16", "torch float32", "torch bfloat16"])
-@pytest.mark.parametrize("family", ["models", "tied"])
+@pytest.mark.parametrize("family", ["models", "tied", "mixture"])
 def test_every_tensor_can_be_read_back(family: str, manner: str, request: pytest.FixtureRequest) -> None:
     executor = request.getfixturevalue(family)[0].executor(**MANNERS[manner])
     stored = load_file(request.getfixturevalue(family)[0].path / SINGLE)

@@ -151,6 +151,10 @@ class CoreMachine(RuleBasedStateMachine):
         self.world.flush()
 
     @rule()
+    def renew(self) -> None:
+        self.world.renew()
+
+    @rule()
     def executor_dies(self) -> None:
         self.world.restart()
 

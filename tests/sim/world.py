@@ -16,11 +16,11 @@ from actors.scheduler.speculation import Speculation
 from protocols.config import Policy
 from protocols.messages import Abort, StopHere, Submit
 from protocols.oracle import continuation, next_token, sequence_key
-from protocols.orders import Continue, Flush, Pause, PauseMode, Standing
+from protocols.orders import Continue, Flush, Pause, PauseMode, Renew, Standing
 from protocols.plan import ExecutorReady, Plan
 from protocols.request import Finish
 from protocols.sampling import SamplingParams
-from protocols.weights import NOBODY, Made
+from protocols.weights import NOBODY, Made, Weights
 from tools.simulation.executor import VirtualExecutor
 
 VOCAB = 50
@@ -92,6 +92,7 @@ class World:
         self.made: dict[int, Made] = {}
         self.load: Load | None = None
         self.paused: PauseMode | None = None
+        self.weights = 1
         self.incarnation = 0
         self.excused = 0
         self.scheduler_incarnation = 0
@@ -176,6 +177,17 @@ class World:
         locked = self.core.batcher.cache.locked if self.core.batcher is not None else 0
         assert self.load.pages_cached == locked
 
+    def renew(self) -> None:
+        """Other weights serve from now on: everybody begins anew, and nothing of before is left."""
+        self.pause(PauseMode.RETRACT)
+        while self.step():
+            pass
+        self.weights += 1
+        self.turn(Renew(self.weights))
+        assert self.load is not None
+        assert self.load.pages_cached == self.load.pages_owned == self.load.running == 0
+        self.resume()
+
     def step(self) -> bool:
         """The executor runs the oldest plan; False when there is none."""
         if not self.air:
@@ -198,7 +210,7 @@ class World:
         self.core = Core(
             **self._core_options,
             epoch=self.scheduler_incarnation << 32,
-            standing=Standing(paused=self.paused),
+            standing=Standing(paused=self.paused, weights=Weights(self.weights)),
         )
         pages, page_size, slots = self.sizes
         mail: list[Mail] = [
@@ -222,6 +234,7 @@ class World:
                 case Settle(rid, finish):
                     assert self.finish.setdefault(rid, finish) is finish
                 case Note(rid, made):
+                    assert made == self.made.get(rid, NOBODY).also(self.weights)
                     self.made[rid] = made
                 case Load() as load:
                     self.load = load
@@ -255,6 +268,7 @@ class World:
         assert row.start == len(self.output[row.rid]), "a token is lost or doubled"
         assert row.finish is not Finish.ABORT or self.paused, "a client's own abort is not answered"
         self.output[row.rid] += row.tokens
+        assert not row.tokens or self.made[row.rid].also(self.weights) == self.made[row.rid]
         if row.cached:
             self.cached[row.rid] = row.cached
         if row.finish is not Finish.NONE:
