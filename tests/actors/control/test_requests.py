@@ -27,13 +27,13 @@ def company() -> Iterator[Company]:
 
 @pytest.fixture
 def open_stream(company: Company) -> Iterator[Stream]:
-    """A stream that stands amid its answer."""
-    stream = Stream(company, tokens=LONG)
+    """A stream that waits."""
     ask(company, "engine.pause", mode="in_place")
+    stream = Stream(company, tokens=LONG)
     until(lambda: ask(company, "request.list")["requests"], "it is known", 60)
     yield stream
-    ask(company, "engine.resume")
     ask(company, "request.abort", all=True)
+    ask(company, "engine.resume")
     stream.done()
 
 
