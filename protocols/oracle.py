@@ -85,14 +85,14 @@ def guesses(
 
 
 def continuation(
-    prompt: bytes, sampling: SamplingParams, choice: int, vocab: int
+    prompt: bytes, sampling: SamplingParams, choice: int, vocab: int, adapter: int = 0
 ) -> tuple[tuple[int, ...], Finish]:
     """The whole output of a choice, its stop token included, and why it ends.
 
     prompt: little-endian int32 ids. sampling: complete, seed and max_tokens filled in.
     """
     assert sampling.max_tokens is not None
-    key = sequence_key(zlib.crc32(prompt), sampling)
+    key = sequence_key(zlib.crc32(prompt), sampling, adapter)
     tokens: list[int] = []
     while len(tokens) < sampling.max_tokens:
         tokens.append(next_token(key, sampling, choice, len(prompt) // 4, len(tokens), vocab))

@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from actors.scheduler.adapters import AdapterSlots
 from actors.scheduler.commands import Emit, Launch, Load, Note, Resume, Settle
 from actors.scheduler.core import Core, Mail
 from actors.scheduler.speculation import Speculation
+from protocols.adapters import Adapter
 from protocols.config import Policy
 from protocols.messages import Abort, StopHere, Submit
 from protocols.oracle import continuation, next_token, sequence_key
@@ -70,14 +72,17 @@ class World:
         guesses: int = 0,
         guess_rows: int = 24,
         burst_us: int = 0,
+        loras: int = 0,
         ready: bool = True,
     ) -> None:
+        self._loras = loras
+        self._through: dict[int, int] = {}
         self._core_options: dict[str, Any] = {
             "depth": depth, "chunk_size": chunk_size, "policy": policy, "radix": radix,
             "speculation": Speculation(guesses, guess_rows if guesses else 0),
             "burst_us": burst_us,
         }  # fmt: skip
-        self.core = Core(**self._core_options)
+        self.core = Core(**self._core_options, adapters=self._adapters())
         self.sizes = (pages, page_size, slots)
         self.chunk_size = chunk_size
         self.executor = self._executor()
@@ -98,6 +103,10 @@ class World:
         self.scheduler_incarnation = 0
         if ready:
             self.restart()
+
+    def _adapters(self) -> AdapterSlots:
+        """Those that are loaded: 1 to 9."""
+        return AdapterSlots(self._loras, [Adapter(id, f"a{id}", "/", "") for id in range(1, 10)])
 
     cut_short = (Finish.ABORT, Finish.STOP)
     """Ends that come from outside."""
@@ -129,6 +138,7 @@ class World:
         seed: int = 1,
         salt: str = "",
         priority: int = 0,
+        adapter: int = 0,
         origin: int = 0,
         temperature: float = 1.0,
         penalty: float = 1.0,
@@ -142,7 +152,7 @@ class World:
             max_tokens=max_tokens,
             stop_token_ids=stops,
         )
-        submit = Submit(rid, origin, choice, prompt, sampling, priority, salt)
+        submit = Submit(rid, origin, choice, prompt, sampling, priority, salt, adapter=adapter)
         self.submits[rid] = submit
         self.truths[rid] = Truth(submit)
         self.output[rid] = []
@@ -209,6 +219,7 @@ class World:
         self.scheduler_incarnation += 1
         self.core = Core(
             **self._core_options,
+            adapters=self._adapters(),
             epoch=self.scheduler_incarnation << 32,
             standing=Standing(paused=self.paused, weights=Weights(self.weights)),
         )
@@ -256,6 +267,10 @@ class World:
         tokens = plan.rounds * len(plan.decodes) // 4 + sum(len(chunk.tokens) // 4 for chunk in plan.chunks)
         tokens += sum(np.frombuffer(plan.drafts, "<i4").tolist())
         assert 0 < tokens <= self.chunk_size
+        before = {} if plan.step == 0 else self._through
+        self._through = {slot: id for slot, id in before.items() if slot not in plan.closes}
+        self._through |= {opened.slot: opened.adapter for opened in plan.opens}
+        assert len(set(self._through.values()) - {0}) <= self._loras, "more adapters run than have slots"
         for opened in plan.opens:
             known = self.submits[opened.rid].tokens + tokens_of(*self.output[opened.rid])
             remembered = opened.sampling.remembers or self._core_options["speculation"].tokens > 0
@@ -284,7 +299,7 @@ class World:
         room = self.capacity - len(submit.tokens) // 4 + 1
         assert submit.sampling.max_tokens is not None
         sampling = msgspec.structs.replace(submit.sampling, max_tokens=min(submit.sampling.max_tokens, room))
-        return continuation(submit.tokens, sampling, submit.choice, VOCAB)
+        return continuation(submit.tokens, sampling, submit.choice, VOCAB, submit.adapter)
 
     def verify(self) -> None:
         """Everything has come to rest: every request ended as the oracle says, and nothing is held."""

@@ -1,4 +1,4 @@
-"""`python -m tools.bench [COMMAND]`: measure this machine; without one, all but accuracy, gpu and peers."""
+"""`python -m tools.bench [COMMAND]`: measure this machine; without one, most of them, one after another."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tools.bench.frontend import frontend
 from tools.bench.gpu.command import gpu
 from tools.bench.idle import idle
 from tools.bench.ledger import ledger
+from tools.bench.lora import lora
 from tools.bench.overlap import overlap
 from tools.bench.peers.command import peers
 from tools.bench.serve import serve
@@ -73,6 +74,7 @@ main.add_command(frontend)
 main.add_command(idle)
 main.add_command(ledger)
 main.add_command(serve)
+main.add_command(lora)
 main.add_command(overlap)
 main.add_command(speculate)
 main.add_command(structured)

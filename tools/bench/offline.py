@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,13 +68,14 @@ def load_executor(config: Config) -> Any:
     return Executor.load(config, _silent)
 
 
-def run(executor: Any, config: Config, case: Case, epoch: int) -> Figure:
-    """One timed run of `case`; each run needs its own `epoch`, which clears the executor."""
+def run(executor: Any, config: Config, case: Case, epoch: int, adapters: Sequence[int] = ()) -> Figure:
+    """One timed run of `case`; each run needs its own `epoch`, which clears the executor. adapters: ids, one
+    for each request."""
     rng = np.random.default_rng(epoch)
     prompts = rng.integers(0, config.model.vocab_size, (case.requests, case.prompt), dtype=np.int32)
     steps = _Steps(executor, epoch)
     started = time.perf_counter()
-    for plan in _prefill(executor, config, case, prompts):
+    for plan in _prefill(executor, config, case, prompts, adapters):
         steps.run(**plan)
     between = time.perf_counter()
     slots = np.arange(case.requests, dtype="<i4").tobytes()
@@ -95,7 +96,9 @@ class _Steps:
         assert not done.failed
 
 
-def _prefill(executor: Any, config: Config, case: Case, prompts: np.ndarray) -> Iterator[dict[str, Any]]:
+def _prefill(
+    executor: Any, config: Config, case: Case, prompts: np.ndarray, adapters: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     """Plans as full as a scheduler's: up to `chunk_size` tokens, of one prompt after the other."""
     pages = -(-(case.prompt + case.output) // executor.page_size)
     assert pages * case.requests <= executor.pages and case.requests <= executor.slots
@@ -104,7 +107,8 @@ def _prefill(executor: Any, config: Config, case: Case, prompts: np.ndarray) -> 
     for slot in range(case.requests):
         granted = np.arange(slot * pages, (slot + 1) * pages, dtype="<i4").tobytes()
         sampling = SamplingParams(temperature=0.0, seed=slot, max_tokens=case.output)
-        plan["opens"] += (SlotOpen(slot, slot, sampling, 0, case.prompt, 0),)
+        adapter = adapters[slot] if adapters else 0
+        plan["opens"] += (SlotOpen(slot, slot, sampling, 0, case.prompt, 0, b"", adapter),)
         plan["grants"] += (PageGrant(slot, 0, granted),)
         start = 0
         while start < case.prompt:

@@ -177,7 +177,7 @@ struct Forward {
         if (adapters.count == 0) return linear(by, from, ld, m, put);
         w.shrunk.fill(team, adapters, map, from.data(), ld, by.k);
         linear(by, from, ld, m, [&](i64 panel, i64 row, float* c) {
-            w.shrunk.expand(adapters, map, panel, row, c);
+            w.shrunk.expand(adapters, map, panel, row, m, c);
             put(panel, row, c);
         });
     }
