@@ -248,6 +248,7 @@ def test_rates_start_again_with_a_new_incarnation() -> None:
     zero = {
         "pages_total": 0,
         "pages_free": 0,
+        "pages_available": 0,
         "running": 0,
         "waiting": 0,
         "step_us_total": 0,
