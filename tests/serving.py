@@ -9,10 +9,12 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runtime import admin
+from tests.patience import PATIENCE
 from tools.launch import launched
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -64,8 +66,11 @@ class Company:
         return {actor["name"]: actor["pid"] for actor in self.status()["actors"]}
 
     def kill(self, actor: str) -> int:
-        """SIGKILL an actor; its former pid."""
-        pid = self.pids()[actor]
+        """SIGKILL an actor, as soon as it is there; its former pid."""
+        deadline = time.monotonic() + PATIENCE
+        while not (pid := self.pids()[actor]):
+            assert time.monotonic() < deadline, f"{actor} does not come back\n{self.stderr()}"
+            time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
         return pid
 

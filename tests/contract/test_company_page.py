@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import signal
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ def test_the_company_under_load_and_a_kill_as_it_happens(tab: Tab, company: Comp
     shown = "[...document.querySelectorAll('.figure')].map((box) => box.innerText.split('\\n'))"
     tab.until(f"{shown}.some(([count, what]) => what === 'running' && +count === 6)")
     tab.until(f"{shown}.some(([count, what]) => what === 'tokens/s' && parseFloat(count) > 0)")
-    os.kill(company.pids()["executor.0"], signal.SIGKILL)
+    company.kill("executor.0")
     tab.until('document.querySelector(\'#events [data-kind="lost"][data-actor="executor.0"]\')?.innerText')
     tab.until(
         "document.querySelector('#events').innerText.includes('starting executor.0 again (incarnation 2)')"
