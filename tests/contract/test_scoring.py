@@ -174,7 +174,7 @@ def test_embeddings_as_base64_and_bad_ones(company: Company) -> None:
             ({"dimensions": 10**6}, "dimensions"),
             ({"encoding_format": "hex"}, "encoding_format"),
             ({"pooling": "max"}, "pooling"),
-            ({"input": "a " * 5000}, "prompt"),
+            ({"input": "a " * 5000}, "input"),
         ):
             answer = raw.post("/embeddings", json={**body, **fields})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
