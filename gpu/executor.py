@@ -83,9 +83,8 @@ class Executor:
         self._model, self._device, self._context = model, pool.device, card.context
         self._config, self._pool, self._kernels = config, pool, kernels
         self.versions = Versions(pathlib.Path(card.path), pool.device, model, weights)
-        plain = card.architecture in NATIVE
-        self._plain = plain
-        self.attention = choose(pool, kernels, config.attention_backend, plain=plain, tell=tell)
+        self._plain = card.architecture in NATIVE
+        self.attention = choose(pool, kernels, config.attention_backend, plain=self._plain, tell=tell)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
         self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
         self._grammars = Grammars(card, pool.device, kernels)
@@ -156,10 +155,11 @@ class Executor:
     def use_graphs(self, sizes: Sequence[int], recorder: Recorder, progress: Callable[[str], None]) -> None:
         """Record the decodes of these batch sizes, where attention and model can be recorded."""
         backend = self.attention
-        able = isinstance(backend, PagedAttention) and backend.decode.capturable and self._plain
-        if not sizes or not isinstance(backend, PagedAttention) or not able:
-            why = "this model, or its attention, works on the host" if sizes else "as asked for"
-            progress(f"no CUDA graphs: {why}")
+        if not sizes:
+            progress("no CUDA graphs: as asked for")
+            return
+        if not (isinstance(backend, PagedAttention) and backend.decode.capturable and self._plain):
+            progress("no CUDA graphs: this model, or its attention, works on the host")
             return
         graphs = DecodeGraphs(backend, self._last, self._table.width, self.vocab_size, sizes)
         self._graphs, self._record = graphs, lambda: graphs.record(self._model, recorder, progress)
@@ -262,9 +262,10 @@ class Executor:
             adapters = None if places is None else self._to_device(places)
             tokens, positions = self._last[self._to_device(slots)], self._to_device(batch.positions)
             found = model.decode(tokens, positions, attention, adapters, left)
-            self._table.advance(slots, len(found))
+            if len(found):
+                self._table.advance(slots, len(found))
+                self._last[slots] = found[-1]
             for round_ in found:
-                self._last[slots] = round_
                 yield Flight(plan.epoch, plan.step, layout, Likeliest(round_), launched)
             left -= len(found)
         again = msgspec.structs.replace(plan, closes=(), opens=(), grants=(), rounds=1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.browser import Tab, browser
+from tests.browser import Tab
 from tests.serving import Company, actorctl, serving
 
 pytestmark = pytest.mark.timeout(400)
@@ -24,12 +24,6 @@ ROW = "document.querySelector('[data-actor=\"{}\"]')"
 def company() -> Iterator[Company]:
     with serving("--executor", "hash", "--step-ms", "10") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Tab]:
-    with browser() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from actors.frontend.page import headers
-from tests.browser import Tab, browser
+from tests.browser import Tab
 from tests.serving import Company, serving
 
 pytestmark = pytest.mark.timeout(400)
@@ -32,12 +32,6 @@ def company() -> Iterator[Company]:
 def slow() -> Iterator[Company]:
     with serving("--executor", "hash", "--step-ms", "15") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Tab]:
-    with browser() as opened:
-        yield opened
 
 
 @pytest.fixture
