@@ -8,7 +8,6 @@ speculates guesses from the tokens, so its `launch` waits for those of the step 
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.attention import choose
+from gpu.attention.choice import choose
 from gpu.attention.paged import PagedAttention
 from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
@@ -27,18 +26,18 @@ from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, Recorder
 from gpu.cuda.memory import GRAPHS_BYTES, largest_step, step_bytes
 from gpu.cuda.staging import to_device
 from gpu.device import choose_device, team_size, use_threads
+from gpu.flight import Flight
 from gpu.grammar import Grammars
 from gpu.kv_pool import KvPool, choose_pages
 from gpu.lora.peft import ModelShelf
 from gpu.lora.table import AdapterTable
 from gpu.models.base import Model
-from gpu.models.fused import FusedDecoder
 from gpu.models.loading import load_model
 from gpu.models.registry import NATIVE
 from gpu.occupation import settle
 from gpu.readings import Readings, Round, Told
 from gpu.sampler import Likeliest, Sampler, SampleResult
-from gpu.slots import Slots, Step
+from gpu.slots import SlotKeeper, Slots, Step
 from gpu.speculation import Speculator
 from gpu.versions import Versions
 from protocols.config import Config, KernelChoice, graph_sizes
@@ -47,22 +46,6 @@ from protocols.orders import Memory
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
 from protocols.weights import ORIGINAL, Weights
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Flight:
-    """A launched plan. layout: None when it has no rows; result: None when it samples nothing. launched:
-    perf_counter seconds. told: what was read of prompts. further: the plan's rounds after the first. refused:
-    why slots of it are not computed."""
-
-    epoch: int
-    step: int
-    layout: Step | None
-    result: SampleResult | Likeliest | None
-    launched: float
-    told: Told | None = None
-    further: tuple[Flight, ...] = ()
-    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 class Executor:
@@ -95,6 +78,9 @@ class Executor:
         )
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
         self._speculator = Speculator.of(config)
+        self._keepers: list[SlotKeeper] = [self._table, self._sampler, self._readings, self.adapters]
+        if self._speculator is not None:
+            self._keepers.append(self._speculator)
         self._unverified: Flight | None = None
         self._epoch: int | None = None
         self._idle_since = 0.0
@@ -206,8 +192,7 @@ class Executor:
     @torch.inference_mode()
     def finish(self, flight: Flight) -> StepDone:
         """Wait for the flight and read back what it sampled. Flights finish in launch order."""
-        rounds = [_done(each) for each in (flight, *flight.further)]
-        done = _joined(rounds) if flight.further else rounds[0]
+        done = flight.land()
         since, self._idle_since = max(flight.launched, self._idle_since), time.perf_counter()
         return msgspec.structs.replace(done, elapsed_us=int((self._idle_since - since) * 1e6))
 
@@ -255,13 +240,13 @@ class Executor:
 
     def _repeat(self, plan: Plan, layout: Step, launched: float) -> Iterator[Flight]:
         """The plan's rounds after the first."""
-        left, slots, model = plan.rounds - 1, layout.decodes, self._model
-        if isinstance(model, FusedDecoder) and self._only_likeliest(layout, left):
+        left, slots, greedy = plan.rounds - 1, layout.decodes, self._model.greedy
+        if greedy is not None and self._only_likeliest(layout, left):
             attention = self.attention.prepare(batch := self._table.ahead(slots, left))
             places = self.adapters.rows(slots, batch.query_lens)
             adapters = None if places is None else self._to_device(places)
             tokens, positions = self._last[self._to_device(slots)], self._to_device(batch.positions)
-            found = model.decode(tokens, positions, attention, adapters, left)
+            found = greedy(tokens, positions, attention, adapters, left)
             if len(found):
                 self._table.advance(slots, len(found))
                 self._last[slots] = found[-1]
@@ -307,26 +292,13 @@ class Executor:
     def _apply(self, plan: Plan) -> None:
         if plan.epoch != self._epoch:
             self._epoch = plan.epoch
-            self._table.reset()
-            self._sampler.reset()
-            self._readings.reset()
-            self.adapters.reset()
-            if self._speculator is not None:
-                self._speculator.reset()
-        for slot in plan.closes:
-            self._table.close(slot)
-            self._sampler.close(slot)
-            self._readings.close(slot)
-            self.adapters.close(slot)
-            if self._speculator is not None:
-                self._speculator.close(slot)
-        for opening in plan.opens:
-            self._table.open(opening)
-            self._sampler.open(opening)
-            self._readings.open(opening)
-            self.adapters.open(opening.slot, opening.adapter)
-            if self._speculator is not None:
-                self._speculator.open(opening)
+            for keeper in self._keepers:
+                keeper.reset()
+        for keeper in self._keepers:
+            for slot in plan.closes:
+                keeper.close(slot)
+            for opening in plan.opens:
+                keeper.open(opening)
         for grant in plan.grants:
             self._table.grant(grant)
 
@@ -382,45 +354,3 @@ class Executor:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return to_device(values, self._device)
-
-
-def _joined(rounds: list[StepDone]) -> StepDone:
-    """One result of several rounds of decodes."""
-    width = len(rounds[0].slots) // 4
-    reports = ((at * width + i, told) for at, done in enumerate(rounds) for i, told in done.logprobs)
-    return msgspec.structs.replace(
-        rounds[0],
-        slots=b"".join(done.slots for done in rounds),
-        tokens=b"".join(done.tokens for done in rounds),
-        logprobs=tuple(reports),
-        failed=tuple({slot: why for done in rounds[::-1] for slot, why in done.failed}.items()),
-    )
-
-
-def _done(flight: Flight) -> StepDone:
-    """What a flight sampled, once that has come back."""
-    layout, result = flight.layout, flight.result
-    readings = () if flight.told is None else flight.told.report()
-    if layout is None or result is None:
-        return StepDone(flight.epoch, flight.step, b"", b"", 0, readings=readings)
-    tokens, logprobs = result.host_tokens(), result.logprobs
-    failed = [(slot, flight.refused.get(slot, sentence)) for slot, sentence in result.failed]
-    confirmed = layout.confirmed(tokens)
-    kept = layout.kept(confirmed)
-    if len(kept) < len(tokens):
-        place = {row: index for index, row in enumerate(kept.tolist())}
-        logprobs = [(place[row], report) for row, report in logprobs if row in place]
-        failing = np.flatnonzero(tokens < 0).tolist()
-        failed = [report for row, report in zip(failing, failed, strict=True) if row in place]
-    return StepDone(
-        epoch=flight.epoch,
-        step=flight.step,
-        slots=layout.sampled[kept].astype("<i4").tobytes(),
-        tokens=tokens[kept].astype("<i4").tobytes(),
-        elapsed_us=0,
-        logprobs=tuple(logprobs),
-        failed=tuple(failed),
-        readings=readings,
-        drafted=sum(len(run.tokens) - 1 for run in layout.runs),
-        accepted=sum(confirmed) - len(confirmed),
-    )

@@ -292,7 +292,7 @@ class HashExecutor:
         assert sampling.seed is not None
         self._close(slot)
         self._openings[slot] = opening
-        self.adapters.open(slot, opening.adapter)
+        self.adapters.open(opening)
         self._position[slot] = opening.cached
         self._last[slot] = _EMPTY
         self._seed[slot], self._choice[slot] = sampling.seed, opening.choice

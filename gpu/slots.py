@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,19 @@ class Step:
         return np.flatnonzero(keep)
 
 
+class SlotKeeper(Protocol):
+    """Keeps something of every open slot."""
+
+    def reset(self) -> None:
+        """Forget every slot."""
+
+    def close(self, slot: int) -> None:
+        """The slot's sequence is gone."""
+
+    def open(self, opening: SlotOpen) -> None:
+        """A sequence takes the slot."""
+
+
 class Slots:
     """Length and block table of each slot. lengths, granted: int64 [slots], positions with KV, and with a
     page."""
@@ -72,11 +86,11 @@ class Slots:
         self._table = np.full((slots, max_pages), -1, np.int32)
 
     def reset(self) -> None:
-        """Forget every slot."""
+        """See `SlotKeeper`."""
         self._open[:] = False
 
     def close(self, slot: int) -> None:
-        """The slot's sequence is gone."""
+        """See `SlotKeeper`."""
         self._open[slot] = False
 
     def open(self, opening: SlotOpen) -> None:

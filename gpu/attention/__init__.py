@@ -1,8 +1,5 @@
-"""Attention behind one small interface."""
+"""Attention behind one small interface; `choice` finds the backend of a pool."""
 
 from gpu.attention.base import Backend, Batch, Spec, StepAttention
-from gpu.attention.choice import choose
-from gpu.attention.cpu import CpuAttention
-from gpu.attention.torch_sdpa import TorchAttention
 
-__all__ = ["Backend", "Batch", "CpuAttention", "Spec", "StepAttention", "TorchAttention", "choose"]
+__all__ = ["Backend", "Batch", "Spec", "StepAttention"]

@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable
 
 from gpu.attention.base import Backend
-from gpu.attention.cpu import CpuAttention, supports
 from gpu.attention.flash import FlashKernel, Library, find, misfit
 from gpu.attention.paged import PagedAttention, PagedKernel
 from gpu.attention.torch_sdpa import TorchAttention
+from gpu.cpu.attention import CpuAttention, supports
 from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvPool
 from protocols.config import AttentionKind, attention_kinds

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpu.attention.base import Batch, Spec
-from gpu.attention.cpu import CpuAttention
 from gpu.cpu import build
+from gpu.cpu.attention import CpuAttention
 from gpu.cpu.library import Kernels, Unavailable
 from gpu.kv_pool import KvPool, KvShape
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from protocols.adapters import Adapter
 from protocols.errors import UserError
+from protocols.plan import SlotOpen
 
 NO_ADAPTER = -1
 
@@ -101,8 +102,9 @@ class AdapterTable:
             if id not in self._loaded:
                 self._evict(id)
 
-    def open(self, slot: int, id: int) -> None:
-        """A sequence takes a slot, through adapter `id`, 0 for none."""
+    def open(self, opening: SlotOpen) -> None:
+        """A sequence takes a slot, through the adapter that it names, 0 for none."""
+        slot, id = opening.slot, opening.adapter
         self.close(slot)
         if not id:
             return

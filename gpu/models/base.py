@@ -23,6 +23,27 @@ class Tap:
     states: Tensor | None = None
 
 
+class Greedy(Protocol):
+    """Decodes several times without coming back to Python in between."""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention: StepAttention,
+        adapters: Tensor | None,
+        rounds: int,
+    ) -> Tensor:
+        """Steps in a row over one row a sequence, each with the most likely token of the one before: what
+        `Model.forward` and an argmax would give. int64 [<= rounds, n]: it ends before a round in which a row
+        has no finite greatest logit.
+
+        tokens, positions: int64 [n]. attention: of the first step, with block tables that reach as far as
+        the last.
+        """
+        ...
+
+
 class Model(Protocol):
     """A loaded causal language model."""
 
@@ -34,6 +55,11 @@ class Model(Protocol):
     @property
     def lora(self) -> LoraSlots | None:
         """Where adapters go; None for a model that takes none."""
+        ...
+
+    @property
+    def greedy(self) -> Greedy | None:
+        """Rounds of decodes in a row; None for a model that has to be asked for each."""
         ...
 
     def forward(

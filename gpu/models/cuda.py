@@ -17,7 +17,8 @@ from gpu.attention.paged import PagedStep
 from gpu.lora.base import DOWN, GATE_UP, OUTPUT, QKV
 from gpu.lora.dense import StepLora
 from gpu.models.base import Tap
-from gpu.models.llama import Decoder, DecoderSpec, Layer
+from gpu.models.llama import Decoder, Layer
+from gpu.models.spec import DecoderSpec
 
 
 def runs_triton(device: torch.device) -> bool:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from gpu.assembly import Assembly
+from gpu.cpu import fused
 from gpu.cpu.library import Kernels
 from gpu.device import choose_dtype
-from gpu.models import fused
 from gpu.models.base import Model
 from gpu.models.cuda import TritonDecoder, runs_triton
-from gpu.models.llama import Decoder, DecoderSpec, read_spec
+from gpu.models.llama import Decoder
 from gpu.models.registry import NATIVE, check_architecture
+from gpu.models.spec import DecoderSpec, read_spec
 from gpu.weights import load_into, validate
 from protocols.config import Config, Quantization
 from protocols.errors import StartError

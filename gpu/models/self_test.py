@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.attention import Backend, choose
+from gpu.attention import Backend
+from gpu.attention.choice import choose
 from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvPool
 from gpu.models.base import Model

@@ -75,6 +75,7 @@ class TransformersModel:
     """`gpu.models.base.Model` of a transformers model. It takes no adapters."""
 
     lora = None
+    greedy = None
 
     def __init__(self, vocab_size: int, dtype: torch.dtype, name: str) -> None:
         """`name`: under which our attention is registered. The model itself comes next."""

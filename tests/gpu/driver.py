@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpu.executor import Executor, Flight
+from gpu.executor import Executor
+from gpu.flight import Flight
 from protocols.plan import Chunk, Logprobs, PageGrant, Plan, SlotOpen
 from protocols.sampling import SamplingParams
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpu.attention import Backend, CpuAttention, Spec, TorchAttention, torch_sdpa
+from gpu.attention import Backend, Spec, torch_sdpa
+from gpu.attention.torch_sdpa import TorchAttention
 from gpu.cpu import build
+from gpu.cpu.attention import CpuAttention
 from gpu.cpu.library import Kernels, Unavailable
 from gpu.kv_pool import KvPool, KvShape
 from tests.gpu import attention_case

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu.attention import CpuAttention, Spec, TorchAttention, choose, flash
-from gpu.attention.choice import Facts, decide, refusal
+from gpu.attention import Spec, flash
+from gpu.attention.choice import Facts, choose, decide, refusal
 from gpu.attention.flash import FlashKernel, Library, misfit
 from gpu.attention.flashinfer_paged import FlashInferKernel
 from gpu.attention.paged import PagedAttention, PagedKernel
+from gpu.attention.torch_sdpa import TorchAttention
+from gpu.cpu.attention import CpuAttention
 from gpu.kv_pool import KvPool, KvShape, LayerPages
 from protocols.config import AttentionKind, attention_kinds
 from protocols.errors import StartError

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from gpu.cpu import build, start
+from gpu.cpu.fused import FusedDecoder, quantize
 from gpu.cpu.library import Kernels, Unavailable
 from gpu.executor import Executor
-from gpu.models.fused import FusedDecoder, quantize
 from gpu.models.llama import Decoder
 from protocols.config import KernelChoice, Quantization
 from protocols.errors import StartError

@@ -13,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gpu.lora.table import AdapterTable
 from protocols.adapters import Adapter
 from protocols.errors import UserError
+from protocols.plan import SlotOpen
+from protocols.sampling import SamplingParams
 
 SLOTS, SEQUENCES = 3, 8
 
@@ -34,6 +36,10 @@ class Shelf:
 
     def clear(self, slot: int) -> None:
         self.held.pop(slot, None)
+
+
+def opening(slot: int, id: int) -> SlotOpen:
+    return SlotOpen(slot, slot, SamplingParams(), 0, 0, 0, adapter=id)
 
 
 def adapter(id: int, *, pinned: bool = False, name: str = "") -> Adapter:
@@ -73,7 +79,7 @@ class Machine(RuleBasedStateMachine):
         in_use = set(self.open.values()) - {0}
         possible = sorted({0} | (set(self.loaded) if len(in_use) < SLOTS else in_use))
         self.open[slot] = data.draw(st.sampled_from(possible))
-        self.table.open(slot, self.open[slot])
+        self.table.open(opening(slot, self.open[slot]))
 
     @rule(slot=st.integers(0, SEQUENCES - 1))
     def close(self, slot: int) -> None:
@@ -110,11 +116,11 @@ def test_who_gives_way() -> None:
     table.set([adapter(id, pinned=id == 1) for id in range(1, 7)])
     assert shelf.held == {0: "a1"}
     for id in (2, 3, 2, 4):
-        table.open(0, id)
+        table.open(opening(0, id))
     assert set(shelf.held.values()) == {"a1", "a2", "a4"}
-    table.open(1, 5)
+    table.open(opening(1, 5))
     assert set(shelf.held.values()) == {"a1", "a4", "a5"}
-    table.open(2, 6)
+    table.open(opening(2, 6))
     assert set(shelf.held.values()) == {"a4", "a5", "a6"}
 
 
@@ -125,8 +131,8 @@ def test_what_cannot_be_read_again_is_said_to_those_who_ask_for_it() -> None:
         1: "no x.",
         2: "The files of adapter 'b' have changed since it was loaded.",
     }
-    table.open(0, 1)
-    table.open(1, 3)
+    table.open(opening(0, 1))
+    table.open(opening(1, 3))
     assert (table.refusal(0), table.refusal(1)) == ("no x.", "The adapter of this request was unloaded.")
     table.close(0)
     assert table.refusal(0) is None
@@ -136,8 +142,8 @@ def test_an_adapter_that_is_unloaded_in_use_stays_until_its_last_sequence_ends()
     shelf = Shelf()
     table = AdapterTable(shelf, 2, 4)
     table.set([adapter(1)])
-    table.open(0, 1)
-    table.open(1, 1)
+    table.open(opening(0, 1))
+    table.open(opening(1, 1))
     table.set([])
     table.close(0)
     assert shelf.held == {0: "a1"}

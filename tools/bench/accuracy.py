@@ -18,7 +18,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gpu.attention import Batch, choose
+from gpu.attention import Batch
+from gpu.attention.choice import choose
 from gpu.cpu.start import start
 from gpu.kv_pool import KvPool
 from gpu.models.loading import load_model

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpu.executor import Executor, Flight
+from gpu.executor import Executor
+from gpu.flight import Flight
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen
 from protocols.sampling import SamplingParams
 

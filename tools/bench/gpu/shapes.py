@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from gpu.models.base import Model
-from gpu.models.llama import Decoder, DecoderSpec, read_spec
+from gpu.models.llama import Decoder
+from gpu.models.spec import DecoderSpec, read_spec
 
 _QWEN3: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],

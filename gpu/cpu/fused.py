@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpu.attention import StepAttention
-from gpu.attention.cpu import CpuStep
+from gpu.cpu.attention import CpuStep
 from gpu.cpu.library import (
     HALF_PANEL,
     KINDS,
@@ -33,7 +33,7 @@ from gpu.cpu.library import (
 from gpu.kv_pool import KvPool, KvShape
 from gpu.layers import Linear
 from gpu.lora.packed import PackedSlots
-from gpu.models.base import Tap
+from gpu.models.base import Greedy, Tap
 from gpu.models.llama import Decoder, Layer
 from gpu.weights import Tensors, fill
 
@@ -111,7 +111,12 @@ class FusedDecoder:
         self._kernels.forward(self._model(attention.pool), step)
         return logits
 
-    def decode(
+    @property
+    def greedy(self) -> Greedy:
+        """See `Model.greedy`."""
+        return self._decode
+
+    def _decode(
         self,
         tokens: Tensor,
         positions: Tensor,
@@ -119,9 +124,7 @@ class FusedDecoder:
         adapters: Tensor | None,
         rounds: int,
     ) -> Tensor:
-        """Steps in a row over one row a sequence, each with the most likely token of the one before: what
-        `forward` and an argmax would give, without coming back in between. int64 [<= rounds, n]: it ends
-        before a round in which a row has no finite greatest logit."""
+        """See `Greedy`."""
         assert isinstance(attention, CpuStep)
         likeliest = torch.empty(rounds, len(tokens), dtype=torch.int64)
         step = self._step(tokens, positions, attention, None, self._room(len(tokens)))
