@@ -21,7 +21,7 @@ from protocols.board import Column, State
 from protocols.errors import PeerError
 from protocols.messages import Abort, BalancerMail, StopHere, Submit
 from protocols.request import Finish
-from protocols.spans import Kind, is_sampled
+from protocols.spans import SpanName, is_sampled
 from protocols.stored import decode_stored
 from runtime.actor import Context
 from runtime.board import Row
@@ -117,7 +117,7 @@ class Dispatcher:
             self._ledger.assign(submit.rid, *assignment)
         self._send(*assignment, submit)
         if is_sampled(submit.trace) or self._box.recording:
-            self._box.span(Kind.ROUTE, submit.rid, start, time.monotonic_ns() - start, a=assignment[0])
+            self._box.span(SpanName.ROUTE, submit.rid, start, time.monotonic_ns() - start, a=assignment[0])
         if submit.rid in self._aborted:
             self.post.send(f"scheduler.{assignment[0]}", Abort(submit.rid))
 

@@ -25,7 +25,7 @@ from protocols.config import Config, ExecutorKind
 from protocols.messages import ExecutorMail
 from protocols.orders import Answer, Order, ReadAdapter, SetAdapters
 from protocols.plan import ExecutorReady, Plan, StepDone
-from protocols.spans import Kind
+from protocols.spans import SpanName
 from protocols.weights import ORIGINAL, Weights
 from runtime.actor import Context
 from runtime.failpoints import reach
@@ -212,7 +212,7 @@ def _note(context: Context[ExecutorMail], plan: Plan, start: int) -> None:
         chunks = sum(len(chunk.tokens) for chunk in plan.chunks) // 4
         rows = len(plan.chunks) + len(plan.decodes) // 4
         now = time.monotonic_ns()
-        context.box.span(Kind.STEP, 0, start, now - start, rows, plan.epoch, plan.step, chunks)
+        context.box.span(SpanName.STEP, 0, start, now - start, rows, plan.epoch, plan.step, chunks)
 
 
 async def _report(context: Context[ExecutorMail], done: StepDone) -> None:

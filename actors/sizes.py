@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from protocols.config import Config
 from protocols.grammar import MAX_GRAMMAR
 from protocols.messages import TokenRow
-from protocols.plan import Logprobs, Reading
+from protocols.plan import Logprobs, PromptOutput
 from protocols.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, SamplingParams
 
-_NOTHING = Reading()
+_NOTHING = PromptOutput()
 
 HEAVY = 1 << 20
 """Bytes of block tables, histories, grammars and logit biases in a plan above which nobody else is admitted
@@ -48,9 +48,9 @@ def least_ring_bytes(config: Config) -> int:
 
 def row_bytes(row: TokenRow) -> int:
     """About how many bytes a row takes on the wire, rather more than less."""
-    if not row.logprobs and row.reading is None and row.error is None:  # nearly all
+    if not row.logprobs and row.prompt_output is None and row.error is None:  # nearly all
         return 48 + 5 * len(row.tokens)
-    told = row.reading or _NOTHING
+    told = row.prompt_output or _NOTHING
     logprobs = _logprob_bytes(row.logprobs) + _logprob_bytes(told.logprobs) + len(told.pooled)
     error = 64 + 4 * len(row.error.message) if row.error is not None else 0
     return 48 + 5 * len(row.tokens) + logprobs + error

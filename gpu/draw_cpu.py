@@ -43,7 +43,7 @@ _LEAST = np.finfo(np.float32).min
 """Below it is only minus infinity: tokens that a grammar forbids, of which there may be most."""
 
 
-class Kind(enum.IntEnum):
+class DrawKind(enum.IntEnum):
     """How a row is chosen: the most likely token, or drawn, under no restriction, top-k with whatever else,
     top-p without top-k, or min-p alone."""
 
@@ -116,11 +116,11 @@ class CpuDraw:
         for kind in np.flatnonzero(np.bincount(kinds)):
             for part in self._parts(np.flatnonzero(kinds == kind)):
                 rows = rows_of(logits, part)
-                if kind == Kind.GREEDY:
+                if kind == DrawKind.GREEDY:
                     tokens[part], best[part] = _greedy(rows)
                 else:
                     tokens[part], best[part] = self._draw(
-                        rows, limits[part], uniform[part], _PICK[Kind(int(kind))]
+                        rows, limits[part], uniform[part], _PICK[DrawKind(int(kind))]
                     )
         return tokens, best
 
@@ -223,11 +223,11 @@ def _cut(powers: Tensor, cut: int | np.float32) -> Singles:
     return np.maximum(kth_maxima(powers, np.full(len(powers), cut)), np.float32(0))
 
 
-_PICK: dict[Kind, _Pick] = {
-    Kind.FREE: _free,
-    Kind.RANK: _by_rank,
-    Kind.MASS: _by_mass,
-    Kind.RATIO: _by_ratio,
+_PICK: dict[DrawKind, _Pick] = {
+    DrawKind.FREE: _free,
+    DrawKind.RANK: _by_rank,
+    DrawKind.MASS: _by_mass,
+    DrawKind.RATIO: _by_ratio,
 }
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gpu.attention.choice import choose
 from gpu.attention.paged import PagedAttention
+from gpu.block_tables import BlockTables, SlotKeeper, Step
 from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
 from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, Recorder
@@ -35,9 +36,8 @@ from gpu.models.base import Model
 from gpu.models.loading import load_model
 from gpu.models.registry import NATIVE
 from gpu.occupation import settle
-from gpu.readings import Readings, Round, Told
+from gpu.prompt_outputs import PromptOutputs, Round, Told
 from gpu.sampler import Likeliest, Sampler, SampleResult
-from gpu.slots import SlotKeeper, Slots, Step
 from gpu.speculation import Speculator
 from gpu.versions import Versions
 from protocols.config import Config, KernelChoice, graph_sizes
@@ -69,16 +69,16 @@ class Executor:
         self._plain = card.architecture in NATIVE
         self.attention = choose(pool, kernels, config.attention_backend, plain=self._plain, tell=tell)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
-        self._table = Slots(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
+        self._table = BlockTables(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
         self._grammars = Grammars(card, pool.device, kernels)
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device, self._grammars)
-        self._readings = Readings(pool.device)
+        self._prompt_outputs = PromptOutputs(pool.device)
         self.adapters = AdapterTable(
             ModelShelf(model.lora, config.max_lora_rank), config.max_loras, config.max_running
         )
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
         self._speculator = Speculator.of(config)
-        self._keepers: list[SlotKeeper] = [self._table, self._sampler, self._readings, self.adapters]
+        self._keepers: list[SlotKeeper] = [self._table, self._sampler, self._prompt_outputs, self.adapters]
         if self._speculator is not None:
             self._keepers.append(self._speculator)
         self._unverified: Flight | None = None
@@ -180,7 +180,7 @@ class Executor:
         self._apply(plan)
         layout, result, told = self._lay_out(plan), None, None
         if layout is not None:
-            result, told = self._forward(layout, self._readings.plan(plan))
+            result, told = self._forward(layout, self._prompt_outputs.plan(plan))
         further = (
             tuple(self._repeat(plan, layout, launched)) if plan.rounds > 1 and layout is not None else ()
         )
@@ -321,7 +321,7 @@ class Executor:
         told = None
         if read is not None:
             count = len(step.rows)
-            told, logits = self._readings.read(read, logits[count:], tap), logits[:count]
+            told, logits = self._prompt_outputs.read(read, logits[count:], tap), logits[:count]
         return self._sample(step, logits), told
 
     def _refused(self, step: Step | None) -> Mapping[int, str]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from gpu.readings import Told
+from gpu.block_tables import Step
+from gpu.prompt_outputs import Told
 from gpu.sampler import Likeliest, SampleResult
-from gpu.slots import Step
 from protocols.plan import StepDone
 
 
@@ -38,9 +38,9 @@ class Flight:
 def _done(flight: Flight) -> StepDone:
     """What a flight sampled, once that has come back."""
     layout, result = flight.layout, flight.result
-    readings = () if flight.told is None else flight.told.report()
+    prompt_outputs = () if flight.told is None else flight.told.report()
     if layout is None or result is None:
-        return StepDone(flight.epoch, flight.step, b"", b"", 0, readings=readings)
+        return StepDone(flight.epoch, flight.step, b"", b"", 0, prompt_outputs=prompt_outputs)
     tokens, logprobs = result.host_tokens(), result.logprobs
     failed = [(slot, flight.refused.get(slot, sentence)) for slot, sentence in result.failed]
     confirmed = layout.confirmed(tokens)
@@ -58,7 +58,7 @@ def _done(flight: Flight) -> StepDone:
         elapsed_us=0,
         logprobs=tuple(logprobs),
         failed=tuple(failed),
-        readings=readings,
+        prompt_outputs=prompt_outputs,
         drafted=sum(len(run.tokens) - 1 for run in layout.runs),
         accepted=sum(confirmed) - len(confirmed),
     )

@@ -33,7 +33,7 @@ from protocols.adapters import CONFIG, digest_of
 from protocols.config import Config, Speculate
 from protocols.errors import UserError
 from protocols.orders import Memory
-from protocols.plan import Chunk, Logprobs, PageGrant, Plan, Reading, SlotOpen, StepDone
+from protocols.plan import Chunk, Logprobs, PageGrant, Plan, PromptOutput, SlotOpen, StepDone
 from protocols.sampling import Pool
 from protocols.weights import ORIGINAL, Weights
 
@@ -196,7 +196,7 @@ class HashExecutor:
             elapsed_us=0,
             logprobs=self._logprobs(slots, tokens),
             failed=tuple(failed.items()),
-            readings=tuple(self._readings(plan)),
+            prompt_outputs=tuple(self._prompt_outputs(plan)),
             drafted=drafted,
             accepted=sum(len(part[0]) for part in right),
         )
@@ -206,17 +206,18 @@ class HashExecutor:
         self._decode(slots)
         return slots, self._sample(slots)
 
-    def _readings(self, plan: Plan) -> Iterator[tuple[int, Reading]]:
+    def _prompt_outputs(self, plan: Plan) -> Iterator[tuple[int, PromptOutput]]:
         """Made up as the logprobs are; a pooled state is a function of the context as it reads back."""
         for chunk in plan.chunks:
             sampling = self._openings[chunk.slot].sampling
             if sampling.prompt_logprobs is not None:
                 told = [*np.frombuffer(chunk.tokens, "<i4")[1:].tolist(), chunk.follower]
                 top, vocab = sampling.prompt_logprobs, self.vocab_size
-                yield chunk.slot, Reading(tuple(_made_up(token, top, vocab) for token in told if token >= 0))
+                logprobs = tuple(_made_up(token, top, vocab) for token in told if token >= 0)
+                yield chunk.slot, PromptOutput(logprobs)
             if sampling.pool is not Pool.NONE and chunk.sample:
                 key = int(self._key[chunk.slot] ^ (_ASTRAY if self._astray[chunk.slot] else np.uint64(0)))
-                yield chunk.slot, Reading(pooled=np.array(oracle.hash_state(key), "<f4").tobytes())
+                yield chunk.slot, PromptOutput(pooled=np.array(oracle.hash_state(key), "<f4").tobytes())
 
     def _guess(self, plan: Plan) -> tuple[Ints, dict[int, tuple[int, ...]]]:
         """The slots that decode, and guesses for some; none for a slot that has nothing left to sample."""

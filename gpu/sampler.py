@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpu import draw
 from gpu.cuda.staging import to_device
-from gpu.draw_cpu import CpuDraw, Kind
+from gpu.draw_cpu import CpuDraw, DrawKind
 from gpu.grammar import Grammars
 from gpu.logprobs import LogprobRows, RawLogprobs
 from gpu.penalties import Penalties
@@ -29,7 +29,7 @@ from gpu.philox import Uniforms
 from protocols.plan import Logprobs, SlotOpen
 from protocols.sampling import SamplingParams
 
-Slots = npt.NDArray[np.int32]
+SlotIds = npt.NDArray[np.int32]
 Positions = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
 
@@ -69,7 +69,7 @@ class SampleResult:
         self,
         tokens: Tensor,
         best: Tensor,
-        slots: Slots,
+        slots: SlotIds,
         logprobs: LogprobRows | None,
         faults: Mapping[int, str] = _NO_FAULTS,
     ) -> None:
@@ -194,12 +194,12 @@ class Sampler:
         for slot in range(len(self._slots)):
             self.close(slot)
 
-    def takes_likeliest(self, slots: Slots) -> bool:
+    def takes_likeliest(self, slots: SlotIds) -> bool:
         """Whether all it does for these slots is to take the most likely token."""
         asked = self._slots[slots]
         return not asked["flags"].any() and not asked["kind"].any()
 
-    def sample(self, logits: Tensor, slots: Slots, positions: Positions) -> SampleResult:
+    def sample(self, logits: Tensor, slots: SlotIds, positions: Positions) -> SampleResult:
         """One token for each row of logits [n, vocab]; float32 logits are scratch space afterwards.
 
         positions[i]: absolute position of the token that is sampled for slots[i].
@@ -228,7 +228,9 @@ class Sampler:
             self._grammars.sampled(result, shaped, slots[shaped])
         return result
 
-    def _edit(self, logits: Tensor, slots: Slots, edited: np.ndarray, young: np.ndarray) -> Mapping[int, str]:
+    def _edit(
+        self, logits: Tensor, slots: SlotIds, edited: np.ndarray, young: np.ndarray
+    ) -> Mapping[int, str]:
         """Bias, suppression of stop tokens, grammar, penalties, in place. edited: flags of what is due, [n];
         young: rows below their `min_tokens`, [n]. Returns the rows that have no token left, and why."""
         faults = _NO_FAULTS
@@ -246,7 +248,7 @@ class Sampler:
         return faults
 
     def _choose(
-        self, logits: Tensor, slots: Slots, asked: np.ndarray, positions: Positions
+        self, logits: Tensor, slots: SlotIds, asked: np.ndarray, positions: Positions
     ) -> tuple[Tensor, Tensor]:
         """Tokens, int64 [n], -1 where the greatest logit, float32 [n], is not finite."""
         drawn = np.flatnonzero(asked["kind"])
@@ -266,7 +268,7 @@ class Sampler:
         return torch.where(torch.isfinite(best), tokens, -1), best
 
     def _limits(self, asked: np.ndarray, uniform: np.ndarray) -> draw.Limits:
-        by_rank, by_mass = (np.flatnonzero(asked["kind"] == kind) for kind in (Kind.RANK, Kind.MASS))
+        by_rank, by_mass = (np.flatnonzero(asked["kind"] == kind) for kind in (DrawKind.RANK, DrawKind.MASS))
         columns = (asked[name].astype(np.float64) for name in ("temperature", "top_k", "top_p", "min_p"))
         numbers = self._to_device(np.stack([*columns, uniform])[:, :, None])
         temperature, top_k, top_p, min_p, points = numbers
@@ -281,15 +283,15 @@ class Sampler:
         return to_device(values, self._device)
 
 
-def _kind(sampling: SamplingParams, top_k: int, vocab_size: int) -> Kind:
+def _kind(sampling: SamplingParams, top_k: int, vocab_size: int) -> DrawKind:
     """How a slot's tokens are chosen. A distribution of one token (top-k 1, no temperature) is greedy."""
     if sampling.temperature < _LEAST_TEMPERATURE or top_k == 1:
-        return Kind.GREEDY
+        return DrawKind.GREEDY
     if top_k < vocab_size:
-        return Kind.RANK
+        return DrawKind.RANK
     if sampling.top_p < 1.0:
-        return Kind.MASS
-    return Kind.RATIO if sampling.min_p > 0.0 else Kind.FREE
+        return DrawKind.MASS
+    return DrawKind.RATIO if sampling.min_p > 0.0 else DrawKind.FREE
 
 
 def _flags(sampling: SamplingParams) -> int:

@@ -12,7 +12,7 @@ import msgspec
 
 from protocols.errors import ErrorBody
 from protocols.grammar import Rules
-from protocols.plan import ExecutorReady, Logprobs, Plan, Reading, StepDone
+from protocols.plan import ExecutorReady, Logprobs, Plan, PromptOutput, StepDone
 from protocols.request import Finish, OutputOptions, Prompt, Usage
 from protocols.sampling import SamplingParams
 from protocols.wire import Message as Message
@@ -85,8 +85,8 @@ class StopHere(Message, frozen=True, array_like=True, tag=4):
 class TokenRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """New tokens of one choice; outside the garbage collector's count, as thousands are made in a step
     and none can be part of a cycle. start: index of the first of them among the output tokens.
-    logprobs: one for each token, or empty. cached: prompt tokens served from the prefix cache. reading: with
-    the first row, where the request asks for it."""
+    logprobs: one for each token, or empty. cached: prompt tokens served from the prefix cache. prompt_output:
+    with the first row, where the request asks for it."""
 
     rid: int
     start: int
@@ -96,7 +96,7 @@ class TokenRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logprobs: tuple[Logprobs, ...] = ()
     stop_token: int = -1
     error: ErrorBody | None = None
-    reading: Reading | None = None
+    prompt_output: PromptOutput | None = None
 
 
 class Tokens(Message, frozen=True, array_like=True, tag=5):

@@ -97,7 +97,7 @@ class Logprobs(msgspec.Struct, frozen=True, array_like=True):
     rank: int = 0
 
 
-class Reading(msgspec.Struct, frozen=True, array_like=True):
+class PromptOutput(msgspec.Struct, frozen=True, array_like=True):
     """What the forward over a prompt tells of it, as its sampling asks (`prompt_logprobs`, `pool`).
 
     logprobs: of the prompt's tokens in order, from the second one on: nothing predicts the first. pooled:
@@ -116,8 +116,8 @@ class StepDone(Message, frozen=True, array_like=True, tag=17):
 
     logprobs: (index into slots, Logprobs) for those that asked. elapsed_us: time of the step on
     the executor. failed: (slot, sentence) of rows that could not be computed (NaN logits); their token is -1.
-    readings: (slot, Reading), what each chunk tells of its part of the prompt; the pooled state comes with
-    the last.
+    prompt_outputs: (slot, PromptOutput), what each chunk tells of its part of the prompt; the pooled state
+    comes with the last.
     drafted: tokens guessed in this step; accepted: those of them that the sampler confirmed.
     """
 
@@ -128,7 +128,7 @@ class StepDone(Message, frozen=True, array_like=True, tag=17):
     elapsed_us: int
     logprobs: tuple[tuple[int, Logprobs], ...] = ()
     failed: tuple[tuple[int, str], ...] = ()
-    readings: tuple[tuple[int, Reading], ...] = ()
+    prompt_outputs: tuple[tuple[int, PromptOutput], ...] = ()
     drafted: int = 0
     accepted: int = 0
 

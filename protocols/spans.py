@@ -17,7 +17,7 @@ RECORD_BYTES = RECORD.size
 assert RECORD_BYTES == 64
 
 
-class Kind(enum.IntEnum):
+class SpanName(enum.IntEnum):
     """What a record tells; `items` and a, b, c, d by kind, 0 where nothing is said.
 
     ARRIVED     frontend: a request came.       a, b trace id; c its caller's span, d its own; rid 0

@@ -15,7 +15,7 @@ import msgspec
 
 from protocols.errors import ErrorBody
 from protocols.messages import Generate, Submit, TokenRow
-from protocols.plan import Logprobs, Reading
+from protocols.plan import Logprobs, PromptOutput
 from protocols.request import Finish
 from protocols.sampling import Pool
 from protocols.wire import Decoder
@@ -47,22 +47,22 @@ def pack_logprobs(records: Iterable[Logprobs]) -> bytes:
 
 def pack_row(row: TokenRow) -> bytes:
     """Extras of a row that is to be committed."""
-    read = row.reading
+    read = row.prompt_output
     before = pack_logprobs(read.logprobs) + read.pooled if read is not None else b""
     return before + pack_logprobs(row.logprobs) if row.logprobs else before
 
 
-def unpack_extras(submit: Submit, extras: bytes) -> tuple[Reading | None, list[Logprobs]]:
+def unpack_extras(submit: Submit, extras: bytes) -> tuple[PromptOutput | None, list[Logprobs]]:
     """An extras area: what was read of the prompt, where the request asks for it and it was committed; and
     the records of the output, of which entry i speaks of token i."""
     sampling = submit.sampling
     if not extras or sampling.pool is not Pool.NONE:
-        return (Reading(pooled=extras) if extras else None), []
+        return (PromptOutput(pooled=extras) if extras else None), []
     records = unpack_logprobs(extras)
     if sampling.prompt_logprobs is None:
         return None, records
     count = len(submit.tokens) // 4 - 1
-    return Reading(tuple(records[:count])), records[count:]
+    return PromptOutput(tuple(records[:count])), records[count:]
 
 
 def unpack_logprobs(extras: bytes) -> list[Logprobs]:
@@ -97,7 +97,7 @@ def ending(
         case Finish.LENGTH if tokens:
             start -= 1
     error = _FAILED if finish is Finish.ERROR else None
-    reading, logprobs = unpack_extras(submit, extras)
+    prompt_output, logprobs = unpack_extras(submit, extras)
     last, listed = tuple(tokens[start:]), tuple(logprobs[start : len(tokens)])
-    first = None if start else reading
+    first = None if start else prompt_output
     return TokenRow(submit.rid, start, last, finish, cached, listed, stop_token, error, first)

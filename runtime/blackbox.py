@@ -16,7 +16,7 @@ from bisect import bisect_left
 
 from protocols.errors import PeerError
 from protocols.meters import METER_WORDS, Count, Histogram
-from protocols.spans import RECORD, RECORD_BYTES, Kind
+from protocols.spans import RECORD, RECORD_BYTES, SpanName
 from runtime import segment
 
 TRACE_BYTES = 8192 * RECORD_BYTES
@@ -153,7 +153,7 @@ class BlackBox:
 
     def span(
         self,
-        kind: Kind,
+        kind: SpanName,
         rid: int,
         start: int,
         duration: int,

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from actors.frontend import anthropic_turns, delivery, parameters, prompts
+from actors.frontend.answer_format import AnswerFormat, answer_format_of
 from actors.frontend.anthropic_blocks import Blocks, event
 from actors.frontend.jobs import Job
-from actors.frontend.reading import Reading, reading_of
 from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, new_id, read
 from actors.frontend.text import Collector, Meter, Pending
@@ -55,7 +55,7 @@ def error_document(body: ErrorBody, request_id: str) -> bytes:
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/messages`."""
     request = await read(_message, await exchange.body())
-    blocks = Blocks(_reading(request, service.config), shown=_shows_thoughts(request.thinking))
+    blocks = Blocks(_answer_format(request, service.config), shown=_shows_thoughts(request.thinking))
     job = message_job(request, service, service.trace_of(exchange))
     id, model = new_id("msg_"), service.title(job)
     if request.stream:
@@ -111,12 +111,12 @@ def message_job(request: MessageRequest, service: Service, trace: str) -> Job:
             choice=_choice(request.tool_choice),
             parallel=_parallel(request.tool_choice),
         ),
-        reading=_reading(request, service.config),
+        answer_format=_answer_format(request, service.config),
     )
 
 
-def _reading(request: CountRequest, config: Config) -> Reading:
-    return reading_of(config, [tool.name for tool in request.tools or ()], _choice(request.tool_choice))
+def _answer_format(request: CountRequest, config: Config) -> AnswerFormat:
+    return answer_format_of(config, [tool.name for tool in request.tools or ()], _choice(request.tool_choice))
 
 
 def _shows_thoughts(thinking: Thinking | None) -> bool:

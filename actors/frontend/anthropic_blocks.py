@@ -8,7 +8,7 @@ import secrets
 import msgspec
 
 from actors.answers.pieces import CallArguments, CallBegun, CallEnded, Piece, Text, Thought
-from actors.frontend.reading import Reading
+from actors.frontend.answer_format import AnswerFormat
 from protocols.openai.messages import AnswerBlock, TextBlock, ThinkingBlock, ToolUseBlock
 
 _encode = msgspec.json.Encoder().encode
@@ -18,11 +18,11 @@ class Blocks:
     """The blocks of one answer. shown: thoughts are; otherwise they are left out. done: those that are
     complete; called: whether there has been a call."""
 
-    def __init__(self, reading: Reading, *, shown: bool) -> None:
+    def __init__(self, answer_format: AnswerFormat, *, shown: bool) -> None:
         self.done: list[AnswerBlock] = []
         self.called = False
-        self._reading, self._shown = reading, shown
-        self._parser = reading.parser()
+        self._answer_format, self._shown = answer_format, shown
+        self._parser = answer_format.parser()
         self._key = secrets.token_hex(12)
         self._open: AnswerBlock | None = None
         self._parts: list[str] = []
@@ -52,7 +52,7 @@ class Blocks:
                 self._write(TextBlock(""), {"type": "text_delta", "text": text}, text, out)
             case CallBegun(index, name):
                 self.called = True
-                self._begin(ToolUseBlock(self._reading.call_id(self._key, index), name, {}), out)
+                self._begin(ToolUseBlock(self._answer_format.call_id(self._key, index), name, {}), out)
             case CallArguments(_, text):
                 self._delta({"type": "input_json_delta", "partial_json": text}, text, out)
             case CallEnded():

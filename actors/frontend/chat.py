@@ -7,10 +7,10 @@ import functools
 import msgspec
 
 from actors.frontend import parameters, prompts
+from actors.frontend.answer_format import AnswerFormat, answer_format_of
 from actors.frontend.chat_writer import ChatWriter
 from actors.frontend.choices import AnswerHead, answer, check
 from actors.frontend.jobs import Job
-from actors.frontend.reading import Reading, reading_of
 from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, read
 from actors.frontend.text import Collector, Pending, finish_reason, usage_document
@@ -27,14 +27,14 @@ _decoder = msgspec.json.Decoder(ChatRequest)
 
 
 class ChatDialect:
-    """How chat words its chunks. reading: how its text is to be read."""
+    """How chat words its chunks. answer_format: what is looked for in its text."""
 
     kind = "chat.completion.chunk"
     prefix = "chatcmpl-"
     after = b'},"logprobs":'
 
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
+    def __init__(self, answer_format: AnswerFormat) -> None:
+        self._answer_format = answer_format
 
     def opening(self, index: int) -> bytes:
         """The role, with empty content."""
@@ -55,16 +55,16 @@ class ChatDialect:
 
     def writer(self) -> ChatWriter | None:
         """Where there may be thoughts or calls."""
-        return ChatWriter(self._reading) if self._reading else None
+        return ChatWriter(self._answer_format) if self._answer_format else None
 
 
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /v1/chat/completions`."""
     request = await read(_decoder, await exchange.body())
-    reading = _reading(request, service.config)
+    answer_format = _answer_format(request, service.config)
     job = chat_job(request, service, service.trace_of(exchange))
-    document = functools.partial(_document, request, reading)
-    await answer(service, exchange, request, job, ChatDialect(reading), document)
+    document = functools.partial(_document, request, answer_format)
+    await answer(service, exchange, request, job, ChatDialect(answer_format), document)
 
 
 def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
@@ -91,14 +91,14 @@ def chat_job(request: ChatRequest, service: Service, trace: str) -> Job:
             choice=request.tool_choice,
             parallel=request.parallel_tool_calls,
         ),
-        reading=_reading(request, service.config),
+        answer_format=_answer_format(request, service.config),
         adapter=adapter,
     )
 
 
-def _reading(request: ChatRequest, config: Config) -> Reading:
+def _answer_format(request: ChatRequest, config: Config) -> AnswerFormat:
     names = [tool.function.name for tool in request.tools or () if tool.function is not None]
-    return reading_of(config, names, request.tool_choice)
+    return answer_format_of(config, names, request.tool_choice)
 
 
 def prompt_of(request: ChatRequest) -> ChatPrompt:
@@ -123,7 +123,7 @@ def prompt_of(request: ChatRequest) -> ChatPrompt:
 
 
 def _document(
-    request: ChatRequest, reading: Reading, head: AnswerHead, collector: Collector
+    request: ChatRequest, answer_format: AnswerFormat, head: AnswerHead, collector: Collector
 ) -> ChatCompletion:
     read, top = collector.pending[0], request.prompt_logprobs
     return ChatCompletion(
@@ -134,7 +134,7 @@ def _document(
         prompt_logprobs=msgspec.UNSET if top is None else prompt_logprobs(read.prompt_logprobs, top),
         prompt_token_ids=list(read.prompt_ids) or msgspec.UNSET,
         choices=[
-            _choice(request, reading, index, pending) for index, pending in enumerate(collector.pending)
+            _choice(request, answer_format, index, pending) for index, pending in enumerate(collector.pending)
         ],
     )
 
@@ -143,8 +143,8 @@ def _logprobs(entries: list[TextLogprob]) -> ChoiceLogprobs:
     return ChoiceLogprobs([token_logprob(entry) for entry in entries])
 
 
-def _choice(request: ChatRequest, reading: Reading, index: int, pending: Pending) -> ChatChoice:
-    writer = ChatWriter(reading)
+def _choice(request: ChatRequest, answer_format: AnswerFormat, index: int, pending: Pending) -> ChatChoice:
+    writer = ChatWriter(answer_format)
     writer.begin(thinking=pending.thinking)
     return ChatChoice(
         index=index,

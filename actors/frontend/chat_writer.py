@@ -7,7 +7,7 @@ import secrets
 import msgspec
 
 from actors.answers.pieces import CallArguments, CallBegun, CallEnded, Piece, Text, Thought
-from actors.frontend.reading import Reading
+from actors.frontend.answer_format import AnswerFormat
 from protocols.openai.chat import AnsweredCall, AnsweredFunction, AnswerMessage
 
 _encode = msgspec.json.Encoder().encode
@@ -16,9 +16,9 @@ _encode = msgspec.json.Encoder().encode
 class ChatWriter:
     """One choice. called: whether there has been a call."""
 
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-        self._parser = reading.parser()
+    def __init__(self, answer_format: AnswerFormat) -> None:
+        self._answer_format = answer_format
+        self._parser = answer_format.parser()
         self._key = secrets.token_hex(12)
         self.called = False
 
@@ -61,7 +61,7 @@ class ChatWriter:
         return pieces
 
     def _id(self, index: int) -> str:
-        return self._reading.call_id(self._key, index)
+        return self._answer_format.call_id(self._key, index)
 
     def _delta(self, piece: Piece) -> bytes:
         match piece:

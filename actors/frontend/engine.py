@@ -24,8 +24,8 @@ from actors.frontend.adapters import Adapters
 from actors.frontend.generation import Choice, Generation, Sink
 from actors.frontend.instruments import Instruments
 from actors.frontend.jobs import Job, mails_of
+from actors.frontend.ledger_slots import LedgerSlots
 from actors.frontend.questions import Questions
-from actors.frontend.slots import Slots
 from protocols.config import Config
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import (
@@ -70,7 +70,7 @@ class Engine:
         self._choices: dict[int, Choice] = {}
         self.instruments = Instruments(box or BlackBox.private())
         self.questions = Questions(index, config.tokenizers, outbox)
-        self.slots = Slots(index, ledger, self._abort_nowait, config.orphan_seconds)
+        self.slots = LedgerSlots(index, ledger, self._abort_nowait, config.orphan_seconds)
         self._handing_over = trio.Event()
         self._account: Account | None = None
 

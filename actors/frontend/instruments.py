@@ -13,7 +13,7 @@ from typing import Protocol
 from protocols.messages import Generate, TextRow
 from protocols.meters import E2E, ITL, TTFT, Count
 from protocols.request import Finish
-from protocols.spans import Kind, is_sampled
+from protocols.spans import SpanName, is_sampled
 from runtime.blackbox import SAMPLE_ONE, BlackBox, Setting
 from runtime.tracing import TraceContext
 
@@ -56,7 +56,7 @@ class Instruments:
         if context.sampled or self._box.recording:
             above = int(caller.span_id, 16) if caller is not None else 0
             high, low, own = context.numbers()
-            self._box.span(Kind.ARRIVED, 0, time.monotonic_ns(), 0, 0, high, low, above, own)
+            self._box.span(SpanName.ARRIVED, 0, time.monotonic_ns(), 0, 0, high, low, above, own)
         return context
 
     def _draw(self) -> bool:
@@ -70,7 +70,7 @@ class Instruments:
         context = TraceContext.parse(mail.trace)
         high, low, own = context.numbers() if context is not None else (0, 0, 0)
         for number, rid in enumerate(mail.rids):
-            self._box.span(Kind.BEGIN, rid, mail.arrived_ns, 0, number, high, low, 0, own)
+            self._box.span(SpanName.BEGIN, rid, mail.arrived_ns, 0, number, high, low, 0, own)
 
     def delivering(self) -> None:
         """Mail has come."""
@@ -97,7 +97,7 @@ class Instruments:
         if self._shown:
             took, rows = time.monotonic_ns() - self._now, len(self._shown)
             for rid, tokens in self._shown:
-                self._box.span(Kind.SOCKET, rid, self._now, took, rows, tokens)
+                self._box.span(SpanName.SOCKET, rid, self._now, took, rows, tokens)
             self._shown.clear()
 
     def ended(self, choice: Timed, finish: Finish, tokens: int = 0) -> None:
@@ -107,4 +107,4 @@ class Instruments:
         if finish is Finish.STOP or finish is Finish.LENGTH:
             self._box.observe(E2E, took)
         if choice.traced or self._box.recording:
-            self._box.span(Kind.REQUEST, choice.rid, choice.arrived, took, a=finish, b=tokens)
+            self._box.span(SpanName.REQUEST, choice.rid, choice.arrived, took, a=finish, b=tokens)

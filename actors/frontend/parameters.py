@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from actors.frontend.answer_format import AnswerFormat
 from actors.frontend.jobs import Job
-from actors.frontend.reading import Reading
 from protocols.adapters import Adapter
 from protocols.errors import ErrorBody, UserError
 from protocols.grammar import Rules
@@ -19,7 +19,7 @@ from protocols.sampling import SamplingParams, validate
 MAX_SALT = 256
 _PRIORITIES = 2**31
 _FREE = Rules()
-_PLAIN = Reading()
+_PLAIN = AnswerFormat()
 
 
 def check_served(request: GenerationFields, neutral: dict[str, tuple[Any, ...]]) -> None:
@@ -92,7 +92,7 @@ def job(
     least: int = 1,
     default_tokens: int = 0,
     rules: Rules = _FREE,
-    reading: Reading = _PLAIN,
+    answer_format: AnswerFormat = _PLAIN,
     adapter: Adapter | None = None,
 ) -> Job:
     """The validated job of a request; raises UserError. logprobs and so on: see `sampling`."""
@@ -105,7 +105,7 @@ def job(
         prompt_logprobs=prompt_logprobs,
         least=least,
     )
-    output = reading.adapted(output_options(request, echo=echo))
+    output = answer_format.adapted(output_options(request, echo=echo))
     priority, salt = request.priority or 0, request.cache_salt or ""
     if not -_PRIORITIES <= priority < _PRIORITIES:
         raise UserError("priority must fit 32 bits.", param="priority")

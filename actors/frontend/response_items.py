@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from actors.answers.pieces import CallArguments, CallBegun, CallEnded, Thought
+from actors.frontend.answer_format import AnswerFormat
 from actors.frontend.prompts import Message, function_call
-from actors.frontend.reading import Reading
 from actors.frontend.response_events import Delta, Said, delta_head
 from actors.frontend.sealed import seal
 from protocols.openai.logprobs import TokenLogprob
@@ -35,10 +35,10 @@ class Items:
     """The items of one response. done: those that are complete. sealed: thoughts have their
     `encrypted_content`."""
 
-    def __init__(self, reading: Reading, key: str, *, sealed: bool = False) -> None:
+    def __init__(self, answer_format: AnswerFormat, key: str, *, sealed: bool = False) -> None:
         self._sealed = sealed
         self.done: list[OutputItem] = []
-        self._reading, self._key = reading, key
+        self._answer_format, self._key = answer_format, key
         self._open: OutputItem | None = None
         self._parts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
@@ -65,7 +65,7 @@ class Items:
                 yield self._delta("reasoning_text.delta", text, content_index=0)
             case CallBegun(index, name):
                 yield from self.close("completed")
-                call_id = self._reading.call_id(self._key, index)
+                call_id = self._answer_format.call_id(self._key, index)
                 yield from self._begin(
                     FunctionCallItem(id=f"fc_{self._key}{index:04x}", call_id=call_id, name=name)
                 )

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from actors.answers.pieces import Piece, Text
-from actors.frontend.reading import Reading
+from actors.frontend.answer_format import AnswerFormat
 from actors.frontend.response_events import Delta, Event, Said, said_in, size
 from actors.frontend.response_items import Items, Made, answered
 from actors.frontend.text import Meter
@@ -105,12 +105,12 @@ _MOVES = {
 }
 _NONE = Finish.NONE
 _OPEN, _WRITING = Phase.OPEN, Phase.WRITING
-_PLAIN = Reading()
+_PLAIN = AnswerFormat()
 
 
 class ResponseStream:
-    """A response that grows. silent: a warm-up, whose text is thrown away. reading: how its text is to be
-    read. sealed: see Items."""
+    """A response that grows. silent: a warm-up, whose text is thrown away. answer_format: how its text is
+    to be read. sealed: see Items."""
 
     def __init__(
         self,
@@ -118,12 +118,12 @@ class ResponseStream:
         item_id: str,
         *,
         silent: bool = False,
-        reading: Reading = _PLAIN,
+        answer_format: AnswerFormat = _PLAIN,
         sealed: bool = False,
     ) -> None:
         self.phase = Phase.NEW
-        self._parser = reading.parser() if reading else None
-        self._items = Items(reading, item_id.removeprefix("msg_"), sealed=sealed)
+        self._parser = answer_format.parser() if answer_format else None
+        self._items = Items(answer_format, item_id.removeprefix("msg_"), sealed=sealed)
         self._unshown: list[TokenLogprob] = []
         self._response = response
         self._silent = silent

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from actors.frontend import parameters, prompts
+from actors.frontend.answer_format import answer_format_of
 from actors.frontend.jobs import Job
 from actors.frontend.live import Conversation
 from actors.frontend.prompts import Message
-from actors.frontend.reading import reading_of
 from actors.frontend.response_stream import ResponseStream
 from actors.frontend.rules import rules_of
 from actors.frontend.sealed import unseal
@@ -61,7 +61,8 @@ def prepare(
     """Validate a request that continues `previous`; `size`: bytes of its body. Raises UserError."""
     adapter = service.adapters.find(request.model, request.lora_path)
     parameters.check_served(request, responses.NEUTRAL)
-    tools, reading = _tools(request), reading_of(service.config, _names(request.tools), request.tool_choice)
+    tools = _tools(request)
+    answer_format = answer_format_of(service.config, _names(request.tools), request.tool_choice)
     format = _format(request.text)
     if request.metadata is not None and len(request.metadata) > MAX_METADATA:
         raise UserError(f"metadata may hold at most {MAX_METADATA} pairs.", param="metadata")
@@ -97,7 +98,7 @@ def prepare(
             choice=request.tool_choice,
             parallel=request.parallel_tool_calls,
         ),
-        reading=reading,
+        answer_format=answer_format,
         adapter=adapter,
     )
     sealed = _SEALED in (request.include or ())
@@ -185,8 +186,8 @@ def stream_of(
     config: Config, response: Response, item_id: str, *, silent: bool, sealed: bool
 ) -> ResponseStream:
     """The events of a response: a function of its document, the id of its first message, and its tokens."""
-    reading = reading_of(config, _names(response.tools), response.tool_choice)
-    return ResponseStream(response, item_id, silent=silent, reading=reading, sealed=sealed)
+    answer_format = answer_format_of(config, _names(response.tools), response.tool_choice)
+    return ResponseStream(response, item_id, silent=silent, answer_format=answer_format, sealed=sealed)
 
 
 def _tools(request: ResponsesRequest) -> list[Tool]:

@@ -317,7 +317,7 @@ class Scheduler:
     def _commit_one(self, row: TokenRow, lacking: int, gone: list[int]) -> TokenRow | None:
         """What may be sent of a row of which the last `lacking` tokens are to be written; None where its
         request is gone."""
-        extras = pack_row(row) if row.logprobs or row.reading else b""
+        extras = pack_row(row) if row.logprobs or row.prompt_output else b""
         tokens = row.tokens[len(row.tokens) - lacking :]
         try:
             self._context.ledger.commit(row.rid, tokens, extras, row.finish, row.cached)
@@ -383,4 +383,4 @@ def _described(sequence: Live) -> Open:
 
 def _is_plain(row: TokenRow) -> bool:
     """Whether it is tokens and nothing else."""
-    return row.finish is _NONE and bool(row.tokens) and not row.logprobs and row.reading is None
+    return row.finish is _NONE and bool(row.tokens) and not row.logprobs and row.prompt_output is None

@@ -56,7 +56,7 @@ from protocols.orders import (
     Settings,
     Standing,
 )
-from protocols.plan import ExecutorReady, Logprobs, Reading, StepDone
+from protocols.plan import ExecutorReady, Logprobs, PromptOutput, StepDone
 from protocols.request import Finish
 
 Ordered = Pause | Continue | Flush | Renew | Release | Restore | Adjust | EndRequests | SetAdapters
@@ -288,9 +288,13 @@ class Core:
     def _finish(self, sequence: Sequence, finish: Finish, stop_token: int = -1) -> None:
         """End `sequence` with a row that carries no token."""
         start, cached = len(sequence.output), sequence.cached
-        reading = sequence.reading() if not sequence.allowance else None
-        row = TokenRow(sequence.rid, start, (), finish, cached, stop_token=stop_token, reading=reading)
-        self._row(sequence, row)
+        prompt_output = sequence.prompt_output() if not sequence.allowance else None
+        self._row(
+            sequence,
+            TokenRow(
+                sequence.rid, start, (), finish, cached, stop_token=stop_token, prompt_output=prompt_output
+            ),
+        )
         self._end(sequence)
 
     def _fail(self, sequence: Sequence, error: ErrorBody) -> None:
@@ -347,8 +351,8 @@ class Core:
             if sequence.stage is not Stage.ENDED:
                 running.distrust(sequence)
                 self._fail(sequence, ErrorBody(500, sentence, "server_error", "computation_failed"))
-        for slot, reading in done.readings:
-            running[slot].note(reading)
+        for slot, prompt_output in done.prompt_outputs:
+            running[slot].note(prompt_output)
         commit = self._commit if counts.max(initial=0) <= 1 else self._commit_runs
         commit(done, slots.tolist(), running.by_slot)
         running.settle(flight)
@@ -371,16 +375,16 @@ class Core:
                 self._finish(sequence, Finish.LENGTH)
                 continue
             start = len(sequence.output)
-            reading = None if start else sequence.reading()
+            prompt_output = None if start else sequence.prompt_output()
             if sequence.serial != weights:
                 self._note(sequence)
             finish = commit(sequence, token)
             committed += 1
-            if finish is none and not logprobs and reading is None:
+            if finish is none and not logprobs and prompt_output is None:
                 row = TokenRow(sequence.rid, start, (token,), none, sequence.cached)
             else:
                 told = () if not logprobs or index not in logprobs else (logprobs[index],)
-                row = _full_row(sequence, start, (token,), finish, told, reading)
+                row = _full_row(sequence, start, (token,), finish, told, prompt_output)
             rows[sequence.origin].append(row)
             if finish is not none:
                 self._end(sequence)
@@ -399,7 +403,7 @@ class Core:
                 continue
             if sequence.serial != self._weights:
                 self._note(sequence)
-            start, finish, reading = len(sequence.output), Finish.NONE, sequence.reading()
+            start, finish, prompt_output = len(sequence.output), Finish.NONE, sequence.prompt_output()
             for index in indices:
                 finish = self._role.commit(sequence, tokens[index])
                 if finish is not Finish.NONE:
@@ -407,7 +411,7 @@ class Core:
             count = len(sequence.output) - start
             told = tuple(logprobs[index] for index in indices[:count] if index in logprobs)
             taken = tuple(sequence.output[start:])
-            self._row(sequence, _full_row(sequence, start, taken, finish, told, reading))
+            self._row(sequence, _full_row(sequence, start, taken, finish, told, prompt_output))
             self._held += count
             self._generated += count
             if finish is not Finish.NONE:
@@ -507,11 +511,18 @@ def _full_row(
     tokens: tuple[int, ...],
     finish: Finish,
     logprobs: tuple[Logprobs, ...],
-    reading: Reading | None,
+    prompt_output: PromptOutput | None,
 ) -> TokenRow:
     stop_token = tokens[-1] if finish is Finish.STOP else -1
     return TokenRow(
-        sequence.rid, start, tokens, finish, sequence.cached, logprobs, stop_token, reading=reading
+        sequence.rid,
+        start,
+        tokens,
+        finish,
+        sequence.cached,
+        logprobs,
+        stop_token,
+        prompt_output=prompt_output,
     )
 
 

@@ -20,7 +20,7 @@ from protocols.messages import Submit, TokenRow
 from protocols.meters import DECODE, ITERATION, PREFILL, QUEUE, Count
 from protocols.plan import Plan, StepDone
 from protocols.request import Finish
-from protocols.spans import Kind, is_sampled
+from protocols.spans import SpanName, is_sampled
 from runtime.blackbox import BlackBox
 
 _NONE = Finish.NONE
@@ -44,7 +44,7 @@ class _Request:
 class _Share(NamedTuple):
     """One row of a step that is traced."""
 
-    kind: Kind
+    kind: SpanName
     rid: int
     tokens: int
 
@@ -150,11 +150,11 @@ class Instruments:
     def turned(self, start: int, mail: int) -> None:
         """A turn that began at `start` is over; it took in so many messages."""
         if self._traced or self._box.recording:
-            self._box.span(Kind.TURN, 0, start, time.monotonic_ns() - start, mail)
+            self._box.span(SpanName.TURN, 0, start, time.monotonic_ns() - start, mail)
 
     def _open(self, request: _Request, now: int, prompt_len: int) -> None:
         if request.traced or self._box.recording:
-            self._box.span(Kind.QUEUE, request.rid, request.waits, now - request.waits, a=prompt_len)
+            self._box.span(SpanName.QUEUE, request.rid, request.waits, now - request.waits, a=prompt_len)
         if request.opened:
             request.again = True
             return
@@ -185,13 +185,13 @@ class Instruments:
         """The rows of those who are traced."""
         everybody = self._box.recording
         shares = [
-            _Share(Kind.PREFILL, request.rid, len(chunk.tokens) // 4)
+            _Share(SpanName.PREFILL, request.rid, len(chunk.tokens) // 4)
             for chunk in plan.chunks
             if (request := self._slots.get(chunk.slot)) and (request.traced or everybody)
         ]
         decoding = np.frombuffer(plan.decodes, "<i4").tolist()
         return tuple(shares) + tuple(
-            _Share(Kind.DECODE, request.rid, plan.rounds)
+            _Share(SpanName.DECODE, request.rid, plan.rounds)
             for slot in decoding
             if (request := self._slots.get(slot)) and (request.traced or everybody)
         )

@@ -119,7 +119,7 @@ class Running:
         self.filled[slot] = len(sequence.fill) // 4
         self.capacity[slot] = len(sequence.pages) * self.cache.page_size
         self.limit[slot] = sequence.prompt_len + max(sequence.allowance, 1) - 1
-        sequence.read, sequence.pooled = [], b""
+        sequence.prompt_logprobs, sequence.pooled = [], b""
         self.adapters.take(sequence.adapter)
         sequence.move(Stage.PREFILL)
         self.prefilling[sequence] = None

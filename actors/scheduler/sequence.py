@@ -21,7 +21,7 @@ from array import array
 
 from actors.scheduler.radix import Node
 from protocols.messages import Submit
-from protocols.plan import Logprobs, Reading
+from protocols.plan import Logprobs, PromptOutput
 from protocols.sampling import Pool
 from protocols.weights import NOBODY, Made
 
@@ -68,7 +68,7 @@ class Sequence:
     first `shared` of them belong to the radix tree, under the lock on `node`, the others to the sequence.
     allowance: output tokens at most. cached: prompt tokens found in the prefix cache at the first admission.
     made: by which weights; serial: of the last of them that is noted. order: number of its arrival. deaths:
-    see DEATHS_ALONE. read: what this prefill has told of the prompt.
+    see DEATHS_ALONE. prompt_logprobs, pooled: what this prefill has told of the prompt.
     adapter: id of its LoRA adapter, 0 for none. namespace: of its prefixes, for adapter and salt.
     """
 
@@ -92,7 +92,7 @@ class Sequence:
         "priority",
         "prompt",
         "prompt_len",
-        "read",
+        "prompt_logprobs",
         "retracted",
         "rid",
         "sampling",
@@ -127,7 +127,7 @@ class Sequence:
         self.stage = Stage.WAITING
         self.retracted = bool(committed)
         self.deaths = 0
-        self.read: list[Logprobs] = []
+        self.prompt_logprobs: list[Logprobs] = []
         self.pooled = b""
         self.cached = -1
         self.fill = b""
@@ -161,15 +161,15 @@ class Sequence:
             return -1
         return int.from_bytes(self.prompt[4 * end : 4 * end + 4], "little")
 
-    def note(self, reading: Reading) -> None:
+    def note(self, prompt_output: PromptOutput) -> None:
         """A chunk has told its part."""
-        self.read += reading.logprobs
-        self.pooled = reading.pooled
+        self.prompt_logprobs += prompt_output.logprobs
+        self.pooled = prompt_output.pooled
 
-    def reading(self) -> Reading | None:
+    def prompt_output(self) -> PromptOutput | None:
         """What was read, for the first row; None where nothing is to be told."""
         asked = self.sampling.prompt_logprobs is not None or self.sampling.pool is not Pool.NONE
-        return Reading(tuple(self.read), self.pooled) if asked and not self.output else None
+        return PromptOutput(tuple(self.prompt_logprobs), self.pooled) if asked and not self.output else None
 
     @property
     def suspect(self) -> bool:

@@ -37,7 +37,7 @@ from protocols.errors import UserError, VerbError
 from protocols.messages import Abort, Decode, Encode, Generate, Replay, TokenizerMail, Tokens
 from protocols.orders import Answer, Done, Know, Order
 from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
-from protocols.spans import Kind
+from protocols.spans import SpanName
 from runtime.actor import Context
 from runtime.failpoints import reach
 from runtime.ledger import Ledger
@@ -190,7 +190,7 @@ class Actor:
             self._post(self._core.refuse(message, error.body))
         else:
             if isinstance(message, Generate):
-                self._instruments.took_up(message, Kind.RENDER, start)
+                self._instruments.took_up(message, SpanName.RENDER, start)
             if _takes_long(message, len(rendered)):
                 await self._take_up_in_thread(message, rendered)
                 return
@@ -211,7 +211,7 @@ class Actor:
         if isinstance(message, Generate):
             start = time.monotonic_ns()
             self._post(self._core.admit(message, self._core.prepare(message, rendered)))
-            self._instruments.took_up(message, Kind.ENCODE, start)
+            self._instruments.took_up(message, SpanName.ENCODE, start)
         else:
             self._post(self._core.answer(message, rendered))
 
@@ -221,7 +221,7 @@ class Actor:
             start = time.monotonic_ns()
             prompted = await run(self._core.prepare, message, rendered)
             out = self._core.admit(message, prompted)
-            self._instruments.took_up(message, Kind.ENCODE, start)
+            self._instruments.took_up(message, SpanName.ENCODE, start)
         else:
             out = await run(self._core.answer, message, rendered)
         self._away -= 1

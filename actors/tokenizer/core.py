@@ -226,7 +226,7 @@ class Core:
                 continue
             if row.start > stream.received:
                 row = self._filled(row, stream)
-            if row.reading is not None:
+            if row.prompt_output is not None:
                 out += [_deltas(to, [part]) for part in stream.preface(row) for to in stream.readers()]
             text_row = stream.take(row)
             if text_row is None:

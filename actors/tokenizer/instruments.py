@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from protocols.messages import Generate, TokenRow
 from protocols.request import Finish
-from protocols.spans import Kind, is_sampled
+from protocols.spans import SpanName, is_sampled
 from runtime.blackbox import BlackBox
 
 
@@ -26,7 +26,7 @@ class Instruments:
         """Nothing more comes of it."""
         self._traced.discard(rid)
 
-    def took_up(self, message: Generate, kind: Kind, start: int) -> None:
+    def took_up(self, message: Generate, kind: SpanName, start: int) -> None:
         """Part of the way down, begun at `start`, is done."""
         sampled = is_sampled(message.trace)
         if sampled:
@@ -46,6 +46,6 @@ class Instruments:
         for row in rows:
             if everybody or row.rid in self._traced:
                 tokens = row.start + len(row.tokens)
-                self._box.span(Kind.DETOKENISE, row.rid, start, took, len(rows), tokens)
+                self._box.span(SpanName.DETOKENISE, row.rid, start, took, len(rows), tokens)
             if row.finish is not Finish.NONE:
                 self._traced.discard(row.rid)

@@ -24,7 +24,7 @@ def committed_row(ledger: Ledger, submit: Submit, row: TokenRow, received: int) 
     before = ledger.committed(row.rid, received)[:missing].tolist()
     if len(before) < missing:
         raise LookupError(f"{missing} tokens are missing, {len(before)} are committed")
-    reading, listed = unpack_extras(submit, ledger.extras(row.rid))
+    prompt_output, listed = unpack_extras(submit, ledger.extras(row.rid))
     logprobs = listed[received : row.start]
     return msgspec.structs.replace(
         row,
@@ -32,7 +32,7 @@ def committed_row(ledger: Ledger, submit: Submit, row: TokenRow, received: int) 
         tokens=(*before, *row.tokens),
         logprobs=(*logprobs, *row.logprobs),
         cached=ledger.cached(row.rid),
-        reading=None if received else reading,
+        prompt_output=None if received else prompt_output,
     )
 
 
@@ -49,7 +49,7 @@ def replay(
     tokens = committed.tolist()
     delivered = 0 if whole else min(ledger.delivered(rid), len(tokens))
     extras = ledger.extras(rid)
-    reading, logprobs = unpack_extras(stored.submit, extras)
+    prompt_output, logprobs = unpack_extras(stored.submit, extras)
     cached = ledger.cached(rid)
     last = ending(stored.submit, tokens, finish, cached, extras)
     cut = last.start if last else len(tokens)
@@ -57,7 +57,7 @@ def replay(
     yield from opening if not delivered else ()
     rows = list(_rows(rid, tokens[:cut], logprobs[: len(tokens)], delivered, cached))
     if rows:
-        rows[0] = msgspec.structs.replace(rows[0], reading=reading)
+        rows[0] = msgspec.structs.replace(rows[0], prompt_output=prompt_output)
     for row in rows:
         preface = stream.preface(row)
         yield from preface if not delivered else ()

@@ -122,15 +122,15 @@ class ChoiceStream:
 
     def preface(self, row: TokenRow) -> list[TextRow]:
         """What `row` tells of the prompt, if it does, to be sent before its tokens."""
-        reading = row.reading
-        if reading is None or self.received or self.closed:
+        prompt_output = row.prompt_output
+        if prompt_output is None or self.received or self.closed:
             return []
-        if reading.pooled:
-            state = base64.b64encode(reading.pooled).decode()
+        if prompt_output.pooled:
+            state = base64.b64encode(prompt_output.pooled).decode()
             self.offset = len(state)
             return [TextRow(self.rid, 0, state, 0, usage=self._usage())]
         unknown = Logprobs(math.nan)
-        return self._listing((unknown, *reading.logprobs))
+        return self._listing((unknown, *prompt_output.logprobs))
 
     def _listing(self, logprobs: tuple[Logprobs, ...]) -> list[TextRow]:
         """The prompt's text where it is echoed, and its tokens where they are listed, in slices."""

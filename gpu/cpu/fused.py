@@ -18,11 +18,11 @@ from torch import Tensor
 from gpu.attention import StepAttention
 from gpu.cpu.attention import CpuStep
 from gpu.cpu.library import (
+    ELEMENT_TYPES,
     HALF_PANEL,
-    KINDS,
+    ElementType,
     HeadsStruct,
     Kernels,
-    Kind,
     LayerStruct,
     ModelStruct,
     Packed,
@@ -170,7 +170,7 @@ class FusedDecoder:
     def _rows(self, linear: Linear) -> Tensor:
         """The rows of a packed map: what it makes of the unit matrix."""
         packed = self._packed_of(linear)
-        dtype = torch.float32 if packed.kind is Kind.FLOAT else torch.bfloat16
+        dtype = torch.float32 if packed.kind is ElementType.FLOAT else torch.bfloat16
         unit = torch.eye(packed.k, dtype=dtype)
         bare = dataclasses.replace(packed, bias=None)
         products = [self._kernels.linear(bare, part) for part in unit.split(_UNIT_ROWS)]
@@ -240,7 +240,7 @@ class FusedDecoder:
             vocab=spec.vocab_size,
             layers=len(self._layers),
             activation=ACTIVATIONS[spec.activation],
-            kind=KINDS[self._embedding.dtype],
+            kind=ELEMENT_TYPES[self._embedding.dtype],
             eps=spec.eps,
             scale=spec.head_dim**-0.5,
             heads=HeadsStruct(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim, pool.page_size),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 
-class Kind(enum.IntEnum):
+class ElementType(enum.IntEnum):
     """How numbers are stored, as in `enum Kind`."""
 
     FLOAT = 0
@@ -26,7 +26,11 @@ class Kind(enum.IntEnum):
     INT8 = 2
 
 
-KINDS = {torch.float32: Kind.FLOAT, torch.bfloat16: Kind.BFLOAT16, torch.int8: Kind.INT8}
+ELEMENT_TYPES = {
+    torch.float32: ElementType.FLOAT,
+    torch.bfloat16: ElementType.BFLOAT16,
+    torch.int8: ElementType.INT8,
+}
 COLUMNS = 64
 """Rows of a weight matrix that are packed together."""
 HALF_PANEL = COLUMNS // 2
@@ -180,7 +184,7 @@ class Packed:
     bias: Tensor | None
     n: int
     k: int
-    kind: Kind
+    kind: ElementType
 
     def struct(self) -> LinearStruct:
         """For a call; valid as long as this object lives."""
@@ -228,7 +232,7 @@ class Kernels:
     def pack(self, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Packed:
         """Pack weight [n, k] of float32, bfloat16, or int8 with a scale for each row."""
         weight = weight.contiguous()
-        (n, k), kind = weight.shape, KINDS[weight.dtype]
+        (n, k), kind = weight.shape, ELEMENT_TYPES[weight.dtype]
         size = self._library.packed_bytes(c_int(kind), c_int64(n), c_int64(k))
         packed = torch.empty(size, dtype=torch.uint8)
         self._library.advise_huge_pages(c_void_p(packed.data_ptr()), c_int64(size))
@@ -240,7 +244,7 @@ class Kernels:
 
     def linear(self, packed: Packed, x: Tensor) -> Tensor:
         """y = x W^T + b in float32, for checks: x [m, k] of float32 or bfloat16."""
-        per_unit = 1 if packed.kind is Kind.FLOAT else 2
+        per_unit = 1 if packed.kind is ElementType.FLOAT else 2
         width = -(-packed.k // (per_unit * UNITS)) * per_unit * UNITS
         padded = x.new_zeros(len(x) + _SPARE_ROWS, width)
         padded[: len(x), : packed.k] = x
@@ -288,7 +292,7 @@ class Kernels:
         """Store keys and values of a step's rows, attend. tensors: query, key, value; all contiguous."""
         self._library.attention(
             self._machine,
-            c_int(KINDS[out.dtype]),
+            c_int(ELEMENT_TYPES[out.dtype]),
             byref(heads),
             byref(manner),
             byref(pages),

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gpu.attention import Backend
 from gpu.attention.choice import choose
+from gpu.block_tables import BlockTables
 from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvPool
 from gpu.models.base import Model
-from gpu.slots import Slots
 from protocols.config import ModelCard
 from protocols.errors import StartError
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen
@@ -55,7 +55,7 @@ def check_paged(
 
 def _run(model: Model, prompts: list[np.ndarray], backend: Backend) -> list[Tensor]:
     """Logits of every position of two prompts, computed in steps of several rows and of one."""
-    slots = Slots(2, backend.pool.pages, _PAGE)
+    slots = BlockTables(2, backend.pool.pages, _PAGE)
     logits: list[list[Tensor]] = [[], []]
     for plan in _plans(prompts):
         for opening in plan.opens:

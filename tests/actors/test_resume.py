@@ -15,7 +15,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.frontend import finder, slots
+from actors.frontend import finder, ledger_slots
 from actors.frontend.live import LiveResponse, Reader
 from actors.tokenizer import core
 from actors.tokenizer.outgoing import Backlog
@@ -248,7 +248,7 @@ async def test_an_orphan_is_aborted_when_nobody_comes_back() -> None:
 async def test_an_orphan_that_is_followed_elsewhere_goes_on(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (slots, finder):
+    for module in (ledger_slots, finder):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=trio.current_time))
     await trio.sleep(1000.0)  # as a machine's clock says when it has run for a while
     with edge_of(frontends=2, orphan_seconds=2.0) as edge:

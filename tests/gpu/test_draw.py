@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from gpu import draw
-from gpu.draw_cpu import CpuDraw, Kind
+from gpu.draw_cpu import CpuDraw, DrawKind
 from gpu.philox import uniforms
 
 LIMITS = np.dtype([("temperature", "f8"), ("top_k", "i8"), ("top_p", "f8"), ("min_p", "f8"), ("kind", "u1")])
@@ -32,13 +32,13 @@ class Limits:
     top_p: float = 1.0
     min_p: float = 0.0
 
-    def kind(self) -> Kind:
+    def kind(self) -> DrawKind:
         """The path that the CPU takes."""
         if self.top_k:
-            return Kind.RANK
+            return DrawKind.RANK
         if self.top_p < 1:
-            return Kind.MASS
-        return Kind.RATIO if self.min_p else Kind.FREE
+            return DrawKind.MASS
+        return DrawKind.RATIO if self.min_p else DrawKind.FREE
 
 
 KINDS = [
@@ -78,7 +78,7 @@ def _on_any_device(logits: torch.Tensor, limits: list[Limits], uniform: np.ndarr
     ]
     by_kind = [
         torch.tensor([i for i, row in enumerate(limits) if row.kind() == kind], dtype=torch.int64)
-        for kind in (Kind.RANK, Kind.MASS)
+        for kind in (DrawKind.RANK, DrawKind.MASS)
     ]
     numbers = torch.tensor(columns, dtype=torch.float64)[:, :, None]
     deepest = max([row.top_k for row in limits] + [1])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from protocols.errors import PeerError
 from protocols.meters import ITERATION, TTFT, Count
-from protocols.spans import RECORD_BYTES, Kind, is_sampled, records
+from protocols.spans import RECORD_BYTES, SpanName, is_sampled, records
 from runtime import segment
 from runtime.blackbox import BlackBox, Setting, Tape
 
@@ -50,14 +50,20 @@ def test_a_reader_drops_what_is_overwritten_under_its_eyes() -> None:
 
 def test_spans_are_read_as_they_were_written() -> None:
     box = BlackBox.private()
-    box.span(Kind.PREFILL, 7, 1000, 20, 3, 1, 2, 3, 2**64 - 1)
-    box.span(Kind.STEP, 0, 5, 6)
+    box.span(SpanName.PREFILL, 7, 1000, 20, 3, 1, 2, 3, 2**64 - 1)
+    box.span(SpanName.STEP, 0, 5, 6)
     first, second = records(box.trace.read()[1])
-    assert (first.kind, first.rid, first.start, first.end, first.items) == (Kind.PREFILL, 7, 1000, 1020, 3)
+    assert (first.kind, first.rid, first.start, first.end, first.items) == (
+        SpanName.PREFILL,
+        7,
+        1000,
+        1020,
+        3,
+    )
     assert (first.a, first.b, first.c, first.d) == (1, 2, 3, 2**64 - 1)
-    assert second.kind == Kind.STEP
+    assert second.kind == SpanName.STEP
     for _ in range(10_000):
-        box.span(Kind.TURN, 0, 1, 1)
+        box.span(SpanName.TURN, 0, 1, 1)
     begin, data = box.trace.read()
     assert begin % RECORD_BYTES == 0 and len(records(data)) == box.trace.capacity // RECORD_BYTES
 
@@ -90,13 +96,13 @@ def test_sampled_is_the_lowest_bit_of_the_flags() -> None:
 
 _WRITER = """
 import sys
-from protocols.spans import Kind
+from protocols.spans import SpanName
 from runtime.blackbox import BlackBox
 box = BlackBox.attach(int(sys.argv[1]), 3)
 number = 0
 while True:
     number += 1
-    box.span(Kind.STEP, number, number, number, 0, number, number, number, number)
+    box.span(SpanName.STEP, number, number, number, 0, number, number, number, number)
     if number == 100:
         print(flush=True)
 """
@@ -119,9 +125,9 @@ def test_a_writer_that_is_killed_leaves_whole_records() -> None:
         os.kill(writer.pid, signal.SIGKILL)
     box.set(Setting.SAMPLE, 9)
     again = BlackBox.attach(os.dup(box.fd), 4)
-    again.span(Kind.TURN, 0, 1, 2)
+    again.span(SpanName.TURN, 0, 1, 2)
     found = records(box.trace.read()[1])
-    assert (found[-1].kind, found[-1].incarnation, found[-2].incarnation) == (Kind.TURN, 4, 3)
+    assert (found[-1].kind, found[-1].incarnation, found[-2].incarnation) == (SpanName.TURN, 4, 3)
     assert again.setting(Setting.SAMPLE) == 9
     box.close()
     again.close()

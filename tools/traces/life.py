@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from protocols.spans import Kind
+from protocols.spans import SpanName
 from tools.traces.spans import ROWS, Span, trace_id
 
-_MANY = (*ROWS, Kind.STEP, Kind.DETOKENISE, Kind.SOCKET)
+_MANY = (*ROWS, SpanName.STEP, SpanName.DETOKENISE, SpanName.SOCKET)
 """Kinds of which a request has one a token."""
 
 
 def document(spans: list[Span]) -> dict[str, Any]:
     """The spans of one request's life, times in milliseconds from the first."""
     begun = spans[0].record.start
-    named = [trace_id(span) for span in spans if span.kind is Kind.BEGIN]
+    named = [trace_id(span) for span in spans if span.kind is SpanName.BEGIN]
     rids = sorted({span.record.rid for span in spans} - {0})
     return {
         "trace": named[0] if named else "",
@@ -41,7 +41,7 @@ def _summary(spans: list[Span]) -> dict[str, Any]:
     """Milliseconds spent in each part, and the request's part of the steps it was in."""
     totals: dict[str, float] = {}
     for span in spans:
-        if span.kind not in (Kind.ARRIVED, Kind.BEGIN, Kind.STEP):
+        if span.kind not in (SpanName.ARRIVED, SpanName.BEGIN, SpanName.STEP):
             name = span.kind.name.lower()
             totals[name] = totals.get(name, 0.0) + span.record.duration / 1e6
     steps = [span.record for span in spans if span.kind in ROWS]

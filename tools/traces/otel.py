@@ -15,10 +15,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
 from protocols.request import Finish
-from protocols.spans import Kind
+from protocols.spans import SpanName
 from tools.traces.spans import Span, Tapes
 
-_PARTS = (Kind.RENDER, Kind.ENCODE, Kind.ROUTE, Kind.QUEUE, Kind.PREFILL)
+_PARTS = (SpanName.RENDER, SpanName.ENCODE, SpanName.ROUTE, SpanName.QUEUE, SpanName.PREFILL)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -35,21 +35,21 @@ class Converter:
         """Of the requests that have ended since the last time. offset: the wall's clock minus the records'
         (nanoseconds)."""
         self._offset = offset
-        ended = {span.record.rid for span in tapes.spans if span.kind is Kind.REQUEST}
+        ended = {span.record.rid for span in tapes.spans if span.kind is SpanName.REQUEST}
         for rid in sorted(ended - self._done):
             life = tapes.life({rid})
-            if any(span.kind is Kind.BEGIN for span in life):
+            if any(span.kind is SpanName.BEGIN for span in life):
                 yield from self._request(life)
         self._done |= ended
 
     def _request(self, life: list[Span]) -> Iterator[ReadableSpan]:
-        begin = next(span.record for span in life if span.kind is Kind.BEGIN)
-        whole = next(span.record for span in life if span.kind is Kind.REQUEST)
-        above = [span.record.c for span in life if span.kind is Kind.ARRIVED and span.record.c]
+        begin = next(span.record for span in life if span.kind is SpanName.BEGIN)
+        whole = next(span.record for span in life if span.kind is SpanName.REQUEST)
+        above = [span.record.c for span in life if span.kind is SpanName.ARRIVED and span.record.c]
         trace = begin.a << 64 | begin.b
         own = begin.d if not begin.items else _number(begin.d, begin.rid, -1)
         root = _context(trace, own)
-        prompt = sum(span.record.c for span in life if span.kind is Kind.PREFILL)
+        prompt = sum(span.record.c for span in life if span.kind is SpanName.PREFILL)
         yield self._span(
             f"generate {self._model}",
             root,
@@ -73,7 +73,7 @@ class Converter:
                 about = {"troupe.actor": span.actor, "troupe.about": span.text()}
                 name = span.kind.name.lower()
                 yield self._span(name, context, root, span.record.start, span.record.end, about)
-        decodes = [span for span in life if span.kind is Kind.DECODE]
+        decodes = [span for span in life if span.kind is SpanName.DECODE]
         if decodes:
             context = _context(trace, _number(own, whole.rid, 0))
             steps = {"troupe.actor": decodes[0].actor, "troupe.steps": len(decodes)}

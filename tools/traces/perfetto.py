@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from protocols.spans import Kind
+from protocols.spans import SpanName
 from tools.traces.spans import ROWS, Span
 
 Event = dict[str, Any]
 _DOWN = {
-    Kind.ENCODE: (Kind.RENDER, Kind.BEGIN),
-    Kind.RENDER: (Kind.BEGIN,),
-    Kind.ROUTE: (Kind.ENCODE,),
-    Kind.QUEUE: (Kind.ROUTE, Kind.ENCODE),
-    Kind.DETOKENISE: ROWS,
-    Kind.SOCKET: (Kind.DETOKENISE,),
+    SpanName.ENCODE: (SpanName.RENDER, SpanName.BEGIN),
+    SpanName.RENDER: (SpanName.BEGIN,),
+    SpanName.ROUTE: (SpanName.ENCODE,),
+    SpanName.QUEUE: (SpanName.ROUTE, SpanName.ENCODE),
+    SpanName.DETOKENISE: ROWS,
+    SpanName.SOCKET: (SpanName.DETOKENISE,),
 }
 """From which kinds of span of the same choice an arrow leads to one of this kind: the latest before it."""
 
@@ -62,7 +62,7 @@ def _arrow(
     number: int, source: Span, target: Span, actors: dict[str, int], tracks: dict[int, int]
 ) -> Iterator[Event]:
     common = {"name": "message", "cat": "hop", "id": number}
-    leaves = source.record.start if target.kind is Kind.STEP else source.record.end
+    leaves = source.record.start if target.kind is SpanName.STEP else source.record.end
     leaves = max(min(leaves, target.record.start), source.record.start)
     yield {**common, "ph": "s", "ts": leaves / 1e3, **_place(source, actors, tracks)}
     end = {"bp": "e", "ts": target.record.start / 1e3}
@@ -71,14 +71,14 @@ def _arrow(
 
 def _hops(spans: list[Span]) -> Iterator[tuple[Span, Span]]:
     """Where a message led from one span to the next. `spans` are in the order of their starts."""
-    latest: dict[tuple[int, Kind], Span] = {}
+    latest: dict[tuple[int, SpanName], Span] = {}
     launched: dict[tuple[str, int, int], Span] = {}
     for span in spans:
         rid, kind = span.record.rid, span.kind
         sources = [latest[rid, each] for each in _DOWN.get(kind, ()) if (rid, each) in latest]
         if sources:
             yield max(sources, key=lambda source: source.record.start), span
-        if kind is Kind.STEP and span.step in launched:
+        if kind is SpanName.STEP and span.step in launched:
             yield launched[span.step], span
         if kind in ROWS:
             launched.setdefault(span.step, span)

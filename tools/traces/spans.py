@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 
 from protocols.request import Finish
-from protocols.spans import Kind, Record, records
+from protocols.spans import Record, SpanName, records
 
 _HEX = re.compile(r"(?:[a-z]+[_-])?([0-9a-f]{32})")
 _RESPONSE = re.compile(r"resp_([0-9a-f]{1,16})_[0-9a-f]{32}")
-ROWS = (Kind.PREFILL, Kind.DECODE)
+ROWS = (SpanName.PREFILL, SpanName.DECODE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Span:
     record: Record
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> SpanName:
         """What it tells."""
-        return Kind(self.record.kind)
+        return SpanName(self.record.kind)
 
     @property
     def step(self) -> tuple[str, int, int]:
@@ -35,17 +35,17 @@ class Span:
         """What there is to say besides its times."""
         r = self.record
         match self.kind:
-            case Kind.REQUEST:
+            case SpanName.REQUEST:
                 return f"{Finish(r.a).name.lower()}, {r.b} tokens"
-            case Kind.PREFILL | Kind.DECODE:
+            case SpanName.PREFILL | SpanName.DECODE:
                 return f"step {r.b}: {r.c} of {r.d} tokens"
-            case Kind.STEP:
+            case SpanName.STEP:
                 return f"step {r.b}: {r.items} rows"
-            case Kind.DETOKENISE | Kind.SOCKET:
+            case SpanName.DETOKENISE | SpanName.SOCKET:
                 return f"token {r.a}, with {r.items - 1} other rows" if r.items > 1 else f"token {r.a}"
-            case Kind.ROUTE:
+            case SpanName.ROUTE:
                 return f"to replica {r.a}"
-            case Kind.TURN:
+            case SpanName.TURN:
                 return f"{r.items} messages"
             case _:
                 return ""
@@ -72,7 +72,7 @@ class Tapes:
         return {
             span.record.rid
             for span in self.spans
-            if span.kind is Kind.BEGIN
+            if span.kind is SpanName.BEGIN
             and ((span.record.a, span.record.b) == (high, low) or span.record.d == high)
         }
 
@@ -84,13 +84,13 @@ class Tapes:
         """What happened to these choices, with the steps they were in and the arrival of their request."""
         mine = [span for span in self.spans if span.record.rid in rids]
         steps = {span.step for span in mine if span.kind in ROWS}
-        begins = {span.record.d for span in mine if span.kind is Kind.BEGIN}
+        begins = {span.record.d for span in mine if span.kind is SpanName.BEGIN}
         return [
             span
             for span in self.spans
             if span.record.rid in rids
-            or (span.kind is Kind.STEP and span.step in steps)
-            or (span.kind is Kind.ARRIVED and span.record.d in begins)
+            or (span.kind is SpanName.STEP and span.step in steps)
+            or (span.kind is SpanName.ARRIVED and span.record.d in begins)
         ]
 
 

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.answers.formats import THOUGHT_FORMATS, TOOL_FORMATS
+from actors.frontend.answer_format import AnswerFormat
 from actors.frontend.chat import ChatDialect
 from actors.frontend.chunks import ChunkStream
-from actors.frontend.reading import Reading
 from actors.frontend.response_stream import ResponseStream
 from protocols.errors import ErrorBody
 from protocols.messages import TextLogprob, TextRow
 from protocols.openai.responses import Response
 from protocols.request import Finish, Usage
 
-READING = Reading(THOUGHT_FORMATS["think"], TOOL_FORMATS["hermes"], ("f",))
+FORMAT = AnswerFormat(THOUGHT_FORMATS["think"], TOOL_FORMATS["hermes"], ("f",))
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 ANSWER = f"<think>\nhm </think>\n\nLook: {CALL}\n{CALL}"
 
@@ -45,7 +45,7 @@ def rows(
 
 
 def streamed(given: list[TextRow]) -> list[dict[str, Any]]:
-    s = ChunkStream(ChatDialect(READING), id="c", created=1, model="m", choices=1, n=1, include_usage=True)
+    s = ChunkStream(ChatDialect(FORMAT), id="c", created=1, model="m", choices=1, n=1, include_usage=True)
     data = b""
     for row in given:
         s.feed(0, row)
@@ -97,7 +97,7 @@ def test_details_come_with_the_first_delta() -> None:
 
 def events(given: list[TextRow], error: ErrorBody | None = None) -> list[dict[str, Any]]:
     document = Response(id="resp_1", created_at=1.0, status="queued", model="m", output=[])
-    stream = ResponseStream(document, "msg_" + "ab" * 16, reading=READING)
+    stream = ResponseStream(document, "msg_" + "ab" * 16, answer_format=FORMAT)
     stream.start()
     for row in given:
         stream.feed(row)

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.frontend.answer_format import AnswerFormat
 from actors.frontend.chat import ChatDialect
 from actors.frontend.chunks import ChunkStream
 from actors.frontend.completions import TextDialect
-from actors.frontend.reading import Reading
 from protocols.errors import ErrorBody
 from protocols.messages import TextLogprob, TextRow
 from protocols.request import Finish, Usage
@@ -19,7 +19,7 @@ from protocols.request import Finish, Usage
 
 def chat(choices: int = 1, **options: Any) -> ChunkStream:
     return ChunkStream(
-        ChatDialect(Reading()), id="c1", created=5, model="m", choices=choices, n=choices, **options
+        ChatDialect(AnswerFormat()), id="c1", created=5, model="m", choices=choices, n=choices, **options
     )
 
 

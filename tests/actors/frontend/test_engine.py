@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.frontend import slots
+from actors.frontend import ledger_slots
 from actors.frontend.engine import Engine
 from actors.frontend.generation import Generation
 from actors.frontend.jobs import Job
@@ -285,7 +285,7 @@ async def test_aborts_free_slots_once_their_finish_is_committed(
             await trio.sleep(0.4)
             assert b.ledger.open_rids() == [rid] and b.mail() == []
             b.ledger.commit(rid, [], finish=Finish.ABORT)
-            await trio.sleep(2 * slots.REAP_EVERY)
+            await trio.sleep(2 * ledger_slots.REAP_EVERY)
             assert b.ledger.open_rids() == []
             nursery.cancel_scope.cancel()
 
@@ -296,9 +296,9 @@ async def test_aborts_are_repeated_and_slots_freed_at_last(autojump_clock: trio.
             nursery.start_soon(b.engine.slots.reap)
             generation = await b.start()
             b.engine.abort(generation)
-            await trio.sleep(slots.GIVE_UP - 0.1)
+            await trio.sleep(ledger_slots.GIVE_UP - 0.1)
             assert b.ledger.open_rids() != []
-            assert len(b.mail()) > slots.GIVE_UP / slots.ABORT_AGAIN - 3
+            assert len(b.mail()) > ledger_slots.GIVE_UP / ledger_slots.ABORT_AGAIN - 3
             await trio.sleep(0.2)
             assert b.ledger.open_rids() == []
             nursery.cancel_scope.cancel()
@@ -325,7 +325,7 @@ async def test_a_stop_string_frees_its_slot_when_the_scheduler_has_heard_of_it(
             assert generation.done.is_set()
             assert b.ledger.open_rids() == [rid]
             b.ledger.commit(rid, [1], finish=Finish.STOP)
-            await trio.sleep(2 * slots.REAP_EVERY)
+            await trio.sleep(2 * ledger_slots.REAP_EVERY)
             assert b.ledger.open_rids() == [] and b.mail() == []
             nursery.cancel_scope.cancel()
 

@@ -15,7 +15,7 @@ from protocols.request import OutputOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class AnswerFormat:
     """thoughts, tools: formats to look for, None for none. names: the functions that may be called."""
 
     thoughts: ThoughtFormat | None = None
@@ -47,9 +47,9 @@ class Reading:
         return f"{key[: length - 3]}{index:03x}"
 
 
-def reading_of(config: Config, names: Sequence[str], choice: Any) -> Reading:
+def answer_format_of(config: Config, names: Sequence[str], choice: Any) -> AnswerFormat:
     """For a request that offers the functions `names`. choice: its `tool_choice`."""
     thoughts = THOUGHT_FORMATS.get(config.reasoning_parser)
     if not names or choice == "none":
-        return Reading(thoughts)
-    return Reading(thoughts, TOOL_FORMATS.get(config.tool_parser), tuple(names))
+        return AnswerFormat(thoughts)
+    return AnswerFormat(thoughts, TOOL_FORMATS.get(config.tool_parser), tuple(names))

@@ -17,7 +17,7 @@ from torch import Tensor
 from gpu.cuda.staging import to_device
 from gpu.logprobs import LogprobRows, RawLogprobs
 from gpu.models.base import Tap
-from protocols.plan import Chunk, Plan, Reading, SlotOpen
+from protocols.plan import Chunk, Plan, PromptOutput, SlotOpen
 from protocols.sampling import Pool, SamplingParams
 
 Ints = npt.NDArray[np.int64]
@@ -67,21 +67,24 @@ class Told:
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def report(self) -> tuple[tuple[int, Reading], ...]:
-        """(slot, Reading) of each; waits for the step."""
+    def report(self) -> tuple[tuple[int, PromptOutput], ...]:
+        """(slot, PromptOutput) of each; waits for the step."""
         if self._copied is not None:
             self._copied.synchronize()
-        told = [(slot, Reading(pooled=state.numpy().astype("<f4").tobytes())) for slot, state in self._pooled]
+        told = [
+            (slot, PromptOutput(pooled=state.numpy().astype("<f4").tobytes())) for slot, state in self._pooled
+        ]
         if self._logprobs is not None and self._ranks is not None:
             ranked = zip(self._logprobs.report(), self._ranks.tolist(), strict=True)
             records = iter([msgspec.structs.replace(record, rank=rank) for (_, record), rank in ranked])
             told += [
-                (slot, Reading(tuple(next(records) for _ in range(count)))) for slot, count in self._scored
+                (slot, PromptOutput(tuple(next(records) for _ in range(count))))
+                for slot, count in self._scored
             ]
         return tuple(told)
 
 
-class Readings:
+class PromptOutputs:
     """What each open slot wants told of its prompt."""
 
     def __init__(self, device: torch.device) -> None:

@@ -43,7 +43,7 @@ class _Leaving:
     linger: float
 
 
-class Slots:
+class LedgerSlots:
     """What frontend `index` holds of the ledger. abort: sends an Abort down; whether there was room.
     orphan_seconds: how long orphans wait for their clients. draining: nothing new is let in."""
 

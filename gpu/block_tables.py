@@ -73,7 +73,7 @@ class SlotKeeper(Protocol):
         """A sequence takes the slot."""
 
 
-class Slots:
+class BlockTables:
     """Length and block table of each slot. lengths, granted: int64 [slots], positions with KV, and with a
     page."""
 
