@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 from torch import Tensor
@@ -32,54 +34,47 @@ class TritonKernel:
     def __init__(self, pool: KvPool, programs: int | None = None) -> None:
         """programs: that one decode may become."""
         self.programs = _PROGRAMS if programs is None else programs
-        self._page, self._precision = pool.page_size, "ieee" if pool.dtype == torch.float32 else "tf32"
-        self._wide = pool.dtype == torch.float32
+        self._page, self._wide = pool.page_size, pool.dtype == torch.float32
 
     def prepare(self, rows: Rows) -> Attend:
         """See `PagedKernel.prepare`."""
         return _Decode(self, rows) if rows.longest == 1 else _Prefill(self, rows)
 
-    def shape(self, pages: LayerPages, query: Tensor, spec: Spec) -> dict[str, object]:
-        """What is compiled into both kernels."""
+    def launch(
+        self,
+        programs: int,
+        rows: Rows,
+        pages: LayerPages,
+        query: Tensor,
+        out: Tensor,
+        levels: Tensor | None,
+        spec: Spec,
+        sinks: Tensor | None,
+        shape: Mapping[str, int],
+    ) -> None:
+        """`kernels.attend` with so many programs for each head of each sequence. shape: what is compiled in
+        besides what pages and `spec` tell."""
         key, value = pages.keys.shape[3], pages.values.shape[3]
-        widest = max(key, value)
-        return {
+        widest, wide = max(key, value), self._wide
+        fixed = {
             "GROUP": query.shape[1] // pages.keys.shape[2],
             "PAGE": self._page,
             "KEY": key,
             "VALUE": value,
             "PAD_KEY": _padded(key),
             "PAD_VALUE": _padded(value),
-            "BLOCK": 32 if self._wide or widest > 128 else 64,
+            "ROWS": _padded(shape["TOKENS"] * query.shape[1] // pages.keys.shape[2]),
+            "BLOCK": 32 if wide or widest > 128 else 64,
             "CAPPED": spec.softcap > 0,
             "WINDOWED": spec.window > 0,
-            "PRECISION": self._precision,
+            "PRECISION": "ieee" if wide else "tf32",
             "num_warps": 4 if widest <= 128 else 8,
-            "num_stages": 1 if self._wide else 2,
+            "num_stages": 1 if wide else 2,
         }
-
-    def tile(self, wanted: int, widest: int) -> int:
-        """Rows of a tile of prefill: few where `wanted` are, so that not every length has its own kernel."""
-        if wanted <= _FEW_ROWS:
-            return _FEW_ROWS
-        return 64 if self._wide or widest > 128 else _MANY_ROWS
-
-
-class _Prefill:
-    def __init__(self, kernel: TritonKernel, rows: Rows) -> None:
-        self._kernel, self._rows = kernel, rows
-
-    def __call__(self, pages: LayerPages, query: Tensor, spec: Spec, sinks: Tensor | None) -> Tensor:
-        rows, shape = self._rows, self._kernel.shape(pages, query, spec)
-        query = _flat(query)
-        kv_heads, width = pages.values.shape[2:]
-        out = query.new_empty(*query.shape[:2], width)
-        group = query.shape[1] // kv_heads
-        tile = self._kernel.tile(rows.longest * group, max(query.shape[2], width))
-        tokens = max(1, tile // group)
-        kernels.prefill[triton.cdiv(rows.longest, tokens), kv_heads, len(rows.contexts)](
+        kernels.attend[programs, pages.keys.shape[2], len(rows.contexts)](
             query,
             out,
+            levels,
             pages.keys,
             pages.values,
             sinks,
@@ -96,11 +91,31 @@ class _Prefill:
             spec.scale,
             spec.softcap,
             spec.window,
-            TOKENS=tokens,
-            ROWS=_padded(tokens * group),
-            SINKS=sinks is not None,
-            **shape | ({"num_warps": 8} if tile == _MANY_ROWS else {}),
+            **fixed | shape,
         )
+
+    def tile(self, wanted: int, widest: int) -> int:
+        """Rows of a tile of prefill: few where `wanted` are, so that not every length has its own kernel."""
+        if wanted <= _FEW_ROWS:
+            return _FEW_ROWS
+        return 64 if self._wide or widest > 128 else _MANY_ROWS
+
+
+class _Prefill:
+    def __init__(self, kernel: TritonKernel, rows: Rows) -> None:
+        self._kernel, self._rows = kernel, rows
+
+    def __call__(self, pages: LayerPages, query: Tensor, spec: Spec, sinks: Tensor | None) -> Tensor:
+        query = _flat(query)
+        kv_heads, width = pages.values.shape[2:]
+        out = query.new_empty(*query.shape[:2], width)
+        group = query.shape[1] // kv_heads
+        tile = self._kernel.tile(self._rows.longest * group, max(query.shape[2], width))
+        tokens = max(1, tile // group)
+        tiles = triton.cdiv(self._rows.longest, tokens)
+        shape = {"TOKENS": tokens, "SPLITS": 0, "LEAST": 0, "SINKS": sinks is not None}
+        warps = {"num_warps": 8} if tile == _MANY_ROWS else {}
+        self._kernel.launch(tiles, self._rows, pages, query, out, None, spec, sinks, shape | warps)
         return out
 
 
@@ -109,42 +124,23 @@ class _Decode:
         self._kernel, self._rows = kernel, rows
 
     def __call__(self, pages: LayerPages, query: Tensor, spec: Spec, sinks: Tensor | None) -> Tensor:
-        rows, shape = self._rows, self._kernel.shape(pages, query, spec)
         query = _flat(query)
         count, heads = query.shape[:2]
         kv_heads, width = pages.values.shape[2:]
         splits = triton.next_power_of_2(min(_MOST_PARTS, max(1, self._kernel.programs // kv_heads)))
-        parting = {"SPLITS": splits, "LEAST": _LEAST_PART, "WINDOWED": spec.window > 0}
+        parting = {"SPLITS": splits, "LEAST": _LEAST_PART}
         padded = _padded(width)
-        partial = query.new_empty(count, heads, splits, padded, dtype=torch.float32)
-        levels = query.new_empty(count, heads, splits, 2, dtype=torch.float32)
-        kernels.decode[count, kv_heads, splits](
-            query,
-            partial,
-            levels,
-            pages.keys,
-            pages.values,
-            rows.contexts,
-            rows.tables,
-            query.stride(0),
-            query.stride(1),
-            pages.key_rows.stride(0),
-            pages.value_rows.stride(0),
-            rows.tables.stride(0),
-            spec.scale,
-            spec.softcap,
-            spec.window,
-            HEADS=heads,
-            ROWS=_padded(heads // kv_heads),
-            **shape | parting,
-        )
+        partial = query.new_empty(count, heads, splits * padded, dtype=torch.float32)
+        levels = query.new_empty(count, heads, splits * 2, dtype=torch.float32)
+        shape = {"TOKENS": 1, "SINKS": False, **parting}
+        self._kernel.launch(splits, self._rows, pages, query, partial, levels, spec, None, shape)
         out = query.new_empty(count, heads, width)
         kernels.join[count, heads](
             partial,
             levels,
             out,
             sinks,
-            rows.contexts,
+            self._rows.contexts,
             out.stride(0),
             out.stride(1),
             spec.window,
@@ -152,6 +148,7 @@ class _Decode:
             VALUE=width,
             PAD_VALUE=padded,
             SINKS=sinks is not None,
+            WINDOWED=spec.window > 0,
             **parting,
         )
         return out

@@ -85,10 +85,21 @@ def _walk(
     return sums, best, total
 
 
+@triton.jit
+def _part(context, window, SPLITS: tl.constexpr, LEAST: tl.constexpr, WINDOWED: tl.constexpr):
+    """First position that a decode of this context sees, and the size of its parts."""
+    first = 0
+    if WINDOWED:
+        first = tl.maximum(0, context - window)
+    share = (context - first + SPLITS - 1) // SPLITS
+    return first, (share + LEAST - 1) // LEAST * LEAST
+
+
 @triton.jit(do_not_specialize=["table_stride"])
-def prefill(
+def attend(
     query,
     out,
+    levels,  # float32 [sequences, heads, SPLITS, 2]; none without parts
     keys,
     values,
     sinks,
@@ -114,19 +125,37 @@ def prefill(
     PAD_VALUE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LEAST: tl.constexpr,
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (tiles of the longest sequence, kv_heads, sequences); a tile has TOKENS <= ROWS / GROUP tokens."""
+    """Grid (tiles of the longest sequence, kv_heads, sequences); a tile has TOKENS <= ROWS / GROUP tokens.
+
+    With SPLITS, sequences have one row each and the grid is (SPLITS, kv_heads, sequences): what one part of a
+    context gives to the row goes to `levels` and, float32 [sequences, heads, SPLITS, PAD_VALUE], to `out`.
+    """
     head, sequence = tl.program_id(1), tl.program_id(2)
+    context = tl.load(contexts + sequence)
     begin = tl.load(starts + sequence)
     length = tl.load(starts + sequence + 1) - begin
-    token = tl.program_id(0) * TOKENS
-    if token >= length:
-        return
-    context = tl.load(contexts + sequence)
+    if SPLITS:
+        token = 0
+        seen, size = _part(context, window, SPLITS, LEAST, WINDOWED)
+        first = seen + tl.program_id(0) * size
+        last = tl.minimum(first + size, context)
+        if first >= context:
+            return
+    else:
+        token = tl.program_id(0) * TOKENS
+        if token >= length:
+            return
+        first = 0
+        if WINDOWED:
+            first = tl.maximum(0, context - length + token - window + 1)
+        last = tl.minimum(context - length + token + TOKENS, context)
     before = context - length
     rows = tl.arange(0, ROWS)
     tokens = token + rows // GROUP
@@ -139,14 +168,11 @@ def prefill(
         mask=there[:, None] & (key_dims < KEY)[None, :],
         other=0.0,
     )
-    first = 0
-    if WINDOWED:
-        first = tl.maximum(0, before + token - window + 1)
     sums, best, total = _walk(
         vectors,
         tl.where(there, before + tokens, -1),
         first,
-        tl.minimum(before + token + TOKENS, context),
+        last,
         tables + sequence.to(tl.int64) * table_stride,
         keys + head * KEY,
         values + head * VALUE,
@@ -166,6 +192,14 @@ def prefill(
         WINDOWED,
         PRECISION,
     )
+    target = out + row[:, None] * out_stride + heads[:, None] * out_head_stride + value_dims[None, :]
+    if SPLITS:
+        part = tl.program_id(0)
+        tl.store(target + part * PAD_VALUE, sums, mask=there[:, None] & (value_dims < PAD_VALUE)[None, :])
+        level = levels + (row * out_stride + heads * out_head_stride) // PAD_VALUE * 2 + part * 2
+        tl.store(level, best, mask=there)
+        tl.store(level + 1, total, mask=there)
+        return
     if SINKS:
         sink = tl.load(sinks + heads, mask=there, other=0.0).to(tl.float32) * LOG2E
         higher = tl.maximum(best, sink)
@@ -173,103 +207,7 @@ def prefill(
         total = total * shrink + tl.exp2(sink - higher)
         sums = sums * shrink[:, None]
     result = sums / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(
-        out + row[:, None] * out_stride + heads[:, None] * out_head_stride + value_dims[None, :],
-        result.to(out.dtype.element_ty),
-        mask=there[:, None] & (value_dims < VALUE)[None, :],
-    )
-
-
-@triton.jit
-def _part(context, window, SPLITS: tl.constexpr, LEAST: tl.constexpr, WINDOWED: tl.constexpr):
-    """First position that a decode of this context sees, and the size of its parts."""
-    first = 0
-    if WINDOWED:
-        first = tl.maximum(0, context - window)
-    share = (context - first + SPLITS - 1) // SPLITS
-    return first, (share + LEAST - 1) // LEAST * LEAST
-
-
-@triton.jit(do_not_specialize=["table_stride"])
-def decode(
-    query,
-    partial,  # float32 [sequences, heads, SPLITS, PAD_VALUE]
-    levels,  # float32 [sequences, heads, SPLITS, 2]
-    keys,
-    values,
-    contexts,
-    tables,
-    query_stride,
-    query_head_stride,
-    key_stride,
-    value_stride,
-    table_stride,
-    scale,
-    cap,
-    window,
-    GROUP: tl.constexpr,
-    HEADS: tl.constexpr,
-    PAGE: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    PAD_KEY: tl.constexpr,
-    PAD_VALUE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
-    LEAST: tl.constexpr,
-    CAPPED: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Grid (sequences, kv_heads, SPLITS): what one part of a context gives to one row."""
-    sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    context = tl.load(contexts + sequence)
-    first, size = _part(context, window, SPLITS, LEAST, WINDOWED)
-    start = first + split * size
-    if start >= context:
-        return
-    rows = tl.arange(0, ROWS)
-    there = rows < GROUP
-    heads = head * GROUP + rows
-    key_dims, value_dims = tl.arange(0, PAD_KEY), tl.arange(0, PAD_VALUE)
-    vectors = tl.load(
-        query + sequence.to(tl.int64) * query_stride + heads[:, None] * query_head_stride + key_dims[None, :],
-        mask=there[:, None] & (key_dims < KEY)[None, :],
-        other=0.0,
-    )
-    sums, best, total = _walk(
-        vectors,
-        tl.where(there, context - 1, -1),
-        start,
-        tl.minimum(start + size, context),
-        tables + sequence.to(tl.int64) * table_stride,
-        keys + head * KEY,
-        values + head * VALUE,
-        key_stride,
-        value_stride,
-        scale,
-        cap,
-        window,
-        PAGE,
-        KEY,
-        VALUE,
-        PAD_KEY,
-        PAD_VALUE,
-        ROWS,
-        BLOCK,
-        CAPPED,
-        WINDOWED,
-        PRECISION,
-    )
-    place = (sequence.to(tl.int64) * HEADS + heads) * SPLITS + split
-    tl.store(
-        partial + place[:, None] * PAD_VALUE + value_dims[None, :],
-        sums,
-        mask=there[:, None] & (value_dims < PAD_VALUE)[None, :],
-    )
-    tl.store(levels + place * 2, best, mask=there)
-    tl.store(levels + place * 2 + 1, total, mask=there)
+    tl.store(target, result.to(out.dtype.element_ty), mask=there[:, None] & (value_dims < VALUE)[None, :])
 
 
 @triton.jit

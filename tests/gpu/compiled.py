@@ -43,13 +43,14 @@ def main() -> None:
     dims = {"KEY": 128, "VALUE": 128, "PAD_KEY": 128, "PAD_VALUE": 128}
     shape = {"GROUP": 4, "PAGE": 16, "BLOCK": 64, **manner, **dims}
     parts = {"SPLITS": 16, "LEAST": 256}
+    whole, one = {"SPLITS": 0, "LEAST": 0, "SINKS": True}, {"TOKENS": 1, "SINKS": False}
     joined = {"HEADS": 32, "VALUE": 128, "PAD_VALUE": 128, "WINDOWED": True, "SINKS": True, **parts}
     rows = {"KEY": 128, "KEYS": 1024, "PAD_KEYS": 1024, "VALUE": 128, "VALUES": 1024, "PAD_VALUES": 1024}
     heads = {"HEADS": 32, "KV_HEADS": 8, "BLOCK": 8, "DIM": 128, "HALF": 64, "PADDED": 64, "NORMS": True}
     warps, pipelined = {"num_warps": 4}, {"num_stages": 2}
     for kernel, constants, options in (
-        (attention_kernels.prefill, {**shape, "TOKENS": 32, "ROWS": 128, "SINKS": True}, {"num_warps": 8}),
-        (attention_kernels.decode, {**shape, **parts, "HEADS": 32, "ROWS": 16}, warps | pipelined),
+        (attention_kernels.attend, {**shape, **whole, "TOKENS": 32, "ROWS": 128}, {"num_warps": 8}),
+        (attention_kernels.attend, {**shape, **parts, **one, "ROWS": 16}, warps),
         (attention_kernels.join, joined, warps),
         (attention_kernels.store, rows, warps),
         (fused_kernels._add_norm, {"SIZE": 4096, "PADDED": 4096, "ADDS": True}, warps),
