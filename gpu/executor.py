@@ -32,7 +32,7 @@ from gpu.grammar import Grammars
 from gpu.kv_pool import KvPool, choose_pages
 from gpu.lora.peft import ModelShelf
 from gpu.lora.table import AdapterTable
-from gpu.models.base import Model
+from gpu.models.base import Inputs, Model
 from gpu.models.loading import load_model
 from gpu.models.registry import NATIVE
 from gpu.occupation import settle
@@ -317,7 +317,8 @@ class Executor:
         rows = None if every else self._to_device(wanted)
         tap = read.tap(self._device) if read is not None else None
         adapters = None if places is None else self._to_device(places)
-        logits = self._model.forward(self._tokens(step), positions, attention, rows, tap, adapters)
+        inputs = Inputs(self._tokens(step), positions, attention, rows, tap, adapters)
+        logits = self._model.forward(inputs)
         told = None
         if read is not None:
             count = len(step.rows)

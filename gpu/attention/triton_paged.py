@@ -56,7 +56,7 @@ class TritonKernel:
         besides what pages and `spec` tell."""
         key, value = pages.keys.shape[3], pages.values.shape[3]
         widest, wide = max(key, value), self._wide
-        fixed = {
+        fixed: dict[str, object] = {
             "GROUP": query.shape[1] // pages.keys.shape[2],
             "PAGE": self._page,
             "KEY": key,
@@ -91,7 +91,7 @@ class TritonKernel:
             spec.scale,
             spec.softcap,
             spec.window,
-            **fixed | shape,
+            **{**fixed, **shape},
         )
 
     def tile(self, wanted: int, widest: int) -> int:

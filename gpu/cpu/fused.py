@@ -33,7 +33,7 @@ from gpu.cpu.library import (
 from gpu.kv_pool import KvPool, KvShape
 from gpu.layers import Linear
 from gpu.lora.packed import PackedSlots
-from gpu.models.base import Greedy, Tap
+from gpu.models.base import Greedy, Inputs
 from gpu.models.llama import Decoder, Layer
 from gpu.weights import Tensors, fill
 
@@ -88,26 +88,19 @@ class FusedDecoder:
         """See `Model.kv`."""
         return (self.spec.kv,) * len(self._layers)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        attention: StepAttention,
-        rows: Tensor | None,
-        tap: Tap | None = None,
-        adapters: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """See `Model.forward`. The logits are valid until the next call."""
+        attention, tap = inputs.attention, inputs.tap
         assert isinstance(attention, CpuStep)
-        count = len(tokens) if rows is None else len(rows)
+        count = len(inputs.tokens) if inputs.rows is None else len(inputs.rows)
         logits = self._room(count)
-        step = self._step(tokens, positions, attention, rows, logits)
+        step = self._step(inputs.tokens, inputs.positions, attention, inputs.rows, logits)
         if tap is not None:
             tap.states = torch.empty(len(tap.rows), self.spec.hidden)
             step.tapped, step.tapped_count = tap.rows.data_ptr(), len(tap.rows)
             step.states = tap.states.data_ptr()
-        if adapters is not None:
-            step.adapted, _rows = self.lora.step(adapters)
+        if inputs.adapters is not None:
+            step.adapted, _rows = self.lora.step(inputs.adapters)
         self._kernels.forward(self._model(attention.pool), step)
         return logits
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpu.attention.base import Batch
 from gpu.attention.paged import PagedAttention, Rows
-from gpu.models.base import Model
+from gpu.models.base import Inputs, Model
 from protocols.errors import StartError
 
 _ROW_BYTES = 8 + 8 + 4 + 4
@@ -144,7 +144,7 @@ class DecodeGraphs:
         def work() -> None:
             attention = self._backend.decoding(rows, buffers.places)
             tokens = self._last.index_select(0, buffers.slots)
-            self._logits[:size].copy_(model.forward(tokens, buffers.positions, attention, None))
+            self._logits[:size].copy_(model.forward(Inputs(tokens, buffers.positions, attention)))
 
         return work
 

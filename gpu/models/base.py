@@ -23,6 +23,22 @@ class Tap:
     states: Tensor | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Inputs:
+    """One flattened step of T rows, as a model sees it.
+
+    tokens, positions: int64 [T]. rows: int64 [n], whose logits are wanted; None = all. tap: what else is.
+    adapters: int64 [T], slot of each row's adapter or -1; None where no row has one.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    attention: StepAttention
+    rows: Tensor | None = None
+    tap: Tap | None = None
+    adapters: Tensor | None = None
+
+
 class Greedy(Protocol):
     """Decodes several times without coming back to Python in between."""
 
@@ -62,21 +78,8 @@ class Model(Protocol):
         """Rounds of decodes in a row; None for a model that has to be asked for each."""
         ...
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        attention: StepAttention,
-        rows: Tensor | None,
-        tap: Tap | None = None,
-        adapters: Tensor | None = None,
-    ) -> Tensor:
-        """Run one flattened step.
-
-        tokens, positions: int64 [T]. rows: int64 [n], whose logits are wanted; None = all. adapters:
-        int64 [T], slot of each row's adapter or -1; None where no row has one.
-        Returns float32 logits [n, vocab_size].
-        """
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Run one flattened step: float32 logits [n, vocab_size] of the rows that are wanted."""
         ...
 
     def wanted(self) -> Mapping[str, Tensor]:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu.attention import StepAttention
 from gpu.attention.paged import PagedStep
 from gpu.lora.base import DOWN, GATE_UP, OUTPUT, QKV
 from gpu.lora.dense import StepLora
-from gpu.models.base import Tap
+from gpu.models.base import Inputs
 from gpu.models.llama import Decoder, Layer
 from gpu.models.spec import DecoderSpec
 
@@ -36,32 +35,25 @@ class TritonDecoder(Decoder):
         cos, sin = self.rotary.tables(context)
         self._turns = cos.contiguous(), sin.contiguous()
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        attention: StepAttention,
-        rows: Tensor | None,
-        tap: Tap | None = None,
-        adapters: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """See `Model.forward`."""
+        attention = inputs.attention
         if not isinstance(attention, PagedStep):
-            return super().forward(tokens, positions, attention, rows, tap, adapters)
+            return super().forward(inputs)
         # Triton is imported only where its kernels run.
         from gpu.cuda.fused_kernels import add_norm
 
-        residual = functional.embedding(tokens, self.embedding)
-        lora = None if adapters is None else self.lora.step(adapters)
+        residual = functional.embedding(inputs.tokens, self.embedding)
+        lora = None if inputs.adapters is None else self.lora.step(inputs.adapters)
         delta: Tensor | None = None
         for layer in self.layers:
-            delta = self._layer(layer, residual, delta, positions, attention, lora)
+            delta = self._layer(layer, residual, delta, inputs.positions, attention, lora)
         if delta is not None:
             residual += delta
-        if tap is not None:
-            tap.states = self.norm(residual.index_select(0, tap.rows))
-        if rows is not None:
-            residual = residual.index_select(0, rows)
+        if inputs.tap is not None:
+            inputs.tap.states = self.norm(residual.index_select(0, inputs.tap.rows))
+        if inputs.rows is not None:
+            residual = residual.index_select(0, inputs.rows)
         if len(residual) == 0:
             return residual.new_empty(0, self.spec.vocab_size, dtype=torch.float32)
         return self.head(add_norm(residual, None, self.norm.weight, self.spec.eps)).float()

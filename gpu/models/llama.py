@@ -22,7 +22,7 @@ from gpu.kv_pool import KvShape
 from gpu.layers import ACTIVATIONS, Linear, RMSNorm
 from gpu.lora.base import DOWN, GATE_UP, OUTPUT, PARTS, QKV
 from gpu.lora.dense import DenseSlots, StepLora
-from gpu.models.base import Greedy, Tap
+from gpu.models.base import Greedy, Inputs
 from gpu.models.mixture import Mixture
 from gpu.models.spec import DecoderSpec
 from gpu.rotary import Rotary
@@ -264,25 +264,17 @@ class Decoder:
             layer.seal()
         self.head.seal()
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        attention: StepAttention,
-        rows: Tensor | None,
-        tap: Tap | None = None,
-        adapters: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """See `Model.forward`."""
-        lora = None if adapters is None else self.lora.step(adapters)
-        x = functional.embedding(tokens, self.embedding)
-        turned = self.rotary.turn(positions)
+        lora = None if inputs.adapters is None else self.lora.step(inputs.adapters)
+        x = functional.embedding(inputs.tokens, self.embedding)
+        turned = self.rotary.turn(inputs.positions)
         for layer in self.layers:
-            x = layer(x, self.rotary, turned, attention, lora)
-        if tap is not None:
-            tap.states = self.norm(x.index_select(0, tap.rows))
-        if rows is not None:
-            x = x.index_select(0, rows)
+            x = layer(x, self.rotary, turned, inputs.attention, lora)
+        if inputs.tap is not None:
+            inputs.tap.states = self.norm(x.index_select(0, inputs.tap.rows))
+        if inputs.rows is not None:
+            x = x.index_select(0, inputs.rows)
         if len(x) == 0:
             return x.new_empty(0, self.spec.vocab_size, dtype=torch.float32)
         return self.head(self.norm(x)).float()

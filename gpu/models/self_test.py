@@ -13,7 +13,7 @@ from gpu.attention.choice import choose
 from gpu.block_tables import BlockTables
 from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvPool
-from gpu.models.base import Model
+from gpu.models.base import Inputs, Model
 from protocols.config import ModelCard
 from protocols.errors import StartError
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen
@@ -66,7 +66,7 @@ def _run(model: Model, prompts: list[np.ndarray], backend: Backend) -> list[Tens
         tokens, positions = (
             torch.from_numpy(x).to(backend.pool.device) for x in (step.known_tokens, step.batch.positions)
         )
-        out = model.forward(tokens, positions, backend.prepare(step.batch), None)
+        out = model.forward(Inputs(tokens, positions, backend.prepare(step.batch)))
         sizes = step.batch.query_lens.tolist()
         for chunk, part in zip(plan.chunks, out.split(sizes), strict=True):
             logits[chunk.slot].append(part)

@@ -21,7 +21,7 @@ from torch import Tensor
 from gpu.attention import Spec, StepAttention
 from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvShape
-from gpu.models.base import Tap
+from gpu.models.base import Inputs, Tap
 from gpu.models.self_test import check_paged
 from gpu.weights import Tensors, fill
 from protocols.config import ModelCard
@@ -120,22 +120,16 @@ class TransformersModel:
         """See `Model.kv`."""
         return self._kv
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        attention: StepAttention,
-        rows: Tensor | None,
-        tap: Tap | None = None,
-        adapters: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """See `Model.forward`."""
-        assert adapters is None
-        self._bridge.step, self._bridge.layer = attention, 0
-        keep: int | Tensor = 0 if rows is None else rows
-        with _caught(self.model.base_model, tap):
+        assert inputs.adapters is None
+        self._bridge.step, self._bridge.layer = inputs.attention, 0
+        with _caught(self.model.base_model, inputs.tap):
             out = self.model(
-                input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep
+                input_ids=inputs.tokens[None],
+                position_ids=inputs.positions[None],
+                use_cache=False,
+                logits_to_keep=0 if inputs.rows is None else inputs.rows,
             )
         self._bridge.step = None
         return out.logits[0, :, : self._vocab_size].float()
@@ -178,7 +172,7 @@ class TransformersModel:
         """Run one token to learn what each attention layer keeps; the layers' windows."""
         probe = _Probe()
         zero = torch.zeros(1, dtype=torch.int64, device=device)
-        self.forward(zero, zero, probe, None)
+        self.forward(Inputs(zero, zero, probe))
         self._kv = tuple(probe.shapes)
         if not self._kv:
             raise Unsupported("it does not attend through transformers' attention interface.")

@@ -250,13 +250,14 @@ def test_a_row_that_fails_behind_a_guess_fails_when_it_is_its_turn(
 ) -> None:
     """Its tokens up to there come out, then the sentence, as they do without a guess."""
     from gpu.executor import Executor
+    from gpu.models.base import Inputs
 
     executor = Executor.load(_config(llama, ExecutorKind.MODEL, Speculate.NGRAM, 8), print)
     forward = executor._model.forward
 
-    def broken(tokens: Any, positions: Any, attention: Any, rows: Any, *tap: Any) -> Any:
-        logits = forward(tokens, positions, attention, rows, *tap)
-        at = positions if rows is None else positions[rows]
+    def broken(inputs: Inputs) -> Any:
+        logits = forward(inputs)
+        at = inputs.positions if inputs.rows is None else inputs.positions[inputs.rows]
         logits[at >= 60] = torch.nan
         return logits
 

@@ -22,6 +22,7 @@ from gpu.attention import Batch
 from gpu.attention.choice import choose
 from gpu.cpu.start import start
 from gpu.kv_pool import KvPool
+from gpu.models.base import Inputs
 from gpu.models.loading import load_model
 from protocols.config import Config, KernelChoice, Quantization, read_model_card
 from tools.actorctl.serve import DEMO_MODEL
@@ -70,7 +71,7 @@ def read(model_path: pathlib.Path, options: dict[str, Any], documents: list[list
         lengths = np.array([len(ids)], np.int64)
         batch = Batch(lengths, lengths, np.arange(pages, dtype=np.int32)[None], at, at, 0)
         step = attention.prepare(batch)
-        logits.append(model.forward(torch.tensor(ids), torch.from_numpy(at), step, None).clone())
+        logits.append(model.forward(Inputs(torch.tensor(ids), torch.from_numpy(at), step)).clone())
     return logits
 
 
