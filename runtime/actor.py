@@ -98,6 +98,7 @@ class Context(Generic[T]):
         """Do what any actor does by itself, or leave it to the actor's handler, once there is one."""
         match order:
             case Freeze():
+                gc.unfreeze()  # what has become garbage since the last time is collected now
                 gc.collect()
                 gc.freeze()
                 return Frozen(gc.get_freeze_count())

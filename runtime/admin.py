@@ -138,7 +138,7 @@ class Server:
         except Exception as error:
             # A verb that is wrong must not end the supervisor, and with it the company.
             self._log.exception("verb failed", verb=request.get("verb"))
-            return {"ok": False, "code": "failed", "error": f"{type(error).__name__}: {error}"}
+            return {"ok": False, "code": "internal", "error": f"{type(error).__name__}: {error}"}
 
     def _verb(self, request: Request) -> Verb:
         name = request.get("verb")

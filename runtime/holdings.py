@@ -22,15 +22,17 @@ class Holdings:
         self._fds: dict[str, int] = {}
 
     def hold(self, path: str, name: str) -> File:
-        """Hold a regular file, known as `name`. Raises VerbError where it cannot be read."""
+        """Hold a regular file that is not empty, as `name`. Raises VerbError where it cannot be read."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             code = "not_found" if error.errno in (errno.ENOENT, errno.ENOTDIR) else "failed"
             raise VerbError(code, f"cannot read {path}: {error.strerror}.") from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
             os.close(fd)
-            raise VerbError("failed", f"{path} is not a regular file.")
+            what = "empty" if stat.S_ISREG(status.st_mode) else "not a regular file"
+            raise VerbError("failed", f"{path} is {what}.")
         return self._file(fd, name)
 
     def blob(self, name: str) -> File:

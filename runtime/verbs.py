@@ -34,7 +34,10 @@ async def tree(root: Root, _request: Request, _more: Send) -> Reply:
 
 async def stop(root: Root, request: Request, _more: Send) -> Reply:
     """End the company."""
-    return root.stop("an administrator asked for it", at_once=bool(request.get("now")))
+    now = request.get("now", False)
+    if not isinstance(now, bool):
+        raise VerbError("usage", "now must be true or false.")
+    return root.stop("an administrator asked for it", at_once=now)
 
 
 async def kill(root: Root, request: Request, _more: Send) -> Reply:

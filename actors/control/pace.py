@@ -38,12 +38,12 @@ _LOOK = 0.02
 async def pause(root: Root, request: Request, _more: Send) -> Reply:
     """Launch no more steps. Answers when none is in the air; a scheduler that dies meanwhile, or later, comes
     back paused."""
-    mode = choice(request, "mode", PauseMode, PauseMode.ABORT)
+    mode, seconds = choice(request, "mode", PauseMode, PauseMode.ABORT), _seconds(request)
     with root.alone("another change"):
         if root.standing.paused is not None:
             raise VerbError("conflict", f"generation is paused already ({root.standing.paused.value}).")
         root.decide(paused=mode)
-        answers = await root.insist_all("scheduler", Pause(mode), _seconds(request))
+        answers = await root.insist_all("scheduler", Pause(mode), seconds)
     paused = [answer for answer in answers.values() if isinstance(answer, Paused)]
     running, waiting = sum(each.running for each in paused), sum(each.waiting for each in paused)
     return {"mode": mode.value, "running": running, "waiting": waiting}
@@ -51,6 +51,7 @@ async def pause(root: Root, request: Request, _more: Send) -> Reply:
 
 async def resume(root: Root, request: Request, _more: Send) -> Reply:
     """Generate again, and let requests in again."""
+    seconds = _seconds(request)
     with root.alone("another change"):
         mode, draining = root.standing.paused, root.standing.draining
         if mode is None and not draining:
@@ -58,19 +59,20 @@ async def resume(root: Root, request: Request, _more: Send) -> Reply:
         if root.standing.released:
             raise VerbError("conflict", f"memory is released: {', '.join(root.standing.released)}.")
         root.decide(paused=None, draining=False)
-        await root.insist_all("scheduler", Continue(), _seconds(request))
-        await root.insist_all("frontend", Drain(False), _seconds(request))
+        await root.insist_all("scheduler", Continue(), seconds)
+        await root.insist_all("frontend", Drain(False), seconds)
     return {"mode": mode.value if mode is not None else "drain"}
 
 
 async def drain(root: Root, request: Request, _more: Send) -> Reply:
     """Let no new request in. Answers when all that were open have ended."""
+    seconds = _seconds(request)
     with root.alone("another change"):
         if root.standing.draining:
             raise VerbError("conflict", "the company is draining already.")
         root.decide(draining=True)
-        await root.insist_all("frontend", Drain(True), _seconds(request))
-    await _until_none(root, "frontend", Column.OPEN_REQUESTS, _seconds(request))
+        await root.insist_all("frontend", Drain(True), seconds)
+    await _until_none(root, "frontend", Column.OPEN_REQUESTS, seconds)
     return {"mode": "drain", "open": 0}
 
 
@@ -104,6 +106,7 @@ async def change(root: Root, request: Request, _more: Send) -> Reply:
 
 
 async def _adjust(root: Root, request: Request, changes: Mapping[str, object]) -> Reply:
+    seconds = _seconds(request)
     with root.alone("another change"):
         values = {**msgspec.to_builtins(root.standing.settings), **changes}
         try:
@@ -113,7 +116,7 @@ async def _adjust(root: Root, request: Request, changes: Mapping[str, object]) -
         _check(root, settings)
         root.decide(settings=settings)
         for kind in ("executor", "scheduler"):
-            await root.insist_all(kind, Adjust(settings), _seconds(request))
+            await root.insist_all(kind, Adjust(settings), seconds)
     return {"settings": msgspec.to_builtins(settings)}
 
 

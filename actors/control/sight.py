@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from actors.control.fields import number
+from actors.control.fields import flag, number
 from actors.control.rates import rates
 from protocols.errors import VerbError
 from runtime.admin import Reply, Request, Send
@@ -111,12 +111,13 @@ async def read_logs(root: Root, request: Request, more: Send) -> Reply:
     """The last `lines` of each actor, or of `actor` alone; with `follow` also those to come, for ever."""
     names = _named(root, request)
     most = int(number(request, "lines", 100.0, most=100_000))
+    follows = flag(request, "follow")
     ends: dict[str, int] = {}
     for name in names:
         lines, ends[name] = root.sight.lines(name, 0)
         await more({"actor": name, "lines": lines[max(len(lines) - most, 0) :], "last": name == names[-1]})
     quiet = 0.0
-    while request.get("follow"):
+    while follows:
         await trio.sleep(LOG_EVERY)
         quiet += LOG_EVERY
         for name in names:

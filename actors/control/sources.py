@@ -97,8 +97,12 @@ def _checked(path: str) -> pathlib.Path:
             "usage", f"{path} is pickled, which can run code and is never loaded: use safetensors."
         )
     place = pathlib.Path(path)
-    if not place.exists():
-        raise VerbError("not_found", f"there is no {path}.")
+    try:
+        place.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VerbError("not_found", f"there is no {path}.") from error
+    except OSError as error:
+        raise VerbError("usage", f"cannot look at {path}: {error.strerror}.") from error
     return place
 
 

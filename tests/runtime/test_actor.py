@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import structlog
@@ -14,6 +16,7 @@ import trio.testing
 
 from protocols.board import Column, State
 from protocols.messages import Abort
+from protocols.orders import Freeze
 from protocols.plan import Plan
 from runtime.actor import HEARTBEAT, Context, heartbeat
 from runtime.board import Board
@@ -46,6 +49,27 @@ def _context(told: list[Report]) -> Context[Abort | Plan]:
         log=structlog.get_logger(),
         report=told.append,
     )
+
+
+class _Loop:
+    """Garbage that only a collection finds."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+async def test_what_was_frozen_and_is_garbage_is_collected_at_the_next_freeze() -> None:
+    context, loop = _context([]), _Loop()
+    kept = weakref.ref(loop)
+    try:
+        await context.carry_out(Freeze())
+        del loop
+        gc.collect()
+        assert kept() is not None
+        await context.carry_out(Freeze())
+        assert kept() is None
+    finally:
+        gc.unfreeze()
 
 
 def test_an_actor_tells_how_it_is() -> None:

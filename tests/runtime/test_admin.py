@@ -84,7 +84,7 @@ async def test_a_verb_that_fails_is_answered_and_ends_nothing() -> None:
     async with _serving(_abstract()) as address:
         with pytest.raises(VerbError, match="KeyError: 'nothing'") as failure:
             await admin.call(address, {"verb": "fail"})
-        assert failure.value.code == "failed"
+        assert failure.value.code == "internal"
         assert await admin.call(address, {"verb": "echo", "text": "still here"}) == {"said": "still here"}
 
 

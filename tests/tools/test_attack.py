@@ -62,4 +62,18 @@ def test_frames_are_whole_and_masked() -> None:
 
 def test_an_administrators_answer_is_judged() -> None:
     assert orders.judge({"ok": True}) == orders.judge({"ok": False, "code": "usage"}) == ""
-    assert "KeyError" in orders.judge({"ok": False, "code": "failed", "error": "KeyError: 'x'"})
+    assert "KeyError" in orders.judge({"ok": False, "code": "internal", "error": "KeyError: 'x'"})
+
+
+def test_every_verb_is_attacked_by_its_own_words() -> None:
+    assert orders.HELD.keys() <= orders.VERBS.keys()
+    assert {"path", "name"} <= set(orders.FIELDS["lora.load"][0]) and "timeout" in orders.FIELDS[
+        "engine.wake"
+    ][1]
+    rng = random.Random(1)
+    for verb in orders.VERBS:
+        held = orders.HELD.get(verb, {})
+        for _ in range(50):
+            fields = orders.request(rng, verb)
+            assert fields["verb"] == verb
+            assert all(repr(fields[name]) in map(repr, values) for name, values in held.items())

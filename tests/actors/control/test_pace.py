@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from protocols.errors import VerbError
 from protocols.keys import digest_of
 from tests.faults.stage import until
 from tests.serving import Company, actorctl, serving
@@ -103,6 +104,14 @@ def test_flushed_prefixes_are_computed_again(company: Company) -> None:
     assert company.actor("scheduler.0")["pages_cached"] == 0
     for body in (None, {}):
         assert admin_http(company, "/flush_cache", body) == (200, {"success": True, "pages": 0, "kept": 0})
+
+
+@pytest.mark.parametrize("verb", ["pause", "drain", "slow-down", "set"])
+def test_a_wrong_timeout_changes_nothing(company: Company, verb: str) -> None:
+    before = company.status()["standing"]
+    with pytest.raises(VerbError, match="timeout must be a number"):
+        ask(company, f"engine.{verb}", timeout="soon", settings={"step_delay": 1})
+    assert company.status()["standing"] == before
 
 
 @pytest.mark.parametrize(

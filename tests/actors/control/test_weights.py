@@ -18,6 +18,7 @@ from tests.streams import Generation, admin_http, ask
 
 PROMPT = list(range(3, 60))
 TOKENS = 300
+_NO_CHECKPOINT = r"not a regular file|holds no model|not an absolute path|is empty|File name too long"
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_a_checkpoint_that_is_not_of_this_model(
         ask(company, "weights.update", source=str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["fifo", "directory", "relative", "zero"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "relative", "zero", "empty", "long"])
 def test_paths_that_are_no_files(company: Company, tmp_path: pathlib.Path, kind: str) -> None:
     path = tmp_path / "x.safetensors"
     match kind:
@@ -181,9 +182,14 @@ def test_paths_that_are_no_files(company: Company, tmp_path: pathlib.Path, kind:
             path = tmp_path / "d"
         case "relative":
             path = pathlib.Path("x.safetensors")
+        case "empty":
+            (tmp_path / "e.safetensors").touch()
+            path = tmp_path / "e.safetensors"
+        case "long":
+            path = tmp_path / ("a" * 300)
         case _:
             path = tmp_path / "a\0b"
-    with pytest.raises(VerbError, match=r"not a regular file|holds no model|not an absolute path"):
+    with pytest.raises(VerbError, match=_NO_CHECKPOINT):
         ask(company, "weights.update", source=str(path))
 
 
