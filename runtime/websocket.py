@@ -25,7 +25,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from protocols.errors import UserError
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 from runtime.transport import Transport
 
 CLOSE_SECONDS = 5.0

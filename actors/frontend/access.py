@@ -22,7 +22,7 @@ from actors.frontend.accounts import Account
 from protocols.config import Config
 from protocols.errors import UserError
 from protocols.keys import Key
-from runtime.http import Head
+from runtime.http_wire import Head
 from runtime.vault import Vault
 
 PREFLIGHT_SECONDS = 600

@@ -21,7 +21,8 @@ from protocols.messages import FrontendMail
 from protocols.orders import Answer, CountUsers, Done, Drain, Order, SetAdapters, Users
 from runtime.actor import Context
 from runtime.failpoints import reach
-from runtime.http import HttpServer, Limits
+from runtime.http import HttpServer
+from runtime.occupancy import Limits
 from runtime.tls import server_context
 
 accepts = FrontendMail

@@ -17,7 +17,7 @@ import msgspec
 from protocols.config import Config
 from protocols.errors import UserError, VerbError
 from runtime import admin
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 STATUSES = {"usage": 400, "not_found": 404, "conflict": 409, "failed": 500, "timeout": 504}
 """HTTP status of each kind of refusal."""

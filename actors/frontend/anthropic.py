@@ -31,7 +31,7 @@ from protocols.openai.messages import (
     TokenCount,
 )
 from protocols.request import ChatPrompt, Finish, Usage
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 _message = msgspec.json.Decoder(MessageRequest)
 _count = msgspec.json.Decoder(CountRequest)

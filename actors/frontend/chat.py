@@ -21,7 +21,7 @@ from protocols.openai import chat
 from protocols.openai.chat import ChatChoice, ChatCompletion, ChatRequest, ChoiceLogprobs
 from protocols.openai.logprobs import prompt_logprobs, token_logprob
 from protocols.request import ChatPrompt
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 

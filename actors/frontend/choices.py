@@ -15,7 +15,7 @@ from actors.frontend.service import Service, now
 from actors.frontend.text import Collector, Pending
 from protocols.errors import UserError
 from protocols.openai.generation import ChoicesFields
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 MAX_CHOICES = 128
 

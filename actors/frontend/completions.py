@@ -23,7 +23,7 @@ from protocols.openai.completions import (
     TextLogprobs,
 )
 from protocols.openai.logprobs import finite, prompt_logprobs
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 

@@ -16,7 +16,7 @@ from actors.frontend.generation import Generation, Sink
 from actors.frontend.jobs import Job
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import TextRow
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))

@@ -18,7 +18,7 @@ from protocols.openai.embeddings import Embedding, EmbeddingList, EmbeddingReque
 from protocols.openai.generation import GenerationFields
 from protocols.request import Prompt
 from protocols.sampling import Pool
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 TOGETHER = 64
 """Inputs of one request that are in the engine at the same time at most."""

@@ -27,7 +27,7 @@ from protocols.openai.native import (
     NativeSampling,
 )
 from protocols.request import Finish, Prompt
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 _decoder = msgspec.json.Decoder(NativeRequest)
 _NAMES = {

@@ -12,7 +12,8 @@ import hashlib
 import pathlib
 import re
 
-from runtime.http import Exchange, Headers
+from runtime.exchange import Exchange
+from runtime.http_wire import Headers
 
 HTML = "text/html; charset=utf-8"
 

@@ -15,7 +15,7 @@ from actors.frontend.service import Service, new_id, read
 from actors.frontend.turns import Turn
 from protocols.errors import UserError
 from protocols.openai.responses import ResponseDeleted
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 _DELTA_LINE = b"event: " + DELTA.encode() + b"\ndata: "
 

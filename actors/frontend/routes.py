@@ -38,7 +38,7 @@ from protocols.errors import UserError
 from protocols.openai.server import Alive, ModelEntry, ModelList, Version
 from protocols.request import OutputOptions, TokenPrompt
 from protocols.sampling import SamplingParams
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 Route = Callable[..., Awaitable[None]]
 Table = list[tuple[re.Pattern[str], dict[str, Route]]]

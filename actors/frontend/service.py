@@ -16,7 +16,7 @@ from actors.frontend.engine import Engine
 from actors.frontend.jobs import Job
 from protocols.config import Config, ModelCard
 from protocols.openai.body import read_body
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 T = TypeVar("T")
 

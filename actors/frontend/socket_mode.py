@@ -28,7 +28,7 @@ from actors.frontend.service import Service, read
 from protocols.errors import ErrorBody, UserError
 from protocols.openai.body import ErrorDetail
 from protocols.openai.responses import CancelEvent, Envelope, ResponsesRequest, ResumeEvent, SteerEvent
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 from runtime.websocket import CLOSE_SECONDS, WebSocket
 
 _envelope = msgspec.json.Decoder(Envelope)

@@ -13,7 +13,7 @@ from protocols.messages import Decode, Encode
 from protocols.openai.chat import ChatRequest
 from protocols.openai.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from protocols.request import Prompt, TextPrompt
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)

@@ -16,7 +16,7 @@ from actors.frontend.page import Page
 from protocols.config import Config
 from protocols.errors import UserError, VerbError
 from runtime import admin
-from runtime.http import Exchange
+from runtime.exchange import Exchange
 from runtime.metrics import CONTENT_TYPE
 from runtime.websocket import WebSocket
 

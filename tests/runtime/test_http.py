@@ -13,7 +13,9 @@ import structlog
 import trio
 
 from protocols.errors import UserError
-from runtime.http import Exchange, Handler, HttpServer, Limits
+from runtime.exchange import Exchange, Handler
+from runtime.http import HttpServer
+from runtime.occupancy import Limits
 from tests.patience import PATIENCE
 
 PATIENT = Limits(head_seconds=PATIENCE, idle_seconds=PATIENCE, body_seconds=PATIENCE, body_bytes=1000)
@@ -319,7 +321,7 @@ async def test_all_bodies_together_are_bounded() -> None:
         half = await trio.open_tcp_stream("127.0.0.1", s.port)
         await half.send_all(head + bytes(900))
         with trio.fail_after(PATIENCE):
-            while s.server.held < 900:
+            while s.server.occupancy.held < 900:
                 await trio.sleep(0.001)
         answer = await s.talk(head + bytes(1000))
         assert status(answer) == 503 and b"retry-after: 1" in answer

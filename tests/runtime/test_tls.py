@@ -18,7 +18,9 @@ import trio.testing
 
 from protocols.config import Config, ModelCard
 from protocols.errors import StartError
-from runtime.http import Exchange, Handler, HttpServer, Limits
+from runtime.exchange import Exchange, Handler
+from runtime.http import HttpServer
+from runtime.occupancy import Limits
 from runtime.tls import server_context
 from runtime.websocket import WebSocket
 from tests.patience import PATIENCE

@@ -11,7 +11,9 @@ import pytest
 import structlog
 import trio
 
-from runtime.http import Exchange, HttpServer, Limits
+from runtime.exchange import Exchange
+from runtime.http import HttpServer
+from runtime.occupancy import Limits
 from runtime.websocket import WebSocket
 from tests.patience import PATIENCE
 

@@ -18,7 +18,8 @@ import pytest
 import structlog
 import trio
 
-from runtime.http import HttpServer, Limits
+from runtime.http import HttpServer
+from runtime.occupancy import Limits
 from tests.patience import PATIENCE
 from tests.runtime.test_websocket import (
     BINARY,

@@ -34,10 +34,11 @@ from protocols.wire import Decoder, encode
 from runtime.blackbox import BlackBox
 from runtime.board import Board
 from runtime.channel import Inbox, Mail
-from runtime.http import HttpServer, Limits
+from runtime.http import HttpServer
 from runtime.ledger import Ledger
 from runtime.logs import configure
 from runtime.memory import Exchange
+from runtime.occupancy import Limits
 from runtime.vault import Vault
 from tools.bench.statistics import spread
 
