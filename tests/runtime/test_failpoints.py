@@ -58,7 +58,7 @@ def _texts(names: ast.expr) -> Iterator[str]:
     if isinstance(names, ast.Dict):
         yield from (ast.literal_eval(value) for value in names.values)
         return
-    from runtime.ledger import _POINTS
+    from runtime.ledger_memory import _POINTS
 
     assert isinstance(names, ast.Name) and names.id == "_POINTS"
     yield from _POINTS.values()
