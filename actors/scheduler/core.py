@@ -20,27 +20,27 @@ on nothing but request and position, the tokens go on as if nothing had happened
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence as Items
 
 import numpy as np
 
-from actors.aborts import Aborts
 from actors.scheduler.adapters import AdapterSlots
 from actors.scheduler.batcher import Batcher
 from actors.scheduler.cache import KvCache
-from actors.scheduler.commands import Command, Emit, Launch, Load, Note, Resume, Settle
+from actors.scheduler.commands import Command, Launch, Load, Resume
+from actors.scheduler.commit import Committer
 from actors.scheduler.pace import Pace
-from actors.scheduler.queue import WaitingQueue
+from actors.scheduler.requests import Requests
 from actors.scheduler.roles import Role, Unified
 from actors.scheduler.running import Flight
 from actors.scheduler.sequence import DEATHS_END, Sequence, Stage
 from actors.scheduler.speculation import Speculation
 from actors.scheduler.stride import Stride
-from protocols.adapters import Adapter
+from actors.scheduler.tally import Tally
 from protocols.config import Policy
 from protocols.errors import ErrorBody
-from protocols.messages import Abort, SchedulerMail, StopHere, Submit, TokenRow
+from protocols.messages import Abort, SchedulerMail, StopHere, Submit
 from protocols.orders import (
     Adjust,
     Continue,
@@ -56,7 +56,7 @@ from protocols.orders import (
     Settings,
     Standing,
 )
-from protocols.plan import ExecutorReady, Logprobs, PromptOutput, StepDone
+from protocols.plan import ExecutorReady, StepDone
 from protocols.request import Finish
 
 Ordered = Pause | Continue | Flush | Renew | Release | Restore | Adjust | EndRequests | SetAdapters
@@ -84,7 +84,6 @@ class Core:
         standing = standing or Standing()
         self.depth = depth
         self.epoch = epoch
-        self._weights = standing.weights.serial
         self.batcher: Batcher | None = None
         self._chunk_size = chunk_size
         self._radix = radix
@@ -93,29 +92,15 @@ class Core:
         self._speculation = self._own
         self._policy = policy
         self._stride = Stride(burst_us)
-        self._queue = WaitingQueue(policy)
         self._pace = Pace(standing.paused, released=bool(standing.released))
         self._adapters = adapters or AdapterSlots(0)
-        self._live: dict[int, Sequence] = {}
-        self._aborted = Aborts()
+        self._requests = Requests(policy, self._adapters)
+        self._committer = Committer(self._requests, self._role, standing.weights.serial)
+        self._tally = Tally()
         self._flights: deque[Flight] = deque()
-        self._rows: defaultdict[int, list[TokenRow]] = defaultdict(list)
-        self._settled: list[Command] = []
-        self._notes: list[Command] = []
         self._executor = -1
         self._excused = 0
         self._step = 0
-        self._arrivals = 0
-        self._held = 0
-        self._last_dispatch = 0
-        self._requests = 0
-        self._prompt_tokens = 0
-        self._generated = 0
-        self._steps = 0
-        self._step_us = 0
-        self._drafted = 0
-        self._accepted = 0
-        self._past: tuple[int, int, int] = (0, 0, 0)
         self._adjust(standing.settings)
 
     @property
@@ -130,33 +115,28 @@ class Core:
 
     def open(self) -> list[Sequence]:
         """Every sequence that has not ended, in order of arrival."""
-        return sorted(self._live.values(), key=lambda sequence: sequence.order)
+        return self._requests.open()
+
+    def users(self, adapter: int) -> int:
+        """Requests that go through an adapter."""
+        return self._requests.users(adapter)
 
     def turn(self, mail: Items[Mail]) -> list[Command]:
         """Absorb `mail`, fill the pipeline. Plans come first, so that the executor need not wait for the
-        commits; notes come before the rows that they speak of; rows come before Settle, as a settled choice
-        takes no more of them; Load comes last."""
+        commits; notes come before the rows that they speak of; rows come before Settle; Load comes last."""
         for message in mail:
             self._absorb(message)
         commands: list[Command] = []
         while len(self._flights) < self.depth and (launch := self._launch()) is not None:
             commands.append(launch)
-        commands += self._notes
-        self._notes.clear()
-        commands += [Emit(origin, tuple(rows)) for origin, rows in self._rows.items()]
-        commands += self._settled
-        self._settled.clear()
-        self._rows.clear()
+        commands += self._committer.take_notes()
+        commands += self._requests.take_commands()
         commands.append(self._load())
         return commands
 
-    def users(self, adapter: int) -> int:
-        """Requests that go through an adapter."""
-        return sum(sequence.adapter == adapter for sequence in self._live.values())
-
     def check(self) -> None:
         """AssertionError when a page is lost or in two hands, or a count is wrong. Costs O(pages)."""
-        assert self._held == sum(sequence.length for sequence in self._live.values())
+        self._requests.check()
         if self.batcher is not None:
             self.batcher.cache.check(self.batcher.running.sequences())
 
@@ -165,22 +145,21 @@ class Core:
             case StepDone():
                 self._land(message)
             case Submit():
-                self._submit(message)
+                self._requests.submit(message)
             case Abort(rid):
-                self._stop(rid, Finish.ABORT)
+                self._requests.stop(rid, Finish.ABORT)
             case StopHere(rid):
-                self._stop(rid, Finish.STOP)
+                self._requests.stop(rid, Finish.STOP)
             case ExecutorReady():
                 self._reset(message)
             case Resume(submit, committed, made):
-                self._last_dispatch = max(self._last_dispatch, submit.dispatch)
-                self._accept(Sequence(submit, self._arrivals, committed, made))
+                self._requests.resume(submit, committed, made)
             case Pause(mode):
                 self._pause(mode)
             case Continue():
                 self._pace.mode = None
             case SetAdapters(adapters):
-                self._adapt(adapters)
+                self._requests.adapt(adapters)
             case Flush():
                 if self.batcher is not None:
                     self.batcher.cache.flush()
@@ -193,7 +172,9 @@ class Core:
             case Adjust(settings):
                 self._adjust(settings)
             case EndRequests(rids):
-                self._end_each(rids)
+                self._requests.end_each(rids)
+
+    # --- orders
 
     def _release(self, tags: Items[Memory]) -> None:
         """Memory that steps need is given back; with the pages goes what is cached in them."""
@@ -203,7 +184,7 @@ class Core:
             self.batcher.cache.flush()
 
     def _adjust(self, settings: Settings) -> None:
-        self._queue.reorder(settings.policy or self._policy)
+        self._requests.queue.reorder(settings.policy or self._policy)
         own = self._own
         if own.tokens and (settings.speculate_tokens is not None or settings.speculate_rows is not None):
             tokens, rows = settings.speculate_tokens, settings.speculate_rows
@@ -216,105 +197,20 @@ class Core:
         if self.batcher is not None:
             self.batcher.speculation = self._speculation
 
-    def _end_each(self, rids: Items[int]) -> None:
-        """End these sequences, or all, with what they have; their clients are told."""
-        for sequence in [self._live[rid] for rid in rids if rid in self._live] if rids else self.open():
-            self._finish(sequence, Finish.ABORT)
-
     def _renew(self, serial: int) -> None:
         """Other weights serve: no KV of those before is of any use."""
-        self._weights = serial
+        self._committer.weights = serial
         if self.batcher is not None:
             self.batcher.retract_all()
             self.batcher.cache.flush()
             assert not self.batcher.cache.cached, "KV of other weights is in use"
 
-    def _adapt(self, adapters: Items[Adapter]) -> None:
-        """These adapters are loaded; who goes through another one ends."""
-        self._adapters.set(adapters)
-        for sequence in list(self._live.values()):
-            if not self._adapters.knows(sequence.adapter):
-                self._fail(sequence, _UNLOADED)
-
     def _pause(self, mode: PauseMode) -> None:
         self._pace.mode = mode
         if mode is PauseMode.ABORT:
-            self._end_each(())
+            self._requests.end_each(())
         elif mode is PauseMode.RETRACT and self.batcher is not None:
             self.batcher.retract_all()
-
-    # --- requests come and go
-
-    def _submit(self, submit: Submit) -> None:
-        self._last_dispatch = max(self._last_dispatch, submit.dispatch)
-        if submit.rid in self._live:
-            return
-        if submit.rid in self._aborted:
-            self._settled.append(Settle(submit.rid, Finish.ABORT))
-            return
-        self._accept(Sequence(submit, self._arrivals))
-
-    def _accept(self, sequence: Sequence) -> None:
-        self._arrivals += 1
-        self._requests += 1
-        self._prompt_tokens += sequence.prompt_len
-        self._held += sequence.length
-        self._live[sequence.rid] = sequence
-        self._queue.add(sequence)
-        if not self._adapters.knows(sequence.adapter):
-            self._fail(sequence, _UNLOADED)
-        elif self.batcher is not None:
-            self._fit(sequence, self.batcher.cache.capacity)
-
-    def _fit(self, sequence: Sequence, capacity: int) -> None:
-        """Clip what a waiting `sequence` may produce to a pool of `capacity` tokens, or end it."""
-        sequence.allowance = min(sequence.max_tokens, capacity - sequence.prompt_len + 1)
-        count = len(sequence.output)
-        if count and sequence.output[-1] in sequence.stops:
-            self._finish(sequence, Finish.STOP, stop_token=sequence.output[-1])
-        elif count and count >= sequence.allowance:
-            self._finish(sequence, Finish.LENGTH)
-        elif sequence.prompt_len + 1 > capacity:
-            self._fail(sequence, _too_long(sequence.prompt_len, capacity))
-
-    def _stop(self, rid: int, finish: Finish) -> None:
-        if finish is Finish.ABORT:
-            self._aborted.add(rid)
-        sequence = self._live.get(rid)
-        if sequence is not None:
-            self._settled.append(Settle(rid, finish))
-            self._end(sequence)
-
-    def _finish(self, sequence: Sequence, finish: Finish, stop_token: int = -1) -> None:
-        """End `sequence` with a row that carries no token."""
-        start, cached = len(sequence.output), sequence.cached
-        prompt_output = sequence.prompt_output() if not sequence.allowance else None
-        self._row(
-            sequence,
-            TokenRow(
-                sequence.rid, start, (), finish, cached, stop_token=stop_token, prompt_output=prompt_output
-            ),
-        )
-        self._end(sequence)
-
-    def _fail(self, sequence: Sequence, error: ErrorBody) -> None:
-        start = len(sequence.output)
-        self._row(sequence, TokenRow(sequence.rid, start, (), Finish.ERROR, error=error))
-        self._end(sequence)
-
-    def _row(self, sequence: Sequence, row: TokenRow) -> None:
-        self._rows[sequence.origin].append(row)
-
-    def _end(self, sequence: Sequence) -> None:
-        """Nothing more is committed for `sequence`; what it holds comes back when its flights have landed."""
-        del self._live[sequence.rid]
-        self._held -= sequence.length
-        if sequence.stage is Stage.WAITING:
-            self._queue.remove(sequence)
-            sequence.move(Stage.GONE)
-        else:
-            assert self.batcher is not None
-            self.batcher.running.leave(sequence, Stage.ENDED)
 
     # --- the executor
 
@@ -350,78 +246,13 @@ class Core:
             sequence = running[slot]
             if sequence.stage is not Stage.ENDED:
                 running.distrust(sequence)
-                self._fail(sequence, ErrorBody(500, sentence, "server_error", "computation_failed"))
+                self._requests.fail(sequence, ErrorBody(500, sentence, "server_error", "computation_failed"))
         for slot, prompt_output in done.prompt_outputs:
             running[slot].note(prompt_output)
-        commit = self._commit if counts.max(initial=0) <= 1 else self._commit_runs
+        commit = self._committer.commit if counts.max(initial=0) <= 1 else self._committer.commit_runs
         commit(done, slots.tolist(), running.by_slot)
         running.settle(flight)
-        self._drafted += done.drafted
-        self._accepted += done.accepted
-        self._steps += 1
-        self._step_us += done.elapsed_us
-
-    def _commit(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
-        """A row for each sequence that still wants its token. The hot loop: once a token."""
-        tokens = np.frombuffer(done.tokens, "<i4").tolist()
-        logprobs = dict(done.logprobs)
-        commit, rows = self._role.commit, self._rows
-        none, ended, committed, weights = Finish.NONE, Stage.ENDED, 0, self._weights
-        for index, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
-            sequence = by_slot[slot]
-            if sequence is None or sequence.stage is ended:
-                continue
-            if not sequence.allowance:
-                self._finish(sequence, Finish.LENGTH)
-                continue
-            start = len(sequence.output)
-            prompt_output = None if start else sequence.prompt_output()
-            if sequence.serial != weights:
-                self._note(sequence)
-            finish = commit(sequence, token)
-            committed += 1
-            if finish is none and not logprobs and prompt_output is None:
-                row = TokenRow(sequence.rid, start, (token,), none, sequence.cached)
-            else:
-                told = () if not logprobs or index not in logprobs else (logprobs[index],)
-                row = _full_row(sequence, start, (token,), finish, told, prompt_output)
-            rows[sequence.origin].append(row)
-            if finish is not none:
-                self._end(sequence)
-        self._held += committed
-        self._generated += committed
-
-    def _commit_runs(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
-        """The same where a slot may have several tokens: a row for each sequence, with all that it wants."""
-        tokens, logprobs = np.frombuffer(done.tokens, "<i4").tolist(), dict(done.logprobs)
-        runs: defaultdict[int, list[int]] = defaultdict(list)
-        for index, slot in enumerate(slots):
-            runs[slot].append(index)
-        for slot, indices in runs.items():
-            sequence = by_slot[slot]
-            if sequence is None or sequence.stage is Stage.ENDED:
-                continue
-            if sequence.serial != self._weights:
-                self._note(sequence)
-            start, finish, prompt_output = len(sequence.output), Finish.NONE, sequence.prompt_output()
-            for index in indices:
-                finish = self._role.commit(sequence, tokens[index])
-                if finish is not Finish.NONE:
-                    break
-            count = len(sequence.output) - start
-            told = tuple(logprobs[index] for index in indices[:count] if index in logprobs)
-            taken = tuple(sequence.output[start:])
-            self._row(sequence, _full_row(sequence, start, taken, finish, told, prompt_output))
-            self._held += count
-            self._generated += count
-            if finish is not Finish.NONE:
-                self._end(sequence)
-
-    def _note(self, sequence: Sequence) -> None:
-        """The present weights have made their first token of `sequence`."""
-        sequence.serial = self._weights
-        sequence.made = sequence.made.also(self._weights)
-        self._notes.append(Note(sequence.rid, sequence.made))
+        self._tally.landed(done)
 
     def _reset(self, ready: ExecutorReady) -> None:
         """A new executor, with nothing on it; news of one that is known already changes nothing."""
@@ -434,22 +265,20 @@ class Core:
         self._flights.clear()
         before, self.batcher = self.batcher, None
         if before is not None:
-            self._past = self._totals(before)
+            self._tally.retire(before)
             self._recall(before, guilty)
-        cache = KvCache(ready.pages, ready.page_size, self._radix)
         self._adapters.forget()
         self.batcher = Batcher(
-            cache,
+            KvCache(ready.pages, ready.page_size, self._radix),
             ready.slots,
             self._chunk_size,
-            self._queue,
+            self._requests.queue,
             self._speculation,
             self._stride,
             self._pace,
             self._adapters,
         )
-        for sequence in self._queue.all():
-            self._fit(sequence, cache.capacity)
+        self._requests.serve_on(self.batcher.running)
 
     def _recall(self, batcher: Batcher, guilty: bool) -> None:
         """Everybody on a slot waits in front again; who kills executors one after another ends. guilty:
@@ -463,79 +292,14 @@ class Core:
                 continue
             sequence.retracted = True
             sequence.move(Stage.WAITING)
-            self._queue.add(sequence)
+            self._requests.queue.add(sequence)
             if sequence.deaths >= DEATHS_END:
-                self._fail(sequence, _POISON)
-
-    def _totals(self, batcher: Batcher | None) -> tuple[int, int, int]:
-        """Preemptions, tokens looked up in the prefix cache, tokens found there; of all executors."""
-        preemptions, query, cached = self._past
-        if batcher is None:
-            return self._past
-        return (
-            preemptions + batcher.preemptions,
-            query + batcher.query_tokens,
-            cached + batcher.cached_tokens,
-        )
+                self._requests.fail(sequence, _POISON)
 
     def _load(self) -> Load:
-        batcher = self.batcher
-        cache = batcher.cache if batcher is not None else None
-        preemptions, query, cached = self._totals(batcher)
-        return Load(
-            running=len(batcher.running) if batcher is not None else 0,
-            waiting=len(self._queue),
-            tokens_held=self._held,
-            last_dispatch=self._last_dispatch,
-            pages_total=cache.total if cache is not None else 0,
-            pages_free=cache.free if cache is not None else 0,
-            pages_cached=cache.cached if cache is not None else 0,
-            pages_owned=cache.owned if cache is not None else 0,
-            requests=self._requests,
-            prompt_tokens=self._prompt_tokens,
-            query_tokens=query,
-            cached_tokens=cached,
-            generated_tokens=self._generated,
-            preemptions=preemptions,
-            steps=self._steps,
-            step_us=self._step_us,
-            drafted=self._drafted,
-            accepted=self._accepted,
-            pages_available=cache.available if cache is not None else 0,
-        )
+        return self._tally.load(self._requests, self._committer.generated, self.batcher)
 
 
-def _full_row(
-    sequence: Sequence,
-    start: int,
-    tokens: tuple[int, ...],
-    finish: Finish,
-    logprobs: tuple[Logprobs, ...],
-    prompt_output: PromptOutput | None,
-) -> TokenRow:
-    stop_token = tokens[-1] if finish is Finish.STOP else -1
-    return TokenRow(
-        sequence.rid,
-        start,
-        tokens,
-        finish,
-        sequence.cached,
-        logprobs,
-        stop_token,
-        prompt_output=prompt_output,
-    )
-
-
-def _too_long(prompt_len: int, capacity: int) -> ErrorBody:
-    return ErrorBody(
-        400,
-        f"The prompt has {prompt_len} tokens, but the KV pool of this server holds {capacity} tokens,"
-        " one of which is needed for the answer.",
-        code="context_length_exceeded",
-    )
-
-
-_UNLOADED = ErrorBody(404, "The adapter of this request was unloaded.", code="model_not_found", param="model")
 _POISON = ErrorBody(
     500,
     f"The engine died {DEATHS_END} times while it computed this request, at last with nothing else running.",

@@ -255,7 +255,7 @@ def test_aborts_of_strangers_are_forgotten_some_day() -> None:
     world = World()
     for rid in range(1000, 1000 + 2 * aborts.REMEMBERED):
         world.core.turn([Abort(rid)])
-    assert len(world.core._aborted) == aborts.REMEMBERED
+    assert len(world.core._requests._aborted) == aborts.REMEMBERED
 
 
 def test_stop_here_ends_a_choice_without_another_token() -> None:

@@ -1,0 +1,114 @@
+"""What a step's tokens do to their sequences: a row for each that still wants one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from actors.scheduler.commands import Command, Note
+from actors.scheduler.requests import Requests
+from actors.scheduler.roles import Role
+from actors.scheduler.sequence import Sequence, Stage
+from protocols.messages import TokenRow
+from protocols.plan import Logprobs, PromptOutput, StepDone
+from protocols.request import Finish
+
+
+class Committer:
+    """weights: serial of those that serve. generated: tokens committed so far."""
+
+    def __init__(self, requests: Requests, role: Role, weights: int) -> None:
+        self.weights = weights
+        self.generated = 0
+        self._requests = requests
+        self._role = role
+        self._notes: list[Command] = []
+
+    def take_notes(self) -> list[Command]:
+        """Which weights made what since the last call: before the rows that they speak of."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def commit(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
+        """One token at most for each of `slots`. The hot loop: once a token."""
+        tokens = np.frombuffer(done.tokens, "<i4").tolist()
+        logprobs = dict(done.logprobs)
+        commit, rows = self._role.commit, self._requests.rows
+        none, ended, committed, weights = Finish.NONE, Stage.ENDED, 0, self.weights
+        for index, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
+            sequence = by_slot[slot]
+            if sequence is None or sequence.stage is ended:
+                continue
+            if not sequence.allowance:
+                self._requests.finish(sequence, Finish.LENGTH)
+                continue
+            start = len(sequence.output)
+            prompt_output = None if start else sequence.prompt_output()
+            if sequence.serial != weights:
+                self._note(sequence)
+            finish = commit(sequence, token)
+            committed += 1
+            if finish is none and not logprobs and prompt_output is None:
+                row = TokenRow(sequence.rid, start, (token,), none, sequence.cached)
+            else:
+                told = () if not logprobs or index not in logprobs else (logprobs[index],)
+                row = _full_row(sequence, start, (token,), finish, told, prompt_output)
+            rows[sequence.origin].append(row)
+            if finish is not none:
+                self._end(sequence, committed)
+                committed = 0
+        self._count(committed)
+
+    def commit_runs(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
+        """The same where a slot may have several tokens: a row for each sequence, with all that it wants."""
+        tokens, logprobs = np.frombuffer(done.tokens, "<i4").tolist(), dict(done.logprobs)
+        runs: defaultdict[int, list[int]] = defaultdict(list)
+        for index, slot in enumerate(slots):
+            runs[slot].append(index)
+        for slot, indices in runs.items():
+            sequence = by_slot[slot]
+            if sequence is None or sequence.stage is Stage.ENDED:
+                continue
+            if sequence.serial != self.weights:
+                self._note(sequence)
+            start, finish, prompt_output = len(sequence.output), Finish.NONE, sequence.prompt_output()
+            for index in indices:
+                finish = self._role.commit(sequence, tokens[index])
+                if finish is not Finish.NONE:
+                    break
+            count = len(sequence.output) - start
+            told = tuple(logprobs[index] for index in indices[:count] if index in logprobs)
+            taken = tuple(sequence.output[start:])
+            row = _full_row(sequence, start, taken, finish, told, prompt_output)
+            self._requests.rows[sequence.origin].append(row)
+            self._count(count)
+            if finish is not Finish.NONE:
+                self._requests.end(sequence)
+
+    def _end(self, sequence: Sequence, committed: int) -> None:
+        """`sequence` ends; `committed` tokens are not counted yet."""
+        self._count(committed)
+        self._requests.end(sequence)
+
+    def _count(self, committed: int) -> None:
+        self._requests.held += committed
+        self.generated += committed
+
+    def _note(self, sequence: Sequence) -> None:
+        """The present weights have made their first token of `sequence`."""
+        sequence.serial = self.weights
+        sequence.made = sequence.made.also(self.weights)
+        self._notes.append(Note(sequence.rid, sequence.made))
+
+
+def _full_row(
+    sequence: Sequence,
+    start: int,
+    tokens: tuple[int, ...],
+    finish: Finish,
+    logprobs: tuple[Logprobs, ...],
+    prompt_output: PromptOutput | None,
+) -> TokenRow:
+    stop, cached = tokens[-1] if finish is Finish.STOP else -1, sequence.cached
+    return TokenRow(sequence.rid, start, tokens, finish, cached, logprobs, stop, prompt_output=prompt_output)
