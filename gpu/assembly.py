@@ -10,10 +10,7 @@ import torch
 
 from gpu.safetensors_file import Entry
 from gpu.weights import Checkpoint
-from protocols.weights import Source
-
-OWN = 0
-"""Number of the model's own directory, as if it were a source."""
+from protocols.weights import OWN, Source
 
 
 class Assembly:
@@ -22,11 +19,10 @@ class Assembly:
     homes: number of the source of each tensor.
     """
 
-    def __init__(
-        self, directory: pathlib.Path, sources: Iterable[Source], wanted: Iterable[str] | None = None
-    ) -> None:
-        """Open and check the files. wanted: names of all tensors that count, where they are known: what
-        the sources have of them need not be in the directory, nor need there be one. StartError."""
+    def __init__(self, own: Source, sources: Iterable[Source], wanted: Iterable[str] | None = None) -> None:
+        """Open and check the files. own: the model's directory. wanted: names of all tensors that count,
+        where they are known: what the sources have of them need not be in the directory, nor need there be
+        one. StartError."""
         self.homes: dict[str, int] = {}
         self._checkpoints: dict[int, Checkpoint] = {}
         titles: list[str] = []
@@ -38,9 +34,9 @@ class Assembly:
             if wanted is None or not all(name in self.homes for name in wanted):
                 above = self.homes
                 self.homes = {}
-                self._lay(OWN, opened.enter_context(Checkpoint(directory)))
+                self._lay(OWN, opened.enter_context(Checkpoint(pathlib.Path(own.title), own)))
                 self.homes |= above
-                titles.append(str(directory))
+                titles.append(own.title)
             self.title = " over ".join(titles)
             self._opened = opened.pop_all()
 

@@ -8,10 +8,8 @@ speculates guesses from the tokens, so its `launch` waits for those of the step 
 
 from __future__ import annotations
 
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -65,7 +63,7 @@ class Executor:
         self.asynchronous = pool.device.type == "cuda"
         self._model, self._device, self._context = model, pool.device, card.context
         self._config, self._pool, self._kernels = config, pool, kernels
-        self.versions = Versions(pathlib.Path(card.path), pool.device, model, weights)
+        self.versions = Versions(card.own, pool.device, model, weights)
         self._plain = card.architecture in NATIVE
         self.attention = choose(pool, kernels, config.attention_backend, plain=self._plain, tell=tell)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
@@ -220,8 +218,7 @@ class Executor:
         if Memory.WEIGHTS in tags:
             config, weights = self._config, self.versions.live.weights
             model, _ = load_model(config, self._device, lambda _text: None, self._kernels, weights)
-            if model.lora is not None:
-                cast(Any, model).lora = self._model.lora  # where the adapters are
+            model.take_adapters(self._model)
             self._model = model
             sizes[Memory.WEIGHTS] = self.versions.restore(model)
         self._missing.difference_update(tags)

@@ -14,7 +14,6 @@ Nothing that is wrong with a grammar, at its reading or later, is more than the 
 
 from __future__ import annotations
 
-import pathlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,7 +50,7 @@ class Tokens(Protocol):
 
 def load_tokenizer(card: ModelCard) -> LLTokenizer:
     """The model's vocabulary as llguidance needs it; some tenths of a second for a large one."""
-    path = pathlib.Path(card.path) / "tokenizer.json"
+    path = card.file("tokenizer.json")
     text = path.read_text(encoding="utf-8") if path.is_file() else _converted(card.path)
     return LLTokenizer(text, n_vocab=card.vocab_size, eos_token=list(card.eos) or None)
 

@@ -16,7 +16,6 @@ that it expects of its pages, so that a decode compares a few words and not the 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ import numpy.typing as npt
 from gpu.hash_versions import HashVersions
 from gpu.lora.table import AdapterTable
 from protocols import oracle
-from protocols.adapters import CONFIG, digest_of
+from protocols.adapters import Adapter
 from protocols.config import Config, Speculate
 from protocols.errors import UserError
 from protocols.orders import Memory
@@ -63,12 +62,12 @@ class HashShelf:
     def __init__(self) -> None:
         self._taken: set[int] = set()
 
-    def read(self, directory: pathlib.Path) -> tuple[None, str]:
+    def read(self, adapter: Adapter) -> tuple[None, str]:
         """See `Shelf.read`."""
         try:
-            return None, digest_of(directory)
+            return None, adapter.digest_now()
         except OSError as error:
-            raise UserError(f"cannot read {directory / CONFIG} and its weights: {error.strerror}.") from error
+            raise UserError(f"cannot read {adapter.path} and its weights: {error.strerror}.") from error
 
     def put(self, slot: int, prepared: None) -> None:
         """See `Shelf.put`."""

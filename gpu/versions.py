@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 
@@ -23,7 +22,7 @@ from gpu.occupation import discard
 from gpu.receiving import Groups
 from gpu.weights import validate
 from protocols.errors import StartError
-from protocols.weights import Found, Weights
+from protocols.weights import Found, Source, Weights
 
 SPARE = 1 << 30
 """Bytes of memory that stay free when the weights of before are kept."""
@@ -42,11 +41,11 @@ class Version:
 
 
 class Versions:
-    """Of one executor on `device`, whose model's own directory is `directory`."""
+    """Of one executor on `device`, whose model's own directory is `own`."""
 
-    def __init__(self, directory: pathlib.Path, device: torch.device, model: Model, weights: Weights) -> None:
-        self._directory, self._device = directory, device
-        with Assembly(directory, weights.sources, model.wanted().keys()) as assembly:
+    def __init__(self, own: Source, device: torch.device, model: Model, weights: Weights) -> None:
+        self._own, self._device = own, device
+        with Assembly(own, weights.sources, model.wanted().keys()) as assembly:
             homes = dict(assembly.homes)
         self.live = Version(weights, model, homes)
         self.groups = Groups(device)
@@ -141,7 +140,7 @@ class Versions:
         return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), numbers
 
     def _open(self, weights: Weights) -> Assembly:
-        return Assembly(self._directory, weights.sources, self.live.model.wanted().keys())
+        return Assembly(self._own, weights.sources, self.live.model.wanted().keys())
 
     def _found(self, assembly: Assembly) -> Found:
         model, live = self.live.model, self.live.homes

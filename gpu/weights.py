@@ -15,10 +15,8 @@ import torch
 
 from gpu.safetensors_file import Entry, SafetensorsFile
 from protocols.errors import StartError
-from protocols.weights import Source
+from protocols.weights import INDEX, SINGLE, Source
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -14,6 +14,7 @@ import stat
 import msgspec
 
 from protocols.errors import UserError
+from protocols.weights import File
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -24,13 +25,23 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-/]{0,127}")
 class Adapter(msgspec.Struct, frozen=True, array_like=True):
     """A loaded adapter. id: of this load, from 1 on, never used again: what was cached under it belongs to
     these weights alone. path: its directory, absolute. digest: of its files. pinned: it never gives up its
-    place in an executor's slots."""
+    place in an executor's slots. held: its files, while the supervisor holds them open."""
 
     id: int
     name: str
     path: str
     digest: str
     pinned: bool = False
+    held: tuple[File, ...] = ()
+
+    def file(self, name: str) -> pathlib.Path:
+        """Where to open one of its files."""
+        held = (pathlib.Path(file.path) for file in self.held if file.name == name)
+        return next(held, pathlib.Path(self.path) / name)
+
+    def digest_now(self) -> str:
+        """Of its files as they are. OSError where they cannot be read."""
+        return _digest(self.file(CONFIG), self.file(WEIGHTS))
 
 
 def check_name(name: str, model: str) -> None:
@@ -55,9 +66,13 @@ def open_regular(path: pathlib.Path) -> io.BufferedReader:
 
 
 def digest_of(directory: pathlib.Path) -> str:
-    """Of the adapter's files. OSError where they cannot be read."""
+    """Of the files of the adapter in a directory. OSError where they cannot be read."""
+    return _digest(directory / CONFIG, directory / WEIGHTS)
+
+
+def _digest(*paths: pathlib.Path) -> str:
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        with open_regular(directory / name) as file:
+    for path in paths:
+        with open_regular(path) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ import msgspec
 
 from protocols.adapters import Adapter
 from protocols.errors import StartError
+from protocols.weights import OWN, File, Source
 
 
 class Policy(enum.StrEnum):
@@ -47,7 +48,8 @@ class ModelCard(msgspec.Struct, frozen=True):
     """What the torch-free actors need to know of a model directory.
 
     path: absolute. context: tokens of prompt plus output at most. vocab_size: width of the logits.
-    eos: ids that end a sequence.
+    eos: ids that end a sequence. files: those of the directory that are held open while a company lives, so
+    that whoever starts later reads what the first ones read.
     """
 
     name: str
@@ -56,6 +58,25 @@ class ModelCard(msgspec.Struct, frozen=True):
     context: int
     vocab_size: int
     eos: tuple[int, ...]
+    files: tuple[File, ...] = ()
+
+    def file(self, name: str) -> pathlib.Path:
+        """Where to open a file of the directory."""
+        held = (pathlib.Path(file.path) for file in self.files if file.name == name)
+        return next(held, pathlib.Path(self.path) / name)
+
+    @property
+    def own(self) -> Source:
+        """The directory's checkpoint."""
+        return Source(OWN, self.path, self.files)
+
+
+class Keep(enum.StrEnum):
+    """What a company keeps of files that it may have to read again: OPEN, so that they outlive their names;
+    COPY, in memory, so that nobody can write to them either."""
+
+    OPEN = "open"
+    COPY = "copy"
 
 
 class KernelChoice(enum.StrEnum):
@@ -131,9 +152,9 @@ class Config(msgspec.Struct, frozen=True):
     to be sent together; 0: not at all. speculate_tokens: tokens guessed for a sequence in a step at most;
     speculate_rows: for all of them together; speculate_min, speculate_max: how many of the last tokens
     must have occurred before, in this order, for a guess. loras: adapters that are loaded from the start.
-    max_loras: adapters in a batch at most; max_lora_rank: of each. tool_parser, reasoning_parser: the
-    formats of calls and of thoughts that are looked for in answers (`actors.answers.formats`), "none" for
-    none.
+    max_loras: adapters in a batch at most; max_lora_rank: of each. keep_weights: see Keep. tool_parser,
+    reasoning_parser: the formats of calls and of thoughts that are looked for in answers
+    (`actors.answers.formats`), "none" for none.
 
     attention_backend: see `attention_kinds`; cuda_graphs: see `graph_sizes`.
     trace_sample: share of the requests that are traced where their clients do not say.
@@ -168,6 +189,7 @@ class Config(msgspec.Struct, frozen=True):
     speculate_max: int = 4
     speculate_rows: int = 24
     loras: tuple[Adapter, ...] = ()
+    keep_weights: Keep = Keep.OPEN
     max_loras: int = 8
     max_lora_rank: int = 64
     dp: int = 1

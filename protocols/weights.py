@@ -8,6 +8,12 @@ import msgspec
 
 MADE_BITS = 32
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""What a checkpoint's only file is called, and the list of several."""
+
+OWN = 0
+"""Number of the model's own directory, as a source."""
+
 
 class File(msgspec.Struct, frozen=True, array_like=True):
     """A file of a checkpoint.

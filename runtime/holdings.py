@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 
+from protocols.config import Keep
 from protocols.errors import VerbError
 from protocols.weights import File
 
@@ -35,6 +36,21 @@ class Holdings:
             raise VerbError("failed", f"{path} is {what}.")
         return self._file(fd, name)
 
+    def keep(self, path: str, name: str, how: Keep) -> File:
+        """Hold a regular file, known as `name`, or a copy of it. May take a while: use a thread. Raises
+        VerbError."""
+        held = self.hold(path, name)
+        if how is Keep.OPEN:
+            return held
+        try:
+            return self.copy(held, name)
+        finally:
+            self.drop(held)
+
+    def intact(self, file: File) -> bool:
+        """Whether nobody has written to a held file since."""
+        return file.path in self._fds and _stamp(self._fds[file.path]) == file.stamp
+
     def blob(self, name: str) -> File:
         """Hold a new empty file in memory, which an actor may write."""
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -42,7 +58,7 @@ class Holdings:
 
     def copy(self, source: File, name: str) -> File:
         """Hold a copy in memory of a held file, which nobody can write. May take a while: use a thread.
-        Raises VerbError where memory runs out."""
+        Raises VerbError where memory runs out, or somebody writes to the file meanwhile."""
         copied = self.blob(name)
         fd, left = self._fds[source.path], source.stamp[0]
         try:
@@ -53,6 +69,9 @@ class Holdings:
         except OSError as error:
             self.drop(copied)
             raise VerbError("failed", f"cannot keep {name}: {error.strerror}.") from error
+        if left or _stamp(fd) != source.stamp:
+            self.drop(copied)
+            raise VerbError("failed", f"{name} has been written to while it was read.")
         return self.seal(copied)
 
     def seal(self, blob: File) -> File:

@@ -56,10 +56,11 @@ class Root:
         feed: Feed,
         sight: Sight,
         log: Any,
+        holdings: Holdings,
     ) -> None:
         self.sight = sight
         self.log = log
-        self.holdings = Holdings()
+        self.holdings = holdings
         self.said: dict[str, str] = {}
         self._company = company
         self._wiring = wiring

@@ -41,7 +41,9 @@ from runtime.events import (
     Terminate,
     Tick,
 )
+from runtime.holdings import Holdings
 from runtime.incarnation import Incarnation
+from runtime.keeping import keep
 from runtime.launch import Launched, ending, launch
 from runtime.lifecycle import Act, Lifecycle
 from runtime.report import Failed, Progress, Ready, Report
@@ -71,7 +73,13 @@ class Supervisor:
     """A company while it runs."""
 
     def __init__(
-        self, company: Company, wiring: Wiring, announce: notices.Announce, log: Any, box: BlackBox
+        self,
+        company: Company,
+        wiring: Wiring,
+        holdings: Holdings,
+        announce: notices.Announce,
+        log: Any,
+        box: BlackBox,
     ) -> None:
         self._company = company
         self._wiring = wiring
@@ -82,7 +90,7 @@ class Supervisor:
         self._life = Lifecycle(company.root, company.config.drain_seconds)
         self._running: dict[str, Incarnation] = {}
         self._sight = Sight(company.config, wiring, self._children, box)
-        self._root = Root(company, wiring, self._life, self._running, self._feed, self._sight, log)
+        self._root = Root(company, wiring, self._life, self._running, self._feed, self._sight, log, holdings)
         self._understudies = Understudies(company.root, wiring)
         self._nursery: trio.Nursery
         self._changed = trio.Event()
@@ -325,6 +333,7 @@ def supervise(company: Company, *, announce: notices.Announce = write_notice) ->
         if any(child.listens for child in leaves(company.root)):
             listener = stack.enter_context(client_door(config))
             config = msgspec.structs.replace(config, port=listener.getsockname()[1])
-        company = dataclasses.replace(company, config=config)
+        holdings = Holdings()
+        company = dataclasses.replace(company, config=keep(holdings, config))
         wiring = stack.enter_context(contextlib.closing(Wiring(company, listener)))
-        return trio.run(Supervisor(company, wiring, announce, log, box).run, door)
+        return trio.run(Supervisor(company, wiring, holdings, announce, log, box).run, door)

@@ -20,6 +20,7 @@ from protocols.adapters import Adapter, check_name
 from protocols.errors import UserError, VerbError
 from protocols.orders import AdapterRead, CountUsers, ReadAdapter, SetAdapters, Users
 from runtime.admin import Reply, Request, Send
+from runtime.keeping import keep_adapter
 from runtime.root import Root
 from runtime.verbs import Verb, text
 
@@ -35,7 +36,7 @@ async def show(root: Root, _request: Request, _more: Send) -> Reply:
     """The adapters that are loaded."""
     adapters = current(root.standing.adapters)
     users = await _users(root, adapters) if adapters else {}
-    rows = [{**msgspec.structs.asdict(each), "requests": users[each.id]} for each in adapters]
+    rows = [{**_told(each), "requests": users[each.id]} for each in adapters]
     return {"model": root.config.model.name, "slots": root.config.max_loras, "adapters": rows}
 
 
@@ -52,14 +53,14 @@ async def load(root: Root, request: Request, _more: Send) -> Reply:
             raise VerbError("conflict", f"there is an adapter {name!r} already; replace it, or unload it.")
         adapter = Adapter(root.standing.loads + 1, name, path, "", flag(request, "pinned"))
         _check_pinned([each for each in before if each not in old], adapter, root.config.max_loras)
-        adapter = msgspec.structs.replace(adapter, digest=await _read_everywhere(root, adapter, seconds))
+        adapter = await _read_everywhere(root, adapter, seconds)
         root.decide(adapters=(*before, adapter), loads=adapter.id)
         for kind in ("executor", "scheduler", "frontend"):
             await root.insist_all(kind, SetAdapters(root.standing.adapters), seconds)
         with trio.move_on_after(seconds):
             while not await _sweep(root):
                 await trio.sleep(_LOOK)
-    return msgspec.structs.asdict(adapter)
+    return _told(adapter)
 
 
 async def unload(root: Root, request: Request, more: Send) -> Reply:
@@ -78,7 +79,7 @@ async def unload(root: Root, request: Request, more: Send) -> Reply:
                     raise VerbError("conflict", f"{users} requests go through the adapter {name!r}.")
                 await trio.sleep(_LOOK)
             root.decide(adapters=rest)
-        await _drop(root)
+        await _drop(root, found)
     return {"name": name, "id": found[-1].id}
 
 
@@ -104,15 +105,21 @@ def _check_pinned(others: Sequence[Adapter], adapter: Adapter, slots: int) -> No
         )
 
 
-async def _read_everywhere(root: Root, adapter: Adapter, seconds: float) -> str:
-    """Have every executor read it; the digest of what they read. VerbError where one refuses."""
+async def _read_everywhere(root: Root, adapter: Adapter, seconds: float) -> Adapter:
+    """Hold its files and have every executor read them; the adapter with its digest. VerbError where one
+    refuses."""
+    with contextlib.suppress(VerbError):  # what cannot be held the executors refuse, and say why
+        adapter = await trio.to_thread.run_sync(
+            keep_adapter, root.holdings, adapter, root.config.keep_weights
+        )
     try:
         answers = await root.insist_all("executor", ReadAdapter(adapter), seconds)
         digests = {answer.digest for answer in answers.values() if isinstance(answer, AdapterRead)}
         if len(digests) != 1:
             raise VerbError("failed", "the executors have not read the same files.")
-        return digests.pop()
+        return msgspec.structs.replace(adapter, digest=digests.pop())
     except BaseException:
+        _let_go(root, [adapter])
         with trio.CancelScope(shield=True), contextlib.suppress(VerbError):
             await root.insist_all("executor", SetAdapters(root.standing.adapters))
         raise
@@ -142,14 +149,28 @@ async def _sweep(root: Root) -> bool:
     rest = tuple(each for each in adapters if each not in replaced or users[each.id])
     if rest != adapters:
         root.decide(adapters=rest)
-        await _drop(root)
+        await _drop(root, [each for each in adapters if each not in rest])
     return rest == current(adapters)
 
 
-async def _drop(root: Root) -> None:
+async def _drop(root: Root, gone: Sequence[Adapter]) -> None:
     """Tell everybody what is loaded after something was unloaded."""
+    _let_go(root, gone)
     for kind in ("frontend", "scheduler", "executor"):
         await root.insist_all(kind, SetAdapters(root.standing.adapters))
+
+
+def _let_go(root: Root, adapters: Sequence[Adapter]) -> None:
+    for adapter in adapters:
+        for file in adapter.held:
+            root.holdings.drop(file)
+
+
+def _told(adapter: Adapter) -> Reply:
+    """What people are told of an adapter."""
+    facts = msgspec.structs.asdict(adapter)
+    del facts["held"]
+    return facts
 
 
 @contextlib.asynccontextmanager

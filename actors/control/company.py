@@ -22,6 +22,7 @@ STACK_SECONDS = 3.0
 async def server_info(root: Root, _request: Request, _more: Send) -> Reply:
     """Every option, what has changed since, and how the company is."""
     options = msgspec.to_builtins(root.config)
+    del options["model"]["files"]
     status = root.status()
     return {
         "options": {name: value for name, value in options.items() if name not in SECRETS},

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 import trio
 
 from protocols.errors import VerbError
-from protocols.weights import File, Shape, Source, Weights
+from protocols.weights import INDEX, SINGLE, File, Shape, Source, Weights
 from runtime.admin import Request
 from runtime.root import Root
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MOST_FILES = 1000
 MOST_CONFIG = 1 << 20
 MOST_TENSORS = 100_000
@@ -23,22 +22,23 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _numbers = itertools.count(1)
 
 
-def from_disk(root: Root, path: str) -> Source:
+async def from_disk(root: Root, path: str) -> Source:
     """The checkpoint in a directory, or in a .safetensors file. Raises VerbError."""
     place = _checked(path)
     if not place.is_dir():
-        return _source(str(place), (root.holdings.hold(str(place), SINGLE),))
+        return _source(str(place), (await _hold(root, place, SINGLE),))
     _check_config(root, place)
     with contextlib.ExitStack() as undo:
-        held = tuple(_hold(root, place / name, undo) for name in _names(place))
+        held: list[File] = []
+        for name in _names(place):
+            held.append(await _hold(root, place / name, name))
+            undo.callback(root.holdings.drop, held[-1])
         undo.pop_all()
-    return _source(str(place), held)
+    return _source(str(place), tuple(held))
 
 
-def _hold(root: Root, path: pathlib.Path, undo: contextlib.ExitStack) -> File:
-    file = root.holdings.hold(str(path), path.name)
-    undo.callback(root.holdings.drop, file)
-    return file
+async def _hold(root: Root, path: pathlib.Path, name: str) -> File:
+    return await trio.to_thread.run_sync(root.holdings.keep, str(path), name, root.config.keep_weights)
 
 
 async def from_memory(root: Root, path: str) -> Source:

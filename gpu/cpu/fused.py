@@ -33,7 +33,7 @@ from gpu.cpu.library import (
 from gpu.kv_pool import KvPool, KvShape
 from gpu.layers import Linear
 from gpu.lora.packed import PackedSlots
-from gpu.models.base import Greedy, Inputs
+from gpu.models.base import Greedy, Inputs, Model
 from gpu.models.llama import Decoder, Layer
 from gpu.weights import Tensors, fill
 
@@ -87,6 +87,11 @@ class FusedDecoder:
     def kv(self) -> tuple[KvShape, ...]:
         """See `Model.kv`."""
         return (self.spec.kv,) * len(self._layers)
+
+    def take_adapters(self, other: Model) -> None:
+        """See `Model.take_adapters`."""
+        assert isinstance(other, FusedDecoder)
+        self.lora = other.lora
 
     def forward(self, inputs: Inputs) -> Tensor:
         """See `Model.forward`. The logits are valid until the next call."""

@@ -18,7 +18,7 @@ import torch
 
 from gpu.lora.base import Changes, LoraSlots, LowRank
 from gpu.safetensors_file import SafetensorsFile
-from protocols.adapters import CONFIG, WEIGHTS, digest_of, open_regular
+from protocols.adapters import CONFIG, WEIGHTS, Adapter, open_regular
 from protocols.errors import StartError, UserError
 
 MAX_CONFIG = 1 << 20
@@ -64,21 +64,22 @@ def _matching(patterns: Mapping[str, float], module: str, default: float) -> flo
 
 
 def read_adapter(
-    directory: pathlib.Path, shapes: Mapping[str, tuple[int, int]], max_rank: int
+    adapter: Adapter, shapes: Mapping[str, tuple[int, int]], max_rank: int
 ) -> tuple[Changes, str]:
-    """The adapter in `directory`, for a model whose modules have these `shapes`, and the digest of its files.
+    """What `adapter` changes, for a model whose modules have these `shapes`, and the digest of its files.
 
     UserError with a sentence where it is not an adapter, asks for what is not served, or does not fit.
     """
-    raw = _read_config(directory)
+    directory = pathlib.Path(adapter.path)
+    raw = _read_config(adapter, directory)
     scaling = _scaling(raw, directory)
     try:
-        file = SafetensorsFile(directory / WEIGHTS)
+        file = SafetensorsFile(adapter.file(WEIGHTS), title=directory / WEIGHTS)
     except StartError as error:
         raise refused(_no_weights(directory) or str(error)) from error
     try:
         changes = _changes(file, shapes, scaling, max_rank)
-        return changes, digest_of(directory)
+        return changes, adapter.digest_now()
     except (StartError, OSError) as error:
         raise refused(str(error)) from error
     finally:
@@ -101,12 +102,12 @@ def _no_weights(directory: pathlib.Path) -> str:
     return f"{directory} holds no {WEIGHTS}."
 
 
-def _read_config(directory: pathlib.Path) -> dict[str, Any]:
+def _read_config(adapter: Adapter, directory: pathlib.Path) -> dict[str, Any]:
     path = directory / CONFIG
-    if not directory.is_dir():
+    if not adapter.held and not directory.is_dir():
         raise refused(f"there is no adapter directory {directory}.")
     try:
-        with open_regular(path) as file:
+        with open_regular(adapter.file(CONFIG)) as file:
             text = file.read(MAX_CONFIG + 1)
         value = json.loads(text) if len(text) <= MAX_CONFIG else None
     except OSError as error:
@@ -237,11 +238,11 @@ class ModelShelf:
         """slots: of the model, None for one that takes no adapters."""
         self._slots, self._max_rank = slots, max_rank
 
-    def read(self, directory: pathlib.Path) -> tuple[Any, str]:
+    def read(self, adapter: Adapter) -> tuple[Any, str]:
         """See `Shelf.read`."""
         if self._slots is None:
             raise refused("adapters need a model of the Llama, Mistral, Qwen2 or Qwen3 family.")
-        changes, digest = read_adapter(directory, self._slots.shapes, self._max_rank)
+        changes, digest = read_adapter(adapter, self._slots.shapes, self._max_rank)
         return self._slots.prepare(changes), digest
 
     def put(self, slot: int, prepared: Any) -> None:

@@ -9,7 +9,6 @@ no more adapters at once than there are slots, so there always is one.
 
 from __future__ import annotations
 
-import pathlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -29,8 +28,8 @@ Ints = npt.NDArray[np.int64]
 class Shelf(Protocol):
     """What keeps adapters for a model."""
 
-    def read(self, directory: pathlib.Path) -> tuple[Any, str]:
-        """The adapter in a directory, ready to be put into a slot, and the digest of its files. UserError
+    def read(self, adapter: Adapter) -> tuple[Any, str]:
+        """An adapter's files, ready to be put into a slot, and the digest of its files. UserError
         with a sentence where it cannot be served."""
 
     def put(self, slot: int, prepared: Any) -> None:
@@ -57,7 +56,7 @@ class AdapterTable:
     def stage(self, adapter: Adapter) -> str:
         """Read an adapter and keep it until the next `set`; the digest of what was read. May be called
         while a step runs. UserError where it cannot be served."""
-        prepared, digest = self._shelf.read(pathlib.Path(adapter.path))
+        prepared, digest = self._shelf.read(adapter)
         self._staged[adapter.id] = adapter, prepared
         return digest
 
@@ -136,7 +135,10 @@ class AdapterTable:
 
     def _again(self, adapter: Adapter) -> Any:
         """Read what another incarnation, or another replica, has read before."""
-        prepared, digest = self._shelf.read(pathlib.Path(adapter.path))
+        try:
+            prepared, digest = self._shelf.read(adapter)
+        except UserError as error:
+            raise UserError(f"The adapter '{adapter.name}' cannot be loaded again: {error}") from error
         if digest != adapter.digest:
             raise UserError(f"The files of adapter '{adapter.name}' have changed since it was loaded.")
         return prepared

@@ -78,6 +78,10 @@ class Model(Protocol):
         """Rounds of decodes in a row; None for a model that has to be asked for each."""
         ...
 
+    def take_adapters(self, other: Model) -> None:
+        """The adapters that are in the slots of `other`, which is of the same kind, are in this one's."""
+        ...
+
     def forward(self, inputs: Inputs) -> Tensor:
         """Run one flattened step: float32 logits [n, vocab_size] of the rows that are wanted."""
         ...

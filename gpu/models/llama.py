@@ -22,7 +22,7 @@ from gpu.kv_pool import KvShape
 from gpu.layers import ACTIVATIONS, Linear, RMSNorm
 from gpu.lora.base import DOWN, GATE_UP, OUTPUT, PARTS, QKV
 from gpu.lora.dense import DenseSlots, StepLora
-from gpu.models.base import Greedy, Inputs
+from gpu.models.base import Greedy, Inputs, Model
 from gpu.models.mixture import Mixture
 from gpu.models.spec import DecoderSpec
 from gpu.rotary import Rotary
@@ -184,6 +184,11 @@ class Decoder:
     def kv(self) -> tuple[KvShape, ...]:
         """See `Model.kv`."""
         return (self.spec.kv,) * len(self.layers)
+
+    def take_adapters(self, other: Model) -> None:
+        """See `Model.take_adapters`."""
+        assert isinstance(other, Decoder)
+        self.lora = other.lora
 
     def targets(self, besides: Decoder | None = None) -> dict[str, Tensor]:
         """Checkpoint name -> the part of our tensors that it fills; but for what another decoder shares."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -43,10 +42,9 @@ def load_model(
     """
     card = config.model
     check_architecture(card.architecture)
-    directory = pathlib.Path(card.path)
-    settings = json.loads((directory / "config.json").read_bytes())
+    settings = json.loads(card.file("config.json").read_bytes())
     if settings.get("quantization_config"):
-        raise StartError(f"{directory} holds quantised weights, which are not supported.")
+        raise StartError(f"{card.path} holds quantised weights, which are not supported.")
     if card.architecture in NATIVE:
         return _native(config, settings, device, progress, kernels, weights)
     if config.quantization is Quantization.INT8:
@@ -54,12 +52,13 @@ def load_model(
     # Imported where needed: transformers takes seconds, and native models do without it.
     from gpu.models.transformers_backend import TransformersModel
 
-    with Assembly(directory, ()) as own:
+    with Assembly(card.own, ()) as own:
         dtype = _dtype(config, own, device, weights)
-    model = TransformersModel.load(card, dtype, device, progress, kernels)
+        model = TransformersModel.load(card, own, dtype, device, progress, kernels)
+        own.confirm()
     if not weights.sources:
         return model, dtype
-    with Assembly(directory, weights.sources, model.wanted().keys()) as assembly:
+    with Assembly(card.own, weights.sources, model.wanted().keys()) as assembly:
         validate(assembly, model.wanted(), model.ignores)
         changed = [name for name, home in assembly.homes.items() if home]
         return model.renewed(assembly, changed, progress), dtype
@@ -77,7 +76,7 @@ def _native(
     card, quantized = config.model, config.quantization is Quantization.INT8
     spec = read_spec(card.architecture, settings)
     wanted = Decoder(spec, torch.float32, torch.device("meta")).targets().keys()
-    with Assembly(pathlib.Path(card.path), weights.sources, wanted) as assembly:
+    with Assembly(card.own, weights.sources, wanted) as assembly:
         dtype = _dtype(config, assembly, device, weights)
         decoder = _blank(spec, dtype, device, card.context)
         load_into(assembly, decoder.targets(), ignored=decoder.ignores, progress=progress)

@@ -21,7 +21,7 @@ from torch import Tensor
 from gpu.attention import Spec, StepAttention
 from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvShape
-from gpu.models.base import Inputs, Tap
+from gpu.models.base import Inputs, Model, Tap
 from gpu.models.self_test import check_paged
 from gpu.weights import Tensors, fill
 from protocols.config import ModelCard
@@ -89,12 +89,14 @@ class TransformersModel:
     def load(
         cls,
         card: ModelCard,
+        tensors: Tensors,
         dtype: torch.dtype,
         device: torch.device,
         progress: Callable[[str], None],
         kernels: Kernels | None = None,
     ) -> TransformersModel:
-        """Load, examine and test the model of `card`. StartError when it cannot be served exactly."""
+        """Load, examine and test the model of `card` with its `tensors`. StartError when it cannot be served
+        exactly."""
         progress("importing transformers")
         from gpu.models import transformers_loading as loading
 
@@ -103,7 +105,7 @@ class TransformersModel:
         self = cls(card.vocab_size, dtype, name)
         loading.register_attention(name, self._bridge.attend)
         progress("loading weights through transformers")
-        self.model = loading.load_weights(card, config, dtype, device, name)
+        self.model = loading.load_weights(card, tensors, config, dtype, device, name)
         try:
             loading.check_windows(card, config, self._probe(device))
             check_paged(self, self._own_logits, dtype, device, card, kernels)
@@ -119,6 +121,9 @@ class TransformersModel:
     def kv(self) -> tuple[KvShape, ...]:
         """See `Model.kv`."""
         return self._kv
+
+    def take_adapters(self, other: Model) -> None:
+        """There are none."""
 
     def forward(self, inputs: Inputs) -> Tensor:
         """See `Model.forward`."""

@@ -5,6 +5,7 @@ Code that comes with a model is never run. The only module that imports transfor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gpu.weights import Tensors
 from protocols.config import ModelCard
 from protocols.errors import StartError
 
@@ -21,9 +23,8 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 def read_config(card: ModelCard) -> Any:
     """The config of a decoder-only model whose layers are plain attention; StartError for any other."""
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            card.path, local_files_only=True, trust_remote_code=False
-        )
+        settings = json.loads(card.file("config.json").read_bytes())
+        config = transformers.CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     except Exception as error:
         # transformers raises whatever a config's validation raises; all of it is the model's fault.
         raise StartError(f"transformers refuses the config of {card.path}: {first_line(error)}") from error
@@ -65,21 +66,22 @@ def register_attention(name: str, function: Callable[..., Any]) -> None:
 
 
 def load_weights(
-    card: ModelCard, config: Any, dtype: torch.dtype, device: torch.device, attention: str
+    card: ModelCard, tensors: Tensors, config: Any, dtype: torch.dtype, device: torch.device, attention: str
 ) -> Any:
-    """The model with its safetensors weights. StartError when one is missing, unexpected or misshapen."""
+    """The model with its weights, which are read before transformers sees them: nothing is mapped from files
+    that may change. StartError when one is missing, unexpected or misshapen."""
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            card.path,
+        model, report = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None,
             config=config,
+            state_dict={name: tensors.read(name) for name in tensors.names},
             dtype=dtype,
             attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
+    except StartError:
+        raise
     except Exception as error:
         if isinstance(error, KeyError) and error.args == (attention,):
             reason = "it does not attend through transformers' attention interface"
@@ -90,16 +92,7 @@ def load_weights(
             raise StartError(
                 f"the weights in {card.path} do not fit: {kind} {sorted(map(str, report[kind]))[:3]}."
             )
-    model = model.eval().to(device)
-    _detach_from_files(model)
-    return model
-
-
-def _detach_from_files(model: torch.nn.Module) -> None:
-    """Copy weights that are still mapped from the files, which may change while we serve."""
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu":
-            parameter.data = parameter.data.clone()
+    return model.eval().to(device)
 
 
 def check_windows(card: ModelCard, config: Any, windows: tuple[int, ...]) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gpu.lora.base import Changes
 from gpu.lora.peft import read_adapter
-from protocols.adapters import CONFIG, WEIGHTS
+from protocols.adapters import CONFIG, WEIGHTS, Adapter
 from protocols.errors import UserError
 
 SHAPES = {
@@ -43,13 +44,18 @@ def write(path: pathlib.Path, held: dict[str, torch.Tensor] | None = None, **set
     return path
 
 
+def read(path: pathlib.Path) -> tuple[Changes, str]:
+    """The adapter in a directory, of rank 8 at most."""
+    return read_adapter(Adapter(1, "a", str(path), ""), SHAPES, 8)
+
+
 def test_matrices_scale_and_digest(tmp_path: pathlib.Path) -> None:
-    changes, digest = read_adapter(write(tmp_path / "a"), SHAPES, 8)
+    changes, digest = read(write(tmp_path / "a"))
     (module, change), *others = changes.items()
     assert (module, others) == ("layers.0.self_attn.q_proj", [])
     assert (change.down.shape, change.up.shape, change.scale) == ((2, 4), (8, 2), 3.0)
-    assert read_adapter(write(tmp_path / "b"), SHAPES, 8)[1] == digest
-    assert read_adapter(write(tmp_path / "c", lora_alpha=7), SHAPES, 8)[1] != digest
+    assert read(write(tmp_path / "b"))[1] == digest
+    assert read(write(tmp_path / "c", lora_alpha=7))[1] != digest
 
 
 def test_patterns_name_a_module_or_the_end_of_its_name(tmp_path: pathlib.Path) -> None:
@@ -61,7 +67,7 @@ def test_patterns_name_a_module_or_the_end_of_its_name(tmp_path: pathlib.Path) -
         rank_pattern={r"^model\.layers\.0\.self_attn.q_proj$": 3, "down_proj": 5, "proj": 7},
         alpha_pattern={"self_attn.q_proj": 4.5, "^q_proj": 9},
     )
-    scales = {module: change.scale for module, change in read_adapter(path, SHAPES, 8)[0].items()}
+    scales = {module: change.scale for module, change in read(path)[0].items()}
     assert scales == {
         "layers.0.self_attn.q_proj": 4.5 / math.sqrt(3),
         "layers.0.mlp.down_proj": 6 / math.sqrt(5),
@@ -95,7 +101,7 @@ SETTINGS = {
 def test_a_configuration_that_is_not_served(tmp_path: pathlib.Path, case: str) -> None:
     settings, sentence = SETTINGS[case]
     with pytest.raises(UserError) as refusal:
-        read_adapter(write(tmp_path / "a", **settings), SHAPES, 8)
+        read(write(tmp_path / "a", **settings))
     assert sentence in str(refusal.value)
 
 
@@ -136,14 +142,14 @@ TENSORS = {
 def test_weights_that_do_not_fit(tmp_path: pathlib.Path, case: str) -> None:
     held, sentence = TENSORS[case]
     with pytest.raises(UserError) as refusal:
-        read_adapter(write(tmp_path / "a", held), SHAPES, 8)
+        read(write(tmp_path / "a", held))
     assert sentence in str(refusal.value)
 
 
 def test_directories_that_are_none(tmp_path: pathlib.Path) -> None:
     def sentence() -> str:
         with pytest.raises(UserError) as refusal:
-            read_adapter(path, SHAPES, 8)
+            read(path)
         return str(refusal.value)
 
     path = tmp_path / "a"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,10 @@ class Shelf:
     def __init__(self) -> None:
         self.held: dict[int, str] = {}
 
-    def read(self, directory: pathlib.Path) -> tuple[str, str]:
-        if "x" in directory.name:
-            raise UserError(f"no {directory.name}.")
-        return directory.name, f"digest {directory.name}"
+    def read(self, adapter: Adapter) -> tuple[str, str]:
+        if "x" in adapter.path:
+            raise UserError(f"no {adapter.path}.")
+        return adapter.path, f"digest {adapter.path}"
 
     def put(self, slot: int, prepared: Any) -> None:
         assert slot not in self.held

@@ -19,6 +19,7 @@ from protocols.config import (
     Balance,
     Config,
     ExecutorKind,
+    Keep,
     KernelChoice,
     ModelCard,
     Policy,
@@ -44,6 +45,7 @@ _POSITIVE = click.IntRange(min=1)
 _CHOICES: dict[str, type[enum.StrEnum]] = {
     "policy": Policy,
     "balance": Balance,
+    "keep_weights": Keep,
     "executor": ExecutorKind,
     "kernels": KernelChoice,
     "quantization": Quantization,
@@ -148,6 +150,14 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
 )
 @click.option(
     "--max-lora-rank", type=_POSITIVE, default=64, show_default=True, help="Rank of an adapter at most."
+)
+@click.option(
+    "--keep-weights",
+    type=click.Choice([each.value for each in Keep]),
+    default=Keep.OPEN.value,
+    show_default=True,
+    help="Hold the files of weights and adapters open, for actors that come back; or a copy in memory, which"
+    " nobody can overwrite.",
 )
 @click.option("--dp", type=click.IntRange(1, 64), default=1, show_default=True, help="Replicas.")
 @click.option(

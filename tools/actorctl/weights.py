@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from actors.control.weights import PATIENCE, Mode
+from actors.control.change import PATIENCE, Mode
 from tools.actorctl.output import facts, output_option
 from tools.actorctl.target import Ask, administers
 

@@ -1,0 +1,77 @@
+"""Weights from a trainer's group: its first rank, outside of the company, sends; the executors receive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from actors.control import sources
+from actors.control.change import Manner, laid_over
+from actors.control.fields import LONGEST, number
+from actors.control.ranks import tell_all, to_each
+from protocols.errors import VerbError
+from protocols.orders import Order
+from protocols.weights import Group, Join, Leave, Receive
+from runtime.admin import Reply, Request, Send
+from runtime.root import Root
+from runtime.verbs import Verb, text
+
+GROUP_SECONDS = 60.0
+"""To meet, and for each tensor."""
+
+
+async def join(root: Root, request: Request, more: Send) -> Reply:
+    """Meet a trainer: every executor becomes a rank of its group, from `rank_offset` on."""
+    name, address = text(request, "group"), text(request, "address")
+    seconds = number(request, "timeout", GROUP_SECONDS, most=LONGEST)
+    port, size = (int(number(request, key, 0, least=1, most=65535)) for key in ("port", "world_size"))
+    first = int(number(request, "rank_offset", 1, least=1, most=65535))
+    backend = str(request.get("backend") or "")
+    executors = root.actors("executor")
+    if first + len(executors) > size:
+        raise VerbError(
+            "usage", f"{len(executors)} ranks from {first} on are not below {size}, the world's size."
+        )
+    with root.alone("a change of weights"):
+        orders: dict[str, Order] = {
+            executor: Join(Group(name, address, port, first + i, size, backend), seconds)
+            for i, executor in enumerate(executors)
+        }
+        try:
+            await to_each(root, orders, 2 * seconds + GROUP_SECONDS)
+        except VerbError:
+            await tell_all(root, Leave(name))
+            raise
+    return {"group": name, "ranks": [first + i for i in range(len(executors))], "world_size": size}
+
+
+async def leave(root: Root, request: Request, more: Send) -> Reply:
+    """Forget a group."""
+    name = text(request, "group")
+    with root.alone("a change of weights"):
+        await tell_all(root, Leave(name))
+    return {"group": name}
+
+
+async def receive(root: Root, request: Request, more: Send) -> Reply:
+    """Serve the tensors that a trainer sends to its group, in their order."""
+    name, manner = text(request, "group"), Manner.of(request)
+    seconds = number(request, "receive_timeout", GROUP_SECONDS, most=LONGEST)
+    shapes = sources.shapes(request)
+    with root.alone("a change of weights"):
+        blob = root.holdings.blob("weights")
+        executors = root.actors("executor")
+        orders: dict[str, Order] = {
+            executor: Receive(name, shapes, "" if i else blob.path, seconds)
+            for i, executor in enumerate(executors)
+        }
+        try:
+            await to_each(root, orders, seconds * (len(shapes) + 1))
+        except VerbError:
+            root.holdings.drop(blob)
+            await tell_all(root, Leave(name))
+            raise
+        source = sources.from_blob(root, root.holdings.seal(blob), f"the group {name}")
+        return await laid_over(root, source, request, manner, more)
+
+
+VERBS: Mapping[str, Verb] = {"weights.join": join, "weights.leave": leave, "weights.receive": receive}

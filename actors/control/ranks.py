@@ -1,0 +1,84 @@
+"""Orders to all executors at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import trio
+
+from protocols.board import Column
+from protocols.errors import VerbError
+from protocols.orders import Answer, Order
+from runtime.admin import Send
+from runtime.root import ORDER_SECONDS, Root
+
+A = TypeVar("A")
+
+Give = Callable[[str, Order, float], Awaitable[Answer]]
+"""Gives an actor an order, as `Root.order`."""
+
+_TELL = 0.2
+
+
+def processes(root: Root) -> list[int]:
+    """Of the executors; 0 where there is none."""
+    return [root.row(name)[Column.PID] for name in root.actors("executor")]
+
+
+async def to_each(root: Root, orders: Mapping[str, Order], seconds: float) -> dict[str, Answer]:
+    """An order for each actor, at once: their answers. Raises the first refusal, once everybody has
+    answered."""
+    return granted(await gather(root.order, orders, seconds))
+
+
+async def gather(give: Give, orders: Mapping[str, Order], seconds: float) -> dict[str, Answer | VerbError]:
+    """The same, with refusals among the answers."""
+    answers: dict[str, Answer | VerbError] = {}
+
+    async def one(name: str, order: Order) -> None:
+        try:
+            answers[name] = await give(name, order, seconds)
+        except VerbError as error:
+            answers[name] = error
+
+    async with trio.open_nursery() as nursery:
+        for name, order in orders.items():
+            nursery.start_soon(one, name, order)
+    return answers
+
+
+def granted(answers: Mapping[str, Answer | VerbError]) -> dict[str, Answer]:
+    for answer in answers.values():
+        if isinstance(answer, VerbError):
+            raise answer
+    return {name: answer for name, answer in answers.items() if not isinstance(answer, VerbError)}
+
+
+async def to_all(root: Root, order: Order, kind: type[A], seconds: float, more: Send) -> dict[str, A]:
+    """One order for all executors; meanwhile `more` hears how far they are."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tell, root, more)
+        orders = dict.fromkeys(root.actors("executor"), order)
+        found = await gather(root.order, orders, seconds)
+        nursery.cancel_scope.cancel()
+    return {name: answer for name, answer in granted(found).items() if isinstance(answer, kind)}
+
+
+async def tell_all(root: Root, order: Order) -> None:
+    """An order that whoever is not there need not carry out."""
+    with contextlib.suppress(VerbError):
+        await to_each(root, dict.fromkeys(root.actors("executor"), order), ORDER_SECONDS)
+
+
+async def _tell(root: Root, more: Send) -> None:
+    """While something is done, tell what the executors say of it. Who does not listen ends nothing."""
+    told = {name: root.said.get(name) for name in root.actors("executor")}
+    with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
+        while True:
+            await trio.sleep(_TELL)
+            for name, before in told.items():
+                if (words := root.said.get(name)) and words != before:
+                    told[name] = words
+                    await more({"actor": name, "progress": words})
