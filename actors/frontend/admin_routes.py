@@ -16,92 +16,76 @@ import msgspec
 
 from protocols.config import Config
 from protocols.errors import UserError, VerbError
+from protocols.openai import administration as bodies
+from protocols.openai.administration import AdminBody
+from protocols.openai.body import read_body
 from runtime import admin
 from runtime.exchange import Exchange
 
 STATUSES = {"usage": 400, "not_found": 404, "conflict": 409, "failed": 500, "timeout": 504}
 """HTTP status of each kind of refusal."""
+KEYS = "/admin/keys"
+"""Where the API keys are shown; see `actors.frontend.routes`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdminRoute:
-    """A verb and the names that its fields have in HTTP. constants: fields that the path itself gives.
-    refused: fields that must not be there, and why."""
+    """A verb, what it does, and what its body may hold. refused: fields that must not be there, and why."""
 
     verb: str
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    summary: str
+    body: type[AdminBody] = AdminBody
     methods: tuple[str, ...] = ("POST",)
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_CHANGE = {"weight_version": "version", "mode": "mode", "timeout": "timeout", "dry_run": "dry_run"}
 _PICKLED = (
     "Pickled tensors can run code and are never loaded: "
     "write a safetensors file to shared memory and give its path."
 )
+_BOTH = ("GET", "POST")
 
 ROUTES: Mapping[str, AdminRoute] = {
-    "/v1/load_lora_adapter": AdminRoute(
-        "lora.load",
-        {"lora_name": "name", "lora_path": "path", "pinned": "pinned", "load_inplace": "replace"},
-    ),
-    "/v1/unload_lora_adapter": AdminRoute("lora.unload", {"lora_name": "name", "drain": "drain"}),
-    "/pause_generation": AdminRoute("engine.pause", {"mode": "mode"}),
-    "/continue_generation": AdminRoute("engine.resume"),
-    "/flush_cache": AdminRoute("engine.flush-cache", methods=("GET", "POST")),
+    "/v1/load_lora_adapter": AdminRoute("lora.load", "Load a LoRA adapter", bodies.LoadAdapter),
+    "/v1/unload_lora_adapter": AdminRoute("lora.unload", "Unload one", bodies.UnloadAdapter),
+    "/pause_generation": AdminRoute("engine.pause", "Launch no more steps", bodies.PauseGeneration),
+    "/continue_generation": AdminRoute("engine.resume", "Generate again"),
+    "/flush_cache": AdminRoute("engine.flush-cache", "Forget cached prefixes", methods=_BOTH),
     "/update_weights_from_disk": AdminRoute(
-        "weights.update", {"model_path": "source", "abort_all_requests": "abort", **_CHANGE}
+        "weights.update", "Serve another checkpoint", bodies.UpdateFromDisk
     ),
     "/update_weights_from_tensor": AdminRoute(
-        "weights.tensors", {"path": "path", **_CHANGE}, refused={"serialized_named_tensors": _PICKLED}
+        "weights.tensors",
+        "Serve tensors of a file in shared memory",
+        bodies.UpdateFromTensor,
+        refused={"pickled": _PICKLED},
     ),
-    "/init_weights_update_group": AdminRoute(
-        "weights.join",
-        {
-            "group_name": "group",
-            "master_address": "address",
-            "master_port": "port",
-            "rank_offset": "rank_offset",
-            "world_size": "world_size",
-            "backend": "backend",
-            "timeout": "timeout",
-        },
-    ),
-    "/destroy_weights_update_group": AdminRoute("weights.leave", {"group_name": "group"}),
+    "/init_weights_update_group": AdminRoute("weights.join", "Meet a trainer's group", bodies.InitGroup),
+    "/destroy_weights_update_group": AdminRoute("weights.leave", "Leave it", bodies.DestroyGroup),
     "/update_weights_from_distributed": AdminRoute(
-        "weights.receive",
-        {
-            "group_name": "group",
-            "names": "names",
-            "dtypes": "dtypes",
-            "shapes": "shapes",
-            "receive_timeout": "receive_timeout",
-            **_CHANGE,
-        },
+        "weights.receive", "Serve the tensors that a trainer sends", bodies.UpdateFromGroup
     ),
     "/get_weights_by_name": AdminRoute(
-        "weights.get", {"name": "name", "truncate_size": "count"}, methods=("GET", "POST")
+        "weights.get", "The first numbers of a tensor", bodies.GetWeights, methods=_BOTH
     ),
-    "/get_weight_version": AdminRoute("weights.info", methods=("GET",)),
-    "/abort_request": AdminRoute("request.abort", {"rid": "ids", "abort_all": "all"}),
-    "/release_memory_occupation": AdminRoute("memory.release", {"tags": "tags"}),
-    "/resume_memory_occupation": AdminRoute("memory.restore", {"tags": "tags"}),
-    "/slow_down": AdminRoute("engine.slow-down", {"forward_sleep_time": "seconds"}),
-    "/set_internal_state": AdminRoute("engine.set", {"server_args": "settings"}),
-    "/freeze_gc": AdminRoute("engine.freeze-gc", methods=("GET", "POST")),
-    "/get_server_info": AdminRoute("server.info", methods=("GET",)),
-    "/get_model_info": AdminRoute("model.info", methods=("GET",)),
+    "/get_weight_version": AdminRoute("weights.info", "Which weights serve", methods=("GET",)),
+    "/abort_request": AdminRoute("request.abort", "End requests", bodies.AbortRequest),
+    "/release_memory_occupation": AdminRoute("memory.release", "Give memory back", bodies.Occupation),
+    "/resume_memory_occupation": AdminRoute("memory.restore", "Take it again", bodies.Occupation),
+    "/slow_down": AdminRoute("engine.slow-down", "Wait before each step", bodies.SlowDown),
+    "/set_internal_state": AdminRoute("engine.set", "Change settings", bodies.InternalState),
+    "/freeze_gc": AdminRoute("engine.freeze-gc", "Collect garbage once and for all", methods=_BOTH),
+    "/get_server_info": AdminRoute("server.info", "Options and state of the company", methods=("GET",)),
+    "/get_model_info": AdminRoute("model.info", "The model that is served", methods=("GET",)),
 }
 """By path. GET where a tool calls it so."""
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_DECODERS = {route.body: msgspec.json.Decoder(route.body) for route in ROUTES.values()}
 
 
 async def forward(config: Config, route: AdminRoute, exchange: Exchange) -> None:
     """Ask the supervisor and answer with what it says."""
-    fields = _fields(route, await exchange.body())
-    request: admin.Request = {**fields, **route.constants, "verb": route.verb}
+    request: admin.Request = {**fields(route, await exchange.body()), "verb": route.verb}
     try:
         reply = await admin.call(admin.address(config.name, config.socket), request)
     except VerbError as error:
@@ -113,15 +97,19 @@ async def forward(config: Config, route: AdminRoute, exchange: Exchange) -> None
     await exchange.respond(200, msgspec.json.encode({"success": True, **reply}))
 
 
-def _fields(route: AdminRoute, body: bytes) -> admin.Request:
-    try:
-        document = _decode(body) if body.strip() else {}
-        for name in route.refused.keys() & document.keys():
-            raise UserError(route.refused[name], param=name)
-        taken = {route.fields[name]: value for name, value in document.items() if name in route.fields}
-        return msgspec.convert(taken, admin.Request)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"The body is not what {route.verb} takes: {error}.") from error
+def fields(route: AdminRoute, data: bytes) -> admin.Request:
+    """What a body says, as the verb's fields. Raises UserError 400."""
+    body: AdminBody = read_body(_DECODERS[route.body], data.strip() or b"{}")
+    for name, sentence in route.refused.items():
+        if getattr(body, name) is not None:
+            raise UserError(sentence, param=_http_name(route.body, name))
+    said: dict[str, Any] = msgspec.to_builtins(msgspec.structs.asdict(body))
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _http_name(body: type[AdminBody], attribute: str) -> str:
+    """What HTTP calls a field."""
+    return next(each.encode_name for each in msgspec.structs.fields(body) if each.name == attribute)
 
 
 def table(config: Config) -> dict[str, dict[str, Any]]:

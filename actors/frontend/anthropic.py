@@ -74,6 +74,7 @@ async def create(service: Service, exchange: Exchange) -> None:
         stop_reason=reason,
         stop_sequence=sequence,
         usage=_usage(collector.meter.total()),
+        weight_versions=collector.meter.total().weights or msgspec.UNSET,
     )
     await exchange.respond(200, _encode(answer))
 
@@ -249,5 +250,7 @@ class MessageStream:
         self.ended = True
         reason, sequence = _stop(self._pending, called=self._blocks.called)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
-        out.append(event("message_delta", delta=delta, usage=_usage(self._meter.total())))
+        usage = self._meter.total()
+        made_by = {"weight_versions": usage.weights} if usage.weights else {}
+        out.append(event("message_delta", delta=delta, usage=_usage(usage), **made_by))
         out.append(event("message_stop"))

@@ -25,7 +25,8 @@ async def create(service: Service, finder: Finder, exchange: Exchange) -> None:
     body = await exchange.body()
     request = await read(turns.decoder, body)
     previous = await previous_conversation(finder, request.previous_response_id, service.owner)
-    turn = turns.prepare(request, service, previous, service.trace_of(exchange), len(body))
+    trace = service.trace_of(exchange, named=request.traceparent)
+    turn = turns.prepare(request, service, previous, trace, len(body))
     live = await launch(service, finder, turn)
     if request.background:
         await _begun(live)

@@ -29,6 +29,7 @@ from actors.frontend.delivery import collect
 from actors.frontend.finder import Finder
 from actors.frontend.health import Health
 from actors.frontend.jobs import Job
+from actors.frontend.operations import OPERATIONS, SCOPES
 from actors.frontend.page import Page
 from actors.frontend.service import Service
 from actors.frontend.socket_mode import SocketMode
@@ -42,14 +43,10 @@ from runtime.exchange import Exchange
 
 Route = Callable[..., Awaitable[None]]
 Table = list[tuple[re.Pattern[str], dict[str, Route]]]
-OPEN = ("/", "/_company", "/health", "/version", "/openapi.json")
-"""Paths that need no key."""
-ADMIN = frozenset({"/admin/keys", *admin_routes.ROUTES})
-"""Paths that need an administrator's key."""
-WATCH = ("/_company/live", "/metrics")
-"""Paths that need one where clients need a key."""
 GENERATE_SECONDS = 15.0
-_ID = r"(?P<id>[^/]{1,200})"
+_FIELD = re.escape("{id}")
+_ID, _LONG_ID = "(?P<id>[^/]{1,200})", "(?P<id>.{1,200})"
+"""What stands for `{id}`; in the names of models there may be slashes."""
 _ANTHROPIC = re.compile(r"/v1/messages(/.*)?")
 """Paths whose refusals have Anthropic's shape."""
 
@@ -80,19 +77,27 @@ class Routes:
         return self._tables[account]
 
     def _routes(self, service: Service) -> Table:
+        """What `operations` says is served, each with what answers it."""
+        handlers = self._handlers(service)
+        table: dict[str, dict[str, Route]] = {}
+        for each in OPERATIONS:
+            table.setdefault(each.path, {})[each.method] = handlers[each.path][each.method]
+        return [(_pattern(path), methods) for path, methods in table.items()]
+
+    def _handlers(self, service: Service) -> dict[str, dict[str, Route]]:
         bound, finder = functools.partial, self._finder
-        table: dict[str, dict[str, Route]] = {
+        return {
             "/": {"GET": self._page.show},
             "/_company": {"GET": self._watching.page},
             "/_company/live": {"GET": self._watching.live},
             "/metrics": {"GET": self._watching.metrics},
-            "/admin/keys": {"GET": self._show_keys},
+            admin_routes.KEYS: {"GET": self._show_keys},
             "/health": {"GET": self._show_health},
             "/health_generate": {"GET": self._generate_health},
             "/version": {"GET": self._version},
             "/openapi.json": {"GET": self._openapi},
             "/v1/models": {"GET": self._models},
-            r"/v1/models/(?P<id>.{1,200})": {"GET": self._model},
+            "/v1/models/{id}": {"GET": self._model},
             "/v1/chat/completions": {"POST": bound(chat.create, service)},
             "/v1/completions": {"POST": bound(completions.create, service)},
             "/tokenize": {"POST": bound(tokens.tokenize, service)},
@@ -105,15 +110,14 @@ class Routes:
                 "POST": bound(responses.create, service, finder),
                 "GET": bound(self._upgrade, service),
             },
-            f"/v1/responses/{_ID}": {
+            "/v1/responses/{id}": {
                 "GET": bound(responses.retrieve, service, finder),
                 "DELETE": bound(responses.delete, service, finder),
             },
-            f"/v1/responses/{_ID}/input_items": {"GET": bound(responses.input_items, service, finder)},
-            f"/v1/responses/{_ID}/cancel": {"POST": bound(responses.cancel, service, finder)},
+            "/v1/responses/{id}/input_items": {"GET": bound(responses.input_items, service, finder)},
+            "/v1/responses/{id}/cancel": {"POST": bound(responses.cancel, service, finder)},
             **admin_routes.table(service.config),
         }
-        return [(re.compile(pattern), methods) for pattern, methods in table.items()]
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one request; raises UserError for what is refused."""
@@ -121,7 +125,7 @@ class Routes:
         exchange.extra = functools.partial(access.cors, head)
         if _ANTHROPIC.fullmatch(head.path):
             exchange.document = functools.partial(anthropic.error_document, request_id=exchange.id)
-        scope = _scope(head.path)
+        scope = SCOPES.get(head.path, Scope.CLIENT)
         if head.method == "OPTIONS" and access.asks_first(head):
             access.check_place(head, scope)
             await self._answer_preflight(exchange)
@@ -216,12 +220,10 @@ class Routes:
         return ModelEntry(id=name, created=started, max_model_len=model.context, root=name, parent=parent)
 
 
-def _scope(path: str) -> Scope:
-    if path in ADMIN:
-        return Scope.ADMIN
-    if path in WATCH:
-        return Scope.WATCH
-    return Scope.OPEN if path in OPEN else Scope.CLIENT
+def _pattern(path: str) -> re.Pattern[str]:
+    """The paths that a template means."""
+    identifier = _LONG_ID if path.startswith("/v1/models/") else _ID
+    return re.compile(re.escape(path).replace(_FIELD, identifier))
 
 
 def version() -> str:

@@ -39,11 +39,11 @@ class Service:
         """The same, for the requests of one key."""
         return dataclasses.replace(self, engine=self.engine.charged_to(account), account=account)
 
-    def trace_of(self, exchange: Exchange, unique: str = "") -> str:
+    def trace_of(self, exchange: Exchange, unique: str = "", named: str | None = None) -> str:
         """The traceparent that travels with the request: a span below the client's, or of a trace of its own
         that is named as the request is; the answer tells it. unique: 32 hexadecimal digits, where one
-        exchange brings many requests, which have no such answer."""
-        header = exchange.head.value("traceparent")
+        exchange brings many requests, which have no such answer. named: by the request itself."""
+        header = named or exchange.head.value("traceparent")
         own = self.engine.instruments.arrived(header, unique or exchange.id[-32:]).header()
         if not unique:
             told = exchange.extra

@@ -197,7 +197,7 @@ class Session:
 
     async def _run_new(self, create: Create, request: ResponsesRequest) -> None:
         previous = await self._previous(request.previous_response_id)
-        trace = self._service.trace_of(self._exchange, secrets.token_hex(16))
+        trace = self._service.trace_of(self._exchange, secrets.token_hex(16), request.traceparent)
         turn = turns.prepare(request, self._service, previous, trace, create.size)
         live = await responses.launch(self._service, self._finder, turn)
         try:

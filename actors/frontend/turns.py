@@ -102,7 +102,9 @@ def prepare(
         adapter=adapter,
     )
     sealed = _SEALED in (request.include or ())
-    return Turn(job, _document(request, service.title(job), job.sampling), conversation, silent, sealed)
+    document = _document(request, service.title(job), job.sampling)
+    document.traceparent = trace or msgspec.UNSET
+    return Turn(job, document, conversation, silent, sealed)
 
 
 def input_messages(given: str | list[InputItem] | None) -> tuple[Message, ...]:

@@ -121,7 +121,8 @@ class MessageUsage(msgspec.Struct, frozen=True):
 
 
 class MessageAnswer(msgspec.Struct, kw_only=True):
-    """The whole answer. stop_reason: end_turn, max_tokens, stop_sequence, tool_use."""
+    """The whole answer. stop_reason: end_turn, max_tokens, stop_sequence, tool_use. weight_versions: of the
+    weights that made it."""
 
     id: str
     type: str = "message"
@@ -131,6 +132,7 @@ class MessageAnswer(msgspec.Struct, kw_only=True):
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessageUsage
+    weight_versions: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TokenCount(msgspec.Struct, frozen=True):

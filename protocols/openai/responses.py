@@ -51,6 +51,7 @@ class ResponsesRequest(GenerationFields, kw_only=True):
     """Body of a response request, and of `response.create` on a WebSocket.
 
     stream_id, generate: of the WebSocket. model may come with the WebSocket's address instead.
+    traceparent: of this request alone, where a connection carries many.
     """
 
     model: str | None = None
@@ -71,6 +72,7 @@ class ResponsesRequest(GenerationFields, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     stream_id: str | None = None
     generate: bool | None = None
+    traceparent: str | None = None
 
     text: Any = None
     conversation: Any = None
@@ -209,7 +211,7 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
 
 class Response(msgspec.Struct, kw_only=True):
     """A response as a document; status: queued, in_progress, completed, incomplete, failed, cancelled.
-    output: of OutputItem. weight_versions: of the weights that made it."""
+    output: of OutputItem. weight_versions: of the weights that made it. traceparent: of its span."""
 
     id: str
     object: str = "response"
@@ -238,6 +240,7 @@ class Response(msgspec.Struct, kw_only=True):
     store: bool = True
     user: str | None = None
     weight_versions: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    traceparent: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ItemList(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -35,3 +37,10 @@ class Alive(msgspec.Struct, frozen=True):
     """All is well."""
 
     status: str = "ok"
+
+
+class KeyUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Every API key with what it may do and has used."""
+
+    object: str = "list"
+    data: list[dict[str, Any]]

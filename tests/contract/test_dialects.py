@@ -15,7 +15,6 @@ import httpx2
 import openai
 import pytest
 
-from actors.frontend.openapi import OPERATIONS
 from tests.serving import Company, serving
 
 
@@ -265,16 +264,6 @@ def test_a_warm_up_fills_the_prefix_cache(client: openai.OpenAI, company: Compan
     assert chained.usage is not None and chained.usage.input_tokens > warm.usage.input_tokens
 
 
-def test_every_route_is_in_the_document(raw: httpx2.Client) -> None:
-    answer = raw.get("/openapi.json")
-    paths = answer.json()["paths"]
-    assert answer.json()["openapi"] == "3.1.0"
-    for operation in OPERATIONS:
-        assert operation.method in paths[operation.path]
-        asked = raw.request("OPTIONS", operation.path.replace("{id}", "x"))
-        assert operation.method.upper() in asked.headers["allow"].split(", ")
-
-
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
     "response_schema_conformance,negative_data_rejection,unsupported_method"
@@ -290,7 +279,7 @@ def test_schemathesis_finds_nothing(tmp_path: pathlib.Path) -> None:
             [
                 str(pathlib.Path(sys.executable).parent / "schemathesis"),
                 *("run", f"{company.url.removesuffix('/v1')}/openapi.json", "--checks", CHECKS),
-                *("--exclude-path-regex", "^/health"),
+                *("--exclude-path-regex", "^/health", "--exclude-tag", "administration"),
                 *("--phases", "coverage,fuzzing", "--max-examples", "10", "--max-time", "30"),
                 *("--generation-deterministic", "--no-shrink", "--suppress-health-check", "all"),
                 *("--warnings", "off", "--request-timeout", "60", "--continue-on-failure", "--no-color"),
