@@ -70,3 +70,8 @@ class VerbError(TroupeError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def several(count: int, noun: str) -> str:
+    """For a sentence: 1 request, 2 requests."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

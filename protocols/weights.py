@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 
 import msgspec
@@ -13,6 +14,15 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 OWN = 0
 """Number of the model's own directory, as a source."""
+
+
+class Mode(enum.StrEnum):
+    """What becomes of the requests that run. KEEP: they go on with the tokens they have, under the new
+    weights. WAIT: they end first. ABORT: they end at once, as they are."""
+
+    KEEP = "keep"
+    WAIT = "wait"
+    ABORT = "abort"
 
 
 class File(msgspec.Struct, frozen=True, array_like=True):

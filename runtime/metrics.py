@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from protocols.board import Column
 from protocols.config import Config
@@ -151,6 +152,10 @@ class Collector:
         """All of it as Prometheus wants to read it."""
         return "".join(_lines(family, self._labels) for family in self.families())
 
+    def documents(self) -> list[dict[str, Any]]:
+        """All of it as values."""
+        return [_document(family, self._labels) for family in self.families()]
+
     def _of_kind(self, kind: str) -> list[Child]:
         return [child for child in self._children.values() if child.kind == kind]
 
@@ -250,6 +255,14 @@ def _buckets(labels: Labels, bounds: Iterable[float], counts: list[int], total: 
         yield Sample(seen, (*labels, ("le", bound)), "_bucket")
     yield Sample(seen, labels, "_count")
     yield Sample(total, labels, "_sum")
+
+
+def _document(family: Family, common: Labels) -> dict[str, Any]:
+    samples = [
+        {"ending": each.ending, "labels": dict((*common, *each.labels)), "value": each.value}
+        for each in family.samples
+    ]
+    return {"name": PREFIX + family.name, "type": family.kind, "help": family.text, "samples": samples}
 
 
 def _lines(family: Family, common: Labels) -> str:

@@ -197,7 +197,7 @@ class Root:
             self._feed(Stop(reason, 1))
         if at_once and self._life.act is Act.STOPPING:
             self._feed(Stop(reason, 1))
-        return {"state": self._life.act.value}
+        return {"name": self.config.name, "state": self._life.act.value}
 
     def replace(self, name: str, *, gently: bool) -> Reply:
         """Replace an actor: SIGTERM first if `gently`, else SIGKILL."""

@@ -45,6 +45,10 @@ class Sight:
         """Prometheus's text."""
         return self._collector.text()
 
+    def families(self) -> list[dict[str, Any]]:
+        """The same as values."""
+        return self._collector.documents()
+
     # Notices.
 
     def hear(self, notice: notices.Notice) -> None:

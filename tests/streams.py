@@ -136,3 +136,11 @@ class Generation:
                     self.ids, self.versions = document["output_ids"], meta.get("weight_versions", [])
                     self.finish = (meta["finish_reason"] or {}).get("type", self.finish)
                     self._begun.set()
+
+
+def completion_id(company: Company, key: str = "") -> str:
+    """The x-request-id of a completion that has ended."""
+    body = {"model": company.model, "prompt": "once", "max_tokens": 4, "ignore_eos": True}
+    with urllib.request.urlopen(_request(company, "/v1/completions", body, key), timeout=60) as answer:
+        answer.read()
+        return str(answer.headers["x-request-id"])

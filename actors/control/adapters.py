@@ -9,6 +9,7 @@ nobody uses it, it goes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -16,8 +17,9 @@ import msgspec
 import trio
 
 from actors.control.fields import flag, number
+from actors.control.progress import until_none
 from protocols.adapters import Adapter, check_name
-from protocols.errors import UserError, VerbError
+from protocols.errors import UserError, VerbError, several
 from protocols.orders import AdapterRead, CountUsers, ReadAdapter, SetAdapters, Users
 from runtime.admin import Reply, Request, Send
 from runtime.keeping import keep_adapter
@@ -26,8 +28,6 @@ from runtime.verbs import Verb, text
 
 PATIENCE = 60.0
 LONGEST = 86400.0
-_LOOK = 0.05
-"""Seconds between two looks at who still uses an adapter."""
 
 Table = tuple[Adapter, ...]
 
@@ -40,7 +40,7 @@ async def show(root: Root, _request: Request, _more: Send) -> Reply:
     return {"model": root.config.model.name, "slots": root.config.max_loras, "adapters": rows}
 
 
-async def load(root: Root, request: Request, _more: Send) -> Reply:
+async def load(root: Root, request: Request, more: Send) -> Reply:
     """Load an adapter everywhere or nowhere."""
     name, path = text(request, "name"), text(request, "path")
     seconds = number(request, "timeout", PATIENCE, most=LONGEST)
@@ -57,9 +57,8 @@ async def load(root: Root, request: Request, _more: Send) -> Reply:
         root.decide(adapters=(*before, adapter), loads=adapter.id)
         for kind in ("executor", "scheduler", "frontend"):
             await root.insist_all(kind, SetAdapters(root.standing.adapters), seconds)
-        with trio.move_on_after(seconds):
-            while not await _sweep(root):
-                await trio.sleep(_LOOK)
+        sweep = functools.partial(_sweep, root)
+        await until_none(sweep, "request", f"through the adapter that {name!r} was", seconds, more)
     return _told(adapter)
 
 
@@ -73,11 +72,15 @@ async def unload(root: Root, request: Request, more: Send) -> Reply:
             raise VerbError("not_found", f"there is no adapter {name!r}.")
         rest = tuple(each for each in root.standing.adapters if each.name != name)
         async with _hidden(root, rest):
-            deadline = trio.current_time() + (seconds if flag(request, "drain") else 0.0)
-            while users := sum((await _users(root, found)).values()):
-                if trio.current_time() >= deadline:
-                    raise VerbError("conflict", f"{users} requests go through the adapter {name!r}.")
-                await trio.sleep(_LOOK)
+            draining = flag(request, "drain")
+
+            async def count() -> int:
+                return sum((await _users(root, found)).values())
+
+            patience = seconds if draining else 0.0
+            if left := await until_none(count, "request", f"through {name!r}", patience, more):
+                code, after = ("timeout", f" after {seconds:g} s") if draining else ("conflict", "")
+                raise VerbError(code, f"the adapter {name!r} is in use by {several(left, 'request')}{after}.")
             root.decide(adapters=rest)
         await _drop(root, found)
     return {"name": name, "id": found[-1].id}
@@ -139,18 +142,18 @@ async def _users(root: Root, adapters: Sequence[Adapter]) -> dict[int, int]:
     return counts
 
 
-async def _sweep(root: Root) -> bool:
-    """Unload what was replaced and is used no more; whether nothing of that is left."""
+async def _sweep(root: Root) -> int:
+    """Unload what was replaced and is used no more; how many requests go through what is left of that."""
     adapters = root.standing.adapters
     replaced = [each for each in adapters if each not in current(adapters)]
     if not replaced:
-        return True
+        return 0
     users = await _users(root, replaced)
     rest = tuple(each for each in adapters if each not in replaced or users[each.id])
     if rest != adapters:
         root.decide(adapters=rest)
         await _drop(root, [each for each in adapters if each not in rest])
-    return rest == current(adapters)
+    return sum(users.values())
 
 
 async def _drop(root: Root, gone: Sequence[Adapter]) -> None:

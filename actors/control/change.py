@@ -10,7 +10,6 @@ nothing is computed in between, no answer is ever made by a mixture.
 from __future__ import annotations
 
 import contextlib
-import enum
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from actors.control.ranks import gather, granted, processes, tell_all, to_all
 from protocols.board import Column
 from protocols.errors import VerbError
 from protocols.orders import Answer, Continue, Know, Order, Pause, PauseMode, Renew
-from protocols.weights import Commit, Discard, Examine, Source, Stage, Staged, Weights
+from protocols.weights import Commit, Discard, Examine, Mode, Source, Stage, Staged, Weights
 from runtime.admin import Reply, Request, Send
 from runtime.orders import Gone
 from runtime.root import Root
@@ -34,15 +33,6 @@ PATIENCE = 600.0
 LABELS = 256
 """Versions whose names are remembered; of an answer that is older, the serial is told."""
 _LOOK = 0.02
-
-
-class Mode(enum.StrEnum):
-    """What becomes of the requests that run. KEEP: they go on with the tokens they have, under the new
-    weights. WAIT: they end first. ABORT: they end at once, as they are."""
-
-    KEEP = "keep"
-    WAIT = "wait"
-    ABORT = "abort"
 
 
 _PAUSES = {Mode.KEEP: PauseMode.RETRACT, Mode.WAIT: PauseMode.WAIT, Mode.ABORT: PauseMode.ABORT}

@@ -63,7 +63,7 @@ async def sleep(root: Root, request: Request, more: Send) -> Reply:
     if root.standing.released:
         raise VerbError("conflict", "memory is released already.")
     paused = await pace.pause(root, {"mode": PauseMode.WAIT.value, **request}, more)
-    await pace.rest(root, request)
+    await pace.rest(root, request, more)
     return {**paused, **await release(root, request, more)}
 
 

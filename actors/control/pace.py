@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
-import trio
 
 from actors.control.fields import LONGEST, choice, number
+from actors.control.progress import until_none
 from protocols.board import Column
 from protocols.config import Speculate
-from protocols.errors import VerbError
+from protocols.errors import VerbError, several
 from protocols.orders import (
     Adjust,
     Continue,
@@ -31,8 +31,6 @@ from runtime.verbs import Verb
 KINDS = ("executor", "scheduler", "tokenizer", "frontend", "balancer")
 MOST_DELAY = 60.0
 """Seconds before each step."""
-_LOOK = 0.02
-"""Seconds between two looks at the board."""
 
 
 async def pause(root: Root, request: Request, _more: Send) -> Reply:
@@ -64,7 +62,7 @@ async def resume(root: Root, request: Request, _more: Send) -> Reply:
     return {"mode": mode.value if mode is not None else "drain"}
 
 
-async def drain(root: Root, request: Request, _more: Send) -> Reply:
+async def drain(root: Root, request: Request, more: Send) -> Reply:
     """Let no new request in. Answers when all that were open have ended."""
     seconds = _seconds(request)
     with root.alone("another change"):
@@ -72,23 +70,30 @@ async def drain(root: Root, request: Request, _more: Send) -> Reply:
             raise VerbError("conflict", "the company is draining already.")
         root.decide(draining=True)
         await root.insist_all("frontend", Drain(True), seconds)
-    await _until_none(root, "frontend", Column.OPEN_REQUESTS, seconds)
+    await _until_none(root, "frontend", Column.OPEN_REQUESTS, request, more, "no new ones are let in")
     return {"mode": "drain", "open": 0}
 
 
-async def rest(root: Root, request: Request) -> None:
+async def rest(root: Root, request: Request, more: Send) -> None:
     """Wait until nothing runs. Raises VerbError where that takes too long."""
-    await _until_none(root, "scheduler", Column.RUNNING, _seconds(request))
+    await _until_none(
+        root, "scheduler", Column.RUNNING, request, more, "generation stays paused for new ones"
+    )
 
 
-async def _until_none(root: Root, kind: str, column: Column, seconds: float) -> None:
+async def _until_none(
+    root: Root, kind: str, column: Column, request: Request, more: Send, meanwhile: str
+) -> None:
     """Wait until nobody of a kind counts anything in a column."""
-    left = 0
-    with trio.move_on_after(seconds):
-        while left := sum(root.row(name)[column] for name in root.actors(kind)):
-            await trio.sleep(_LOOK)
-        return
-    raise VerbError("timeout", f"{left} requests are still open after {seconds:g} s; new ones must wait.")
+
+    async def count() -> int:
+        return sum(root.row(name)[column] for name in root.actors(kind))
+
+    seconds = _seconds(request)
+    if left := await until_none(count, "request", "to end", seconds, more):
+        raise VerbError(
+            "timeout", f"still open after {seconds:g} s: {several(left, 'request')}; {meanwhile}."
+        )
 
 
 async def slow_down(root: Root, request: Request, _more: Send) -> Reply:

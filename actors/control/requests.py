@@ -7,25 +7,25 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from actors.control.fields import flag
+from actors.control.fields import LONGEST, flag, number
 from protocols.errors import VerbError
 from protocols.orders import Ended, EndRequests, Inquire, Inquired, Open
 from runtime.admin import Reply, Request, Send
-from runtime.root import Root
+from runtime.root import ORDER_SECONDS, Root
 from runtime.verbs import Verb
 
 _ID = re.compile(r"(?:resp_)?([0-9a-f]{1,16})(?:_[0-9a-f]{32})?")
 
 
-async def list_requests(root: Root, _request: Request, _more: Send) -> Reply:
+async def list_requests(root: Root, request: Request, _more: Send) -> Reply:
     """All open requests, as their schedulers know them."""
-    return {"requests": await _all(root)}
+    return {"requests": await _all(root, request)}
 
 
 async def get(root: Root, request: Request, _more: Send) -> Reply:
     """One of them."""
     rid = _rids(request)[0]
-    for each in await _all(root):
+    for each in await _all(root, request):
         if each["id"] == f"{rid:x}":
             return each
     raise VerbError("not_found", f"no request {rid:x} is open.")
@@ -35,7 +35,7 @@ async def abort(root: Root, request: Request, _more: Send) -> Reply:
     """End requests with the tokens they have; their clients are told."""
     everything = flag(request, "all")
     rids = () if everything else _rids(request)
-    answers = await root.insist_all("scheduler", EndRequests(rids))
+    answers = await root.insist_all("scheduler", EndRequests(rids), _seconds(request))
     ended = [rid for answer in answers.values() if isinstance(answer, Ended) for rid in answer.rids]
     missing = [f"{rid:x}" for rid in rids if rid not in ended]
     if missing and not ended:
@@ -43,14 +43,18 @@ async def abort(root: Root, request: Request, _more: Send) -> Reply:
     return {"aborted": [f"{rid:x}" for rid in sorted(ended)], "not_found": missing}
 
 
-async def _all(root: Root) -> list[dict[str, Any]]:
-    answers = await root.insist_all("scheduler", Inquire())
+async def _all(root: Root, request: Request) -> list[dict[str, Any]]:
+    answers = await root.insist_all("scheduler", Inquire(), _seconds(request))
     return [
         _described(name, each)
         for name, answer in sorted(answers.items())
         if isinstance(answer, Inquired)
         for each in answer.requests
     ]
+
+
+def _seconds(request: Request) -> float:
+    return number(request, "timeout", ORDER_SECONDS, most=LONGEST)
 
 
 def _described(scheduler: str, each: Open) -> dict[str, Any]:

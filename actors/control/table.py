@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.control import adapters, company, memory, pace, requests, sight, weights
+from actors.control import adapters, company, logs, memory, pace, requests, traces, watching, weights
 from runtime.verbs import Verb
 
 VERBS: Mapping[str, Verb] = {
     **adapters.VERBS,
     **company.VERBS,
+    **logs.VERBS,
     **memory.VERBS,
     **pace.VERBS,
     **requests.VERBS,
-    **sight.VERBS,
+    **traces.VERBS,
+    **watching.VERBS,
     **weights.VERBS,
 }

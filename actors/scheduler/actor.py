@@ -25,7 +25,7 @@ from actors.scheduler.sequence import Sequence as Live
 from actors.scheduler.speculation import Speculation
 from actors.sizes import portions
 from protocols.board import Column, State
-from protocols.errors import ErrorBody, PeerError, VerbError
+from protocols.errors import ErrorBody, PeerError, VerbError, several
 from protocols.messages import Abort, SchedulerMail, Submit, TokenRow, Tokens
 from protocols.orders import (
     Adjust,
@@ -205,7 +205,8 @@ class Scheduler:
         running = self._core.running
         if running and (Memory.KV_CACHE in tags or self._core.flying):
             raise VerbError(
-                "conflict", f"{running} requests hold memory: pause generation first, and not in place."
+                "conflict",
+                f"memory is held by {several(running, 'request')}: pause generation first, and not in place.",
             )
 
     def recovered(self) -> list[Mail]:

@@ -138,7 +138,7 @@ def test_a_replaced_adapter_never_meets_the_cache_of_the_old_one(
 def test_one_in_use_is_drained_or_refused(company: Company, tmp_path: pathlib.Path) -> None:
     ask(company, "lora.load", name="busy", path=str(copy_of(PIRATE, tmp_path / "busy", 1.0)))
     stream = Stream(company, model="busy", tokens=1500, temperature=0.7).begun()
-    with pytest.raises(VerbError, match="1 requests go through the adapter 'busy'") as refusal:
+    with pytest.raises(VerbError, match="'busy' is in use by 1 request") as refusal:
         ask(company, "lora.unload", name="busy")
     assert refusal.value.code == "conflict"
     assert chat(company, "busy").startswith("Arr!")

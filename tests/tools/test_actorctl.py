@@ -17,7 +17,7 @@ from huggingface_hub import errors
 
 from actors.control.rates import rates
 from tests.patience import PATIENCE
-from tests.serving import Company, actorctl, serving
+from tests.serving import Company, actorctl, actorctl_process, serving
 from tools.actorctl import hub
 from tools.actorctl.serve import DEMO_MODEL
 from tools.actorctl.sizes import ByteSize
@@ -140,13 +140,15 @@ def test_nobody_there() -> None:
 
 
 def test_a_second_company_of_the_same_name_is_refused(company: Company) -> None:
-    done = actorctl("serve", "--name", company.name, "--port", "0", "--executor", "hash")
+    done = actorctl_process("serve", "--name", company.name, "--port", "0", "--executor", "hash")
     assert done.returncode == 1
     assert "is running" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_busy_port_is_one_sentence(company: Company) -> None:
-    done = actorctl("serve", "--name", _fresh_name(), "--port", str(company.port), "--executor", "hash")
+    done = actorctl_process(
+        "serve", "--name", _fresh_name(), "--port", str(company.port), "--executor", "hash"
+    )
     assert done.returncode == 1
     assert f"port {company.port}" in done.stderr and "Traceback" not in done.stderr
 
@@ -179,14 +181,14 @@ def _model(folder: pathlib.Path, **changes: object) -> pathlib.Path:
 def test_a_model_that_cannot_be_served_is_one_sentence(tmp_path: pathlib.Path, break_it, words) -> None:  # type: ignore[no-untyped-def]
     folder = _model(tmp_path / "broken")
     break_it(folder)
-    done = actorctl("serve", str(folder), "--name", _fresh_name(), "--port", "0")
+    done = actorctl_process("serve", str(folder), "--name", _fresh_name(), "--port", "0")
     assert done.returncode == 1, done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_an_unknown_architecture_is_refused_before_anything_starts(tmp_path: pathlib.Path) -> None:
     folder = _model(tmp_path / "strange", architectures=["Nonesuch"])
-    done = actorctl("serve", str(folder), "--name", _fresh_name(), "--port", "0")
+    done = actorctl_process("serve", str(folder), "--name", _fresh_name(), "--port", "0")
     assert done.returncode == 1
     assert done.stderr == (
         "actorctl: unsupported architecture Nonesuch: it is neither built in nor a causal language model of "

@@ -15,12 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving import ACTORCTL, ROOT, Company, serving
-from tools.actorctl.main import main
+from tests.serving import ACTORCTL, ROOT, Company, actorctl, serving
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -55,9 +53,7 @@ def generate(
 
 
 def ctl(company: Company, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """actorctl in this process: what it does is the same, and starting an interpreter takes longer."""
-    done = CliRunner().invoke(main, [*arguments, "--name", company.name, "--timeout", "60"])
-    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+    return actorctl(*arguments, "--name", company.name, "--timeout", "60")
 
 
 def exported(company: Company) -> dict[str, Any]:

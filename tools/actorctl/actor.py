@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.tree import Tree
 
-from tools.actorctl.output import facts, output_option, show, watch_option, watching
+from tools.actorctl.output import done, facts, output_option, show, watch_option, watching
 from tools.actorctl.status import HEADINGS, WIDE, actor_rows
 from tools.actorctl.target import NOT_FOUND, Ask, administers, confirmed, fail, yes_option
 
@@ -80,11 +80,12 @@ def get(ask: Ask, actor_name: str, output: str) -> None:
 
 @actor.command()
 @click.argument("actor_name", metavar="NAME")
+@output_option
 @administers
-def restart(ask: Ask, actor_name: str) -> None:
+def restart(ask: Ask, actor_name: str, output: str) -> None:
     """Have an actor finish what it does, and replace it."""
-    ask({"verb": "actor.restart", "name": actor_name})
-    click.echo(f"{actor_name} is being replaced.", err=True)
+    reply = ask({"verb": "actor.restart", "name": actor_name})
+    done(reply, output, actor_name, f"{actor_name} (pid {reply['pid']}) is being replaced.")
 
 
 @actor.command()
@@ -103,9 +104,10 @@ def stack(ask: Ask, actor_name: str, output: str) -> None:
 @actor.command()
 @click.argument("actor_name", metavar="NAME")
 @yes_option
+@output_option
 @administers
-def kill(ask: Ask, actor_name: str, yes: bool) -> None:
+def kill(ask: Ask, actor_name: str, yes: bool, output: str) -> None:
     """SIGKILL an actor; its supervisor replaces it."""
     confirmed(f"SIGKILL {actor_name}?", yes)
-    ask({"verb": "actor.kill", "name": actor_name})
-    click.echo(f"{actor_name} was killed.", err=True)
+    reply = ask({"verb": "actor.kill", "name": actor_name})
+    done(reply, output, actor_name, f"{actor_name} (pid {reply['pid']}) was killed.")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import click
 
 from protocols.orders import Memory, PauseMode
 from tools.actorctl.output import facts, output_option
-from tools.actorctl.target import Ask, administers, confirmed, yes_option
-
-patient = functools.partial(administers, seconds=600.0)
+from tools.actorctl.target import Ask, administers, confirmed, orders, patient, yes_option
 
 _modes = click.Choice([mode.value for mode in PauseMode])
 _tags = click.argument("tags", nargs=-1, type=click.Choice([tag.value for tag in Memory]))
@@ -27,7 +24,7 @@ def engine() -> None:
 @click.option("--mode", type=_modes, default=PauseMode.IN_PLACE.value, show_default=True, help=_ENDED)
 @yes_option
 @output_option
-@administers
+@orders
 def pause(ask: Ask, mode: str, yes: bool, output: str) -> None:
     """Launch no more steps; new requests wait."""
     if mode == PauseMode.ABORT:
@@ -37,7 +34,7 @@ def pause(ask: Ask, mode: str, yes: bool, output: str) -> None:
 
 @engine.command()
 @output_option
-@administers
+@orders
 def resume(ask: Ask, output: str) -> None:
     """Generate again, and let requests in again."""
     facts(ask({"verb": "engine.resume"}), output, "running")
@@ -94,7 +91,7 @@ def resume_memory(ask: Ask, tags: tuple[str, ...], output: str) -> None:
 @engine.command("slow-down")
 @click.argument("seconds", type=click.FloatRange(0, 60))
 @output_option
-@administers
+@orders
 def slow_down(ask: Ask, seconds: float, output: str) -> None:
     """Have every executor wait SECONDS before each step; 0 for none."""
     reply = ask({"verb": "engine.slow-down", "seconds": seconds})
@@ -104,7 +101,7 @@ def slow_down(ask: Ask, seconds: float, output: str) -> None:
 @engine.command("set")
 @click.argument("settings", nargs=-1, required=True, metavar="KEY=VALUE...")
 @output_option
-@administers
+@orders
 def set_(ask: Ask, settings: tuple[str, ...], output: str) -> None:
     """Change policy, speculate_tokens, speculate_rows or step_delay; KEY= for as the company was started."""
     reply = ask({"verb": "engine.set", "settings": dict(map(_setting, settings))})
@@ -113,7 +110,7 @@ def set_(ask: Ask, settings: tuple[str, ...], output: str) -> None:
 
 @engine.command("freeze-gc")
 @output_option
-@administers
+@orders
 def freeze_gc(ask: Ask, output: str) -> None:
     """Have every actor collect its garbage, and never look again at what is left."""
     reply = ask({"verb": "engine.freeze-gc"})
@@ -122,7 +119,7 @@ def freeze_gc(ask: Ask, output: str) -> None:
 
 @engine.command("flush-cache")
 @output_option
-@administers
+@orders
 def flush_cache(ask: Ask, output: str) -> None:
     """Forget every cached prefix that no running request uses."""
     facts(ask({"verb": "engine.flush-cache"}), output, "flushed")

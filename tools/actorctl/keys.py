@@ -11,7 +11,7 @@ import click
 
 from protocols.errors import StartError
 from protocols.keys import digest_of, parse_keys
-from tools.actorctl.output import output_option, show
+from tools.actorctl.output import facts, output_option, show
 from tools.actorctl.target import CONFLICT, FAILED, Ask, administers, fail
 
 PREFIX = "sk-troupe-"
@@ -41,7 +41,8 @@ def keys() -> None:
 @click.option("--sockets", type=click.IntRange(min=1), help="WebSockets at once.")
 @click.option("--lanes", type=click.IntRange(min=1), help="Named lanes of one WebSocket.")
 @click.option("--private-cache", is_flag=True, help="Share no prefixes with other keys.")
-def add(file: pathlib.Path, key_name: str, **options: Any) -> None:
+@output_option
+def add(file: pathlib.Path, key_name: str, output: str, **options: Any) -> None:
     """Add a new key NAME to FILE and print it: the file knows only its hash."""
     key = PREFIX + secrets.token_urlsafe(32)
     text = file.read_text() if file.exists() else ""
@@ -56,7 +57,10 @@ def add(file: pathlib.Path, key_name: str, **options: Any) -> None:
     except StartError as error:
         fail(str(error), FAILED)
     _replace(file, longer)
-    click.echo(key)
+    if output in ("table", "wide"):
+        click.echo(key)
+    else:
+        facts({"name": key_name, "key": key}, output, key_name)
     click.echo("a running company knows it after `actorctl keys reload`.", err=True)
 
 
@@ -73,11 +77,11 @@ def _replace(file: pathlib.Path, text: str) -> None:
 
 
 @keys.command()
+@output_option
 @administers
-def reload(ask: Ask) -> None:
+def reload(ask: Ask, output: str) -> None:
     """Read the key file again: it holds for every request from now on."""
-    count = len(ask({"verb": "keys.reload"})["keys"])
-    click.echo(f"{count} keys.", err=True)
+    _show(ask({"verb": "keys.reload"}), output)
 
 
 @keys.command("list")
@@ -85,5 +89,8 @@ def reload(ask: Ask) -> None:
 @administers
 def list_keys(ask: Ask, output: str) -> None:
     """List all keys with their limits (0: none) and what they use."""
-    document = ask({"verb": "keys.list"})
+    _show(ask({"verb": "keys.list"}), output)
+
+
+def _show(document: dict[str, Any], output: str) -> None:
     show(document, document["keys"], output, headings=_HEADINGS)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from runtime.logs import LEVELS, human
+from tools.actorctl.output import done, output_option
 from tools.actorctl.target import Ask, administers
 
 
@@ -73,8 +74,9 @@ def _for_people() -> Callable[[str], None]:
 @click.command("log-level")
 @click.argument("level", type=click.Choice([*LEVELS, "default"]))
 @click.option("--actor", default="", help="For this actor alone.")
+@output_option
 @administers
-def log_level(ask: Ask, level: str, actor: str) -> None:
+def log_level(ask: Ask, level: str, actor: str, output: str) -> None:
     """Log from this level on, from now on; it outlives the actors. default: as --log-level says."""
     reply = ask({"verb": "logs.level", "level": level, "actor": actor})
-    click.echo(f"{', '.join(reply['actors'])}: {level}", err=True)
+    done(reply, output, level, f"{', '.join(reply['actors'])}: {level}")

@@ -10,7 +10,7 @@ import click
 from protocols.adapters import Adapter, check_name, digest_of
 from protocols.errors import StartError, UserError
 from tools.actorctl.output import facts, output_option, show
-from tools.actorctl.target import Ask, administers
+from tools.actorctl.target import Ask, orders, patient
 
 HEADINGS = (("name", "NAME"), ("id", "ID"), ("pinned", "PINNED"), ("requests", "REQUESTS"))
 WIDE = (("path", "PATH"), ("digest", "DIGEST"))
@@ -23,7 +23,7 @@ def lora() -> None:
 
 @lora.command("list")
 @output_option
-@administers
+@orders
 def list_adapters(ask: Ask, output: str) -> None:
     """List the adapters that are loaded."""
     document = ask({"verb": "lora.list"})
@@ -36,7 +36,7 @@ def list_adapters(ask: Ask, output: str) -> None:
 @click.option("--pinned", is_flag=True, help="It keeps its slot, whoever else comes.")
 @click.option("--replace", is_flag=True, help="In the place of one of this name, which its requests keep.")
 @output_option
-@administers
+@patient
 def load(ask: Ask, adapter: str, path: pathlib.Path, pinned: bool, replace: bool, output: str) -> None:
     """Load the adapter of a PEFT directory PATH as NAME, on every replica or on none."""
     request = {"verb": "lora.load", "name": adapter, "path": str(path.expanduser().resolve())}
@@ -47,7 +47,7 @@ def load(ask: Ask, adapter: str, path: pathlib.Path, pinned: bool, replace: bool
 @click.argument("adapter", metavar="NAME")
 @click.option("--drain", is_flag=True, help="Wait until no request goes through it; else that is refused.")
 @output_option
-@administers
+@patient
 def unload(ask: Ask, adapter: str, drain: bool, output: str) -> None:
     """Unload an adapter."""
     facts(ask({"verb": "lora.unload", "name": adapter, "drain": drain}), output, adapter)

@@ -15,6 +15,7 @@ from tools.actorctl.keys import keys
 from tools.actorctl.logs import log_level, logs
 from tools.actorctl.lora import lora
 from tools.actorctl.metrics import metrics
+from tools.actorctl.output import done, facts, output_option
 from tools.actorctl.request import request
 from tools.actorctl.serve import serve
 from tools.actorctl.status import status
@@ -34,9 +35,14 @@ def main() -> None:
 
 
 @main.command()
-def version() -> None:
+@output_option
+def version(output: str) -> None:
     """Print the version."""
-    click.echo(importlib.metadata.version("troupe"))
+    found = importlib.metadata.version("troupe")
+    if output in ("table", "wide"):
+        click.echo(found)
+    else:
+        facts({"version": found}, output, found)
 
 
 @main.command()
@@ -50,11 +56,12 @@ def completion(shell: str) -> None:
 
 @main.command()
 @click.option("--now", is_flag=True, help="Do not wait for open requests.")
+@output_option
 @administers
-def stop(ask: Ask, now: bool) -> None:
+def stop(ask: Ask, now: bool, output: str) -> None:
     """Drain and stop the company."""
-    ask({"verb": "stop", "now": now})
-    click.echo("the company is stopping.", err=True)
+    reply = ask({"verb": "stop", "now": now})
+    done(reply, output, reply["name"], f"the company {reply['name']} is stopping.")
 
 
 for command in (

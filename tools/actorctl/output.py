@@ -67,6 +67,14 @@ def facts(document: Mapping[str, Any], output: str, name: str = "") -> None:
     show(document, rows, output, headings=(("name", "FIELD"), ("value", "VALUE")))
 
 
+def done(document: Mapping[str, Any], output: str, name: str, sentence: str) -> None:
+    """What has been done: a sentence on stderr for people, else the document, or `name` for `-o name`."""
+    if output in ("table", "wide"):
+        click.echo(sentence, err=True)
+    else:
+        facts(document, output, name)
+
+
 def watch_option(command: Callable[..., None]) -> Callable[..., None]:
     """The `-w` option: look again and again; None for once."""
     return click.option(

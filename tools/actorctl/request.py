@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tools.actorctl.output import Heading, facts, output_option, show, watch_option, watching
-from tools.actorctl.target import USAGE, Ask, administers, confirmed, fail, yes_option
+from tools.actorctl.target import USAGE, Ask, confirmed, fail, orders, yes_option
 
 HEADINGS: tuple[Heading, ...] = (
     ("id", "ID"),
@@ -33,7 +33,7 @@ def request() -> None:
 @request.command("list")
 @watch_option
 @output_option
-@administers
+@orders
 def list_requests(ask: Ask, output: str, watch: float | None) -> None:
     """Every open request, as its scheduler knows it."""
 
@@ -48,7 +48,7 @@ def list_requests(ask: Ask, output: str, watch: float | None) -> None:
 @request.command()
 @click.argument("request_id", metavar="ID")
 @output_option
-@administers
+@orders
 def get(ask: Ask, request_id: str, output: str) -> None:
     """One open request: by the id of `request list`, or that of a response."""
     document = ask({"verb": "request.get", "ids": [request_id]})
@@ -60,7 +60,7 @@ def get(ask: Ask, request_id: str, output: str) -> None:
 @click.option("--all", "everything", is_flag=True, help="All that are open.")
 @yes_option
 @output_option
-@administers
+@orders
 def abort(ask: Ask, ids: tuple[str, ...], everything: bool, yes: bool, output: str) -> None:
     """End requests with the tokens they have; their clients are told."""
     if bool(ids) == everything:

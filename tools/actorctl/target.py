@@ -24,13 +24,19 @@ _CODES = {
 
 Document = dict[str, Any]
 
+GRACE = 5.0
+"""Seconds beyond its own that a company has to say that it could not do something in time."""
+LONGEST = 86400.0
+
 
 class Ask:
-    """Sends requests to one company. timeout: seconds, where a request says nothing else."""
+    """Sends requests to one company. timeout: seconds, where a request says nothing else. tells: the company
+    is told that it has so long, and says itself when that was not enough."""
 
-    def __init__(self, address: str, timeout: float) -> None:
+    def __init__(self, address: str, timeout: float, *, tells: bool = False) -> None:
         self._address = address
         self._timeout = timeout
+        self._tells = tells
 
     def __call__(
         self,
@@ -39,14 +45,25 @@ class Ask:
         *,
         timeout: float | None = None,
     ) -> Document:
-        """The answer; `more` sees what is streamed before it."""
+        """The answer; `more` sees what is streamed before it, else progress is shown on stderr."""
         seconds = self._timeout if timeout is None else timeout
-        return admin.ask(self._address, request, more, timeout=seconds)
+        if self._tells:
+            request, seconds = {"timeout": seconds, **request}, seconds + GRACE
+        return admin.ask(self._address, request, more or _progress, timeout=seconds)
 
 
-def administers(command: Callable[..., None], *, seconds: float = 10.0) -> Callable[..., None]:
+def _progress(reply: Document) -> None:
+    """How far something has come."""
+    if "progress" in reply:
+        actor = f"{reply['actor']}: " if "actor" in reply else ""
+        click.echo(f"{actor}{reply['progress']}", err=True)
+
+
+def administers(
+    command: Callable[..., None], *, seconds: float = 10.0, tells: bool = False
+) -> Callable[..., None]:
     """Options `--name`, `--socket` and `--timeout`; the command's first argument becomes its `Ask`.
-    seconds: to wait for an answer, where nobody says otherwise.
+    seconds: to wait for an answer, where nobody says otherwise. tells: see Ask.
 
     A company that is not there, refuses or does not answer ends the command with a sentence on stderr
     and the exit code for it.
@@ -56,11 +73,17 @@ def administers(command: Callable[..., None], *, seconds: float = 10.0) -> Calla
         "--name", default="troupe", show_default=True, envvar="TROUPE_NAME", help="Name of the company."
     )
     @click.option("--socket", default="", help="Its admin socket, if it was started with --socket.")
-    @click.option("--timeout", type=click.FloatRange(min=0.1), default=seconds, show_default=True)
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(0.1, LONGEST),
+        default=seconds,
+        show_default=True,
+        help="Seconds that it may take.",
+    )
     @functools.wraps(command)
     def wrapped(*arguments: Any, name: str, socket: str, timeout: float, **options: Any) -> None:
         try:
-            command(Ask(admin.address(name, socket), timeout), *arguments, **options)
+            command(Ask(admin.address(name, socket), timeout, tells=tells), *arguments, **options)
         except admin.Unreachable as error:
             fail(str(error), UNREACHABLE)
         except VerbError as error:
@@ -73,18 +96,35 @@ def administers(command: Callable[..., None], *, seconds: float = 10.0) -> Calla
     return wrapped
 
 
+orders = functools.partial(administers, seconds=60.0, tells=True)
+"""Of what actors are ordered to do."""
+patient = functools.partial(administers, seconds=600.0, tells=True)
+"""Of what takes as long as requests run, or as weights are read."""
+
+
 def yes_option(command: Callable[..., None]) -> Callable[..., None]:
     """The `-y` option of what cannot be undone."""
     return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(command)
+
+
+def on_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty()
 
 
 def confirmed(question: str, yes: bool) -> None:
     """Ask on the terminal before what cannot be undone; elsewhere `-y` is needed."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not on_terminal():
         fail("this needs -y where there is no terminal to ask on.", USAGE)
-    click.confirm(question, abort=True, err=True)
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        sys.exit(INTERRUPTED)
+    if not agreed:
+        fail("nothing was done.", FAILED)
 
 
 def fail(sentence: str, code: int) -> None:

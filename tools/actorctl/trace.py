@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tools.actorctl.output import Heading, output_option, show
+from tools.actorctl.output import Heading, done, output_option, show
 from tools.actorctl.target import NOT_FOUND, Ask, administers, fail
 from tools.traces import life, perfetto
 from tools.traces.spans import Tapes
@@ -63,25 +63,32 @@ def request(ask: Ask, id: str, file: pathlib.Path | None, output: str) -> None:
 @trace.command()
 @click.option("--duration", default="10s", show_default=True, help="How long, as 10s or 1m; 10m at most.")
 @click.option("-f", "--file", type=_FILE, required=True, help="Where the trace goes.")
+@output_option
 @administers
-def record(ask: Ask, duration: str, file: pathlib.Path) -> None:
+def record(ask: Ask, duration: str, file: pathlib.Path, output: str) -> None:
     """Trace all that the company does for a while, and write it for https://ui.perfetto.dev."""
     asked = {"verb": "trace.record", "seconds": _seconds(duration)}
     tapes, lost = _read(ask, asked)
     file.write_text(json.dumps(perfetto.document(tapes.spans)))
-    click.echo(f"{file}: {len(tapes.spans)} spans of {len(tapes.choices())} choices", err=True)
+    found = {
+        "file": str(file),
+        "spans": len(tapes.spans),
+        "choices": len(tapes.choices()),
+        "lost_bytes": lost,
+    }
+    done(found, output, str(file), f"{file}: {found['spans']} spans of {found['choices']} choices")
     if lost:
         click.echo(f"{lost} bytes of spans were overwritten before they were read", err=True)
 
 
 @trace.command()
 @click.argument("share", type=click.FloatRange(0, 1))
+@output_option
 @administers
-def sample(ask: Ask, share: float) -> None:
+def sample(ask: Ask, share: float, output: str) -> None:
     """Trace this SHARE of the requests from now on, 1 for all, instead of what --trace-sample says."""
-    click.echo(
-        f"sampling {ask({'verb': 'trace.sample', 'share': share})['share']:g} of the requests", err=True
-    )
+    reply = ask({"verb": "trace.sample", "share": share})
+    done(reply, output, f"{share:g}", f"sampling {share:g} of the requests")
 
 
 @trace.command()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
-from typing import Any
 
 import click
 
-from actors.control.change import PATIENCE, Mode
+from protocols.weights import Mode
 from tools.actorctl.output import facts, output_option
-from tools.actorctl.target import Ask, administers
-
-changes = functools.partial(administers, seconds=PATIENCE)
+from tools.actorctl.target import Ask, patient
 
 _mode = click.option(
     "--mode",
@@ -31,7 +27,7 @@ def weights() -> None:
 @weights.command()
 @click.option("--verify", is_flag=True, help="Read them in the memory of every executor, and compare.")
 @output_option
-@changes
+@patient
 def info(ask: Ask, verify: bool, output: str) -> None:
     """Which version serves, and where it comes from."""
     reply = ask({"verb": "weights.info", "verify": verify})
@@ -48,7 +44,7 @@ def info(ask: Ask, verify: bool, output: str) -> None:
 @_mode
 @click.option("--dry-run", is_flag=True, help="Only see whether they fit.")
 @output_option
-@changes
+@patient
 def update(
     ask: Ask, source: pathlib.Path, version: str | None, mode: str, dry_run: bool, output: str
 ) -> None:
@@ -60,17 +56,17 @@ def update(
         "mode": mode,
         "dry_run": dry_run,
     }
-    reply = ask(request, _tell)
+    reply = ask(request)
     facts(reply, output, reply["version"])
 
 
 @weights.command()
 @_mode
 @output_option
-@changes
+@patient
 def rollback(ask: Ask, mode: str, output: str) -> None:
     """Serve again what served before the last change."""
-    reply = ask({"verb": "weights.rollback", "mode": mode}, _tell)
+    reply = ask({"verb": "weights.rollback", "mode": mode})
     facts(reply, output, reply["version"])
 
 
@@ -78,7 +74,7 @@ def rollback(ask: Ask, mode: str, output: str) -> None:
 @click.argument("tensor")
 @click.option("--count", type=click.IntRange(1, 10_000), default=8, show_default=True, help="How many.")
 @output_option
-@changes
+@patient
 def get(ask: Ask, tensor: str, count: int, output: str) -> None:
     """The first numbers of TENSOR, by its name in a checkpoint."""
     reply = ask({"verb": "weights.get", "name": tensor, "count": count})
@@ -86,7 +82,3 @@ def get(ask: Ask, tensor: str, count: int, output: str) -> None:
         numbers = " ".join(f"{value:.6g}" for value in reply["values"])
         reply = {**reply, "shape": "x".join(map(str, reply["shape"])), "values": numbers}
     facts(reply, output, tensor)
-
-
-def _tell(progress: dict[str, Any]) -> None:
-    click.echo(f"{progress['actor']}: {progress['progress']}", err=True)

@@ -103,7 +103,7 @@ def test_the_wrong_moment_is_refused(company: Company) -> None:
     assert "not released: nothing is" in refused("memory.restore")
     assert "not released: kv_cache" in refused("memory.restore", tags=["kv_cache"])
     stream = paused_amid(company, "in_place", 200)
-    assert "hold memory" in refused("memory.release", tags=["kv_cache"])
+    assert "memory is held by 1 request: pause" in refused("memory.release", tags=["kv_cache"])
     assert company.status()["standing"]["released"] == []
     ask(company, "memory.release", tags=["weights"])
     assert "released already" in refused("memory.release", tags=["weights"])

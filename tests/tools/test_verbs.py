@@ -1,0 +1,268 @@
+"""Every verb of actorctl: what it prints in every format, its exit codes, its questions.
+
+The verbs are those that the parser knows, and each has its case in `verb_cases`: one without fails here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+
+import click
+import pytest
+import yaml
+
+from protocols.keys import digest_of
+from tests.faults.stage import until
+from tests.serving import Company, actorctl, serving
+from tests.streams import Stream
+from tests.tools.verb_cases import CASES, CLIENT, Case, Stand
+from tools.actorctl.main import main
+from tools.actorctl.output import FORMATS
+
+Verb = tuple[str, ...]
+VERBS = tuple(CASES)
+
+
+def _leaves(group: click.Group, words: Verb = ()) -> Iterator[tuple[Verb, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _leaves(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+PARSED = dict(_leaves(main))
+
+
+def _has(verb: Verb, option: str) -> bool:
+    return any(option == parameter.name for parameter in PARSED[verb].params)
+
+
+def _having(option: str) -> list[Verb]:
+    return [verb for verb in VERBS if verb in PARSED and _has(verb, option)]
+
+
+def _id(value: object) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+class _Collector(http.server.BaseHTTPRequestHandler):
+    """Takes whatever is sent."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "application/x-protobuf")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory, collector: str) -> Iterator[Stand]:
+    folder = tmp_path_factory.mktemp("verbs")
+    keys, first = folder / "keys.toml", folder / "first"
+    keys.write_text(
+        f'[keys.boss]\nsha256 = "{digest_of("boss")}"\nadmin = true\n'
+        f'[keys.user]\nsha256 = "{digest_of(CLIENT)}"\n'
+    )
+    first.mkdir()
+    (first / "adapter_config.json").write_text("{}")
+    (first / "adapter_model.safetensors").write_bytes(b"first")
+    options = ("--keys", str(keys), "--lora", f"first={first}", "--trace-sample", "1")
+    with serving("--executor", "hash", *options) as company:
+        yield Stand(company, folder, keys, collector)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Company]:
+    """One that nothing has been done to."""
+    with serving("--executor", "hash", "--step-ms", "2") as company:
+        yield company
+
+
+def test_every_verb_has_a_case() -> None:
+    assert PARSED.keys() == CASES.keys(), "add it to tests/tools/verb_cases.py"
+    assert all(case.asks for verb, case in CASES.items() if _has(verb, "yes"))
+
+
+def _command(stand: Stand, verb: Verb, *arguments: str) -> list[str]:
+    named = ("--name", stand.company.name) if _has(verb, "timeout") else ()
+    sure = ("-y",) if _has(verb, "yes") else ()
+    return [*verb, *arguments, *sure, *named]
+
+
+@pytest.mark.parametrize(
+    ("verb", "output"),
+    [(verb, output) for verb in _having("output") if verb != ("stop",) for output in FORMATS],
+    ids=_id,
+)
+def test_what_it_prints(stand: Stand, verb: Verb, output: str) -> None:
+    case = CASES[verb]
+    case.before(stand)
+    done = actorctl(*_command(stand, verb, *case.arguments(stand)), "-o", output)
+    case.after(stand)
+    assert done.returncode == 0, done.stderr
+    _check(case, output, done.stdout, done.stderr)
+
+
+def _check(case: Case, output: str, stdout: str, stderr: str) -> None:
+    match output:
+        case "json" | "yaml":
+            document = json.loads(stdout) if output == "json" else yaml.safe_load(stdout)
+            assert case.keys <= document.keys()
+        case "name":
+            assert re.fullmatch(case.name, stdout), stdout
+        case _:
+            assert case.table in stdout + stderr
+            assert max(map(len, stdout.splitlines()), default=0) < 4096
+
+
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS if verb not in _having("output") and verb != ("serve",)], ids=_id
+)
+def test_what_those_print_that_have_one_form(stand: Stand, verb: Verb) -> None:
+    case = CASES[verb]
+    case.before(stand)
+    done = actorctl(*_command(stand, verb, *case.arguments(stand)))
+    assert done.returncode == 0, done.stderr
+    assert case.table in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", [verb for verb, case in CASES.items() if case.wrong is not None], ids=_id)
+def test_when_it_is_refused(stand: Stand, fresh: Company, verb: Verb) -> None:
+    wrong = CASES[verb].wrong
+    assert wrong is not None
+    wrong.before(stand)
+    arguments = (wrong.arguments or CASES[verb].arguments)(stand)
+    command = _command(stand, verb, *arguments)
+    if wrong.fresh:
+        command[command.index(stand.company.name)] = fresh.name
+    done = actorctl(*command)
+    wrong.after(stand)
+    assert (done.returncode, done.stdout) == (wrong.code, ""), done.stderr
+    assert wrong.words in done.stderr
+    assert wrong.code == 2 or done.stderr.splitlines()[-1].startswith("actorctl: ")
+
+
+@pytest.mark.parametrize("verb", _having("timeout"), ids=_id)
+def test_nobody_is_there(stand: Stand, verb: Verb) -> None:
+    arguments = {
+        ("request", "get"): ["1"],
+        ("request", "abort"): ["1"],
+        ("trace", "request"): ["1"],
+    }.get(verb) or CASES[verb].arguments(stand)
+    command = _command(stand, verb, *arguments)
+    command[command.index(stand.company.name)] = "nobody-here"
+    done = actorctl(*command)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr.startswith("actorctl: no company named nobody-here is running (")
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=_id)
+def test_wrong_usage_is_told(verb: Verb) -> None:
+    wrong = [["--no-such-option"]]
+    wrong += [["-o", "xml"]] if _has(verb, "output") else []
+    wrong += [["--timeout", "0"], ["--timeout", "soon"]] if _has(verb, "timeout") else []
+    wrong += [[]] if any(each.required for each in PARSED[verb].params) else []
+    for arguments in wrong:
+        done = actorctl(*verb, *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), arguments
+        assert done.stderr.startswith("Usage: ")
+    told = actorctl(*verb, "--help")
+    assert told.returncode == 0 and "Options:" in told.stdout
+    assert PARSED[verb].help, "people want to know what it does"
+    undescribed = [
+        each.name for each in PARSED[verb].params if isinstance(each, click.Option) and not each.help
+    ]
+    assert undescribed in ([], ["executor", "step_ms"]), "those are for tests"
+
+
+@pytest.mark.parametrize("verb", _having("yes"), ids=_id)
+def test_what_cannot_be_undone_asks(stand: Stand, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stand.company.pids(), stand.company.status()["standing"]
+    command = [*verb, *CASES[verb].asks, "--name", stand.company.name]
+    elsewhere = actorctl(*command)
+    assert (elsewhere.returncode, elsewhere.stdout) == (2, "") and "needs -y" in elsewhere.stderr
+    monkeypatch.setattr("tools.actorctl.target.on_terminal", lambda: True)
+    for typed, code, words in (("n\n", 1, "nothing was done"), ("", 130, "?")):
+        done = actorctl(*command, typed=typed)
+        assert done.returncode == code and words in done.stderr and "[y/N]" in done.stderr
+    assert (stand.company.pids(), stand.company.status()["standing"]) == before
+    CASES[verb].before(stand)
+    assert actorctl(*command, typed="y\n").returncode == 0
+    CASES[verb].after(stand)
+
+
+@pytest.mark.parametrize("verb", _having("watch"), ids=_id)
+def test_watching_looks_again_until_interrupted(
+    stand: Stand, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    once = actorctl(*verb, "--name", stand.company.name, "-o", "name")
+    monkeypatch.setattr(time, "sleep", sleep)
+    for option, seconds in (("-w", 2.0), ("--watch=0.5", 0.5)):
+        slept.clear()
+        done = actorctl(*verb, "--name", stand.company.name, "-o", "name", option)
+        assert done.returncode == 130
+        assert done.stdout == once.stdout * 3 and slept == [seconds] * 3
+
+
+def test_whoever_waits_hears_how_far_it_is(fresh: Company) -> None:
+    ask = ("--name", fresh.name)
+    assert actorctl("engine", "slow-down", "1", *ask).returncode == 0
+    stream = Stream(fresh, tokens=1000).begun()
+    late = actorctl("engine", "drain", "--timeout", "0.2", *ask)
+    assert late.returncode == 124
+    assert late.stderr.splitlines() == [
+        "waiting for 1 request to end",
+        "actorctl: still open after 0.2 s: 1 request; no new ones are let in.",
+    ]
+    assert "(draining)" in actorctl("status", *ask).stdout
+    assert actorctl("request", "abort", "--all", "-y", *ask).returncode == 0
+    assert stream.done()[1] == "abort"
+    for verb in (("resume",), ("slow-down", "0")):
+        assert actorctl("engine", *verb, *ask).returncode == 0
+
+
+def test_a_company_that_stops(fresh: Company) -> None:
+    """The last of this company: it goes on to answer while it finishes what is open."""
+    ask = ("--name", fresh.name)
+    assert actorctl("engine", "pause", *ask).returncode == 0
+    connection = http.client.HTTPConnection(fresh.host, fresh.port, timeout=60)
+    body = json.dumps({"model": fresh.model, "prompt": "on and on", "max_tokens": 20})
+    connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+    until(lambda: fresh.actor("frontend.0")["open_requests"], "it is open")
+    for output in FORMATS:
+        done = actorctl("stop", *ask, "-o", output)
+        assert done.returncode == 0, done.stderr
+        _check(CASES["stop",], output, done.stdout, done.stderr)
+    unwell = actorctl("status", *ask)
+    assert unwell.returncode == 3 and "stopping" in unwell.stdout
+    refused = actorctl("actor", "kill", "-y", "tokenizer.0", *ask)
+    assert refused.returncode == 5 and refused.stderr.startswith("actorctl: tokenizer.0 is ")
+    assert actorctl("stop", "--now", *ask).returncode == 0
+    assert fresh.process.wait(60) == 1
+    connection.close()
+    assert actorctl("stop", *ask).returncode == 69
