@@ -28,7 +28,7 @@ class Stand:
     collector: str
     stream: Stream | None = None
 
-    def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+    def ask(self, verb: str, /, **fields: Any) -> dict[str, Any]:
         """Another verb, which brings the company into the state that a case needs."""
         return ask(self.company, verb, **fields)
 
@@ -42,9 +42,9 @@ class Stand:
 
     def checkpoint(self) -> str:
         """What it takes for weights."""
-        path = self.folder / "new.safetensors"
-        path.write_bytes(b"weights")
-        return str(path)
+        path = self.file(".safetensors")
+        pathlib.Path(path).write_bytes(b"weights")
+        return path
 
     def file(self, ending: str) -> str:
         """A new name."""
@@ -82,8 +82,8 @@ def _say(*words: str) -> Words:
     return lambda _stand: words
 
 
-def _verb(name: str, **fields: Any) -> Do:
-    return lambda stand: stand.ask(name, **fields)
+def _verb(verb: str, /, **fields: Any) -> Do:
+    return lambda stand: stand.ask(verb, **fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +193,8 @@ CASES: dict[tuple[str, ...], Case] = {
     ("actor", "restart"): _case(
         "name pid incarnation",
         "is being replaced",
-        r"tokenizer\.0\n",
-        arguments=_say("tokenizer.0"),
+        r"scheduler\.0\n",
+        arguments=_say("scheduler.0"),
         before=Stand.ready,
         after=Stand.ready,
         wrong=_NOBODY,
@@ -202,12 +202,12 @@ CASES: dict[tuple[str, ...], Case] = {
     ("actor", "kill"): _case(
         "name pid incarnation",
         "was killed",
-        r"tokenizer\.0\n",
-        arguments=_say("tokenizer.0"),
+        r"scheduler\.0\n",
+        arguments=_say("scheduler.0"),
         before=Stand.ready,
         after=Stand.ready,
         wrong=_NOBODY,
-        asks=("tokenizer.0",),
+        asks=("scheduler.0",),
     ),
     ("engine", "pause"): _case(
         "mode running waiting",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import http.client
 import json
@@ -144,16 +143,14 @@ def stream(server: Server, answer: Answer, show: Callable[[str], None], waiting:
 
 def _listen(server: Server, answer: Answer, show: Callable[[str], None]) -> None:
     """Follow the answer on one socket."""
-    with contextlib.closing(
-        connect(
-            f"ws{server.url.removeprefix('http')}/v1/responses",
-            additional_headers=server.headers,
-            ssl=server.tls,
-            compression=None,
-            proxy=None,
-            max_size=None,
-            close_timeout=1,
-        )
+    with connect(
+        f"ws{server.url.removeprefix('http')}/v1/responses",
+        additional_headers=server.headers,
+        ssl=server.tls,
+        compression=None,
+        proxy=None,
+        max_size=None,
+        close_timeout=1,
     ) as socket:
         socket.send(json.dumps(answer.opening()))
         while not answer.over:

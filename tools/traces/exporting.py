@@ -14,13 +14,15 @@ from tools.actorctl.target import FAILED, Ask, fail
 from tools.traces.otel import Converter
 from tools.traces.spans import Tapes
 
+PATIENCE = 3.0
+"""Seconds that the collector is waited for."""
 TOGETHER = 512
 """Spans of one message to the collector."""
 
 
 def run(ask: Ask, endpoint: str, interval: float, *, once: bool) -> None:
     """Export at each `interval` seconds, for ever or once."""
-    exporter: SpanExporter = OTLPSpanExporter(endpoint)
+    exporter: SpanExporter = OTLPSpanExporter(endpoint, timeout=PATIENCE)
     status = ask({"verb": "status"})
     converter = Converter(status["name"], status["model"])
     try:
