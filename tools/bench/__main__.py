@@ -22,6 +22,7 @@ from tools.bench.serve import serve
 from tools.bench.speculate import speculate
 from tools.bench.statistics import spread
 from tools.bench.structured import structured
+from tools.bench.watched import watched
 
 
 @click.group(invoke_without_command=True)
@@ -78,6 +79,7 @@ main.add_command(lora)
 main.add_command(overlap)
 main.add_command(speculate)
 main.add_command(structured)
+main.add_command(watched)
 main.add_command(peers)
 
 if __name__ == "__main__":

@@ -120,11 +120,13 @@ def bare_here(model: str, dtype: str, clients: int, prompt: int, output: int) ->
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """Where a company listens, and the process ids of its actors and its supervisor."""
+    """Where a company listens, for clients and (`control`) administrators; the process ids of its actors and
+    its supervisor."""
 
     host: str
     port: int
     pids: dict[str, int]
+    control: str
 
 
 @contextlib.contextmanager
@@ -137,7 +139,8 @@ def company(arguments: Sequence[str]) -> Iterator[Address]:
             raise click.ClickException(str(error)) from error
         _warm_up(status["url"])
         pids = {actor["name"]: actor["pid"] for actor in status["actors"]}
-        yield Address(status["host"], status["port"], pids | {"supervisor": running.process.pid})
+        pids["supervisor"] = running.process.pid
+        yield Address(status["host"], status["port"], pids, running.address)
         running.process.terminate()
         running.process.wait()
 
