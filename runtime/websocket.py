@@ -56,7 +56,7 @@ class WebSocket:
         self._seconds = seconds
         self._deadline = math.inf
         self._hold = hold
-        self._queued = 0
+        self._kept = 0
         self._protocol = protocol
         self._text: Decoder | None = None
         self._parts = io.StringIO()
@@ -122,9 +122,9 @@ class WebSocket:
         if self._protocol.state is OPEN:
             self.transport.write_nowait(b"".join([_text_frame(message) for message in messages]))
 
-    def queued(self, size: int) -> None:
-        """How many bytes of whole messages wait to be worked on; they count as unfinished ones do."""
-        self._queued = size
+    def keep(self, size: int) -> None:
+        """How many bytes of whole messages are worked on or wait for it; they count as unfinished ones do."""
+        self._kept = size
         self._count()
         self._flush()
 
@@ -149,14 +149,14 @@ class WebSocket:
         self._flush()
 
     def _count(self) -> None:
-        """Have the server count what has come of a message that is not whole, and what is queued."""
+        """Have the server count what has come of a message that is not whole, and what is kept."""
         unfinished = self._parts.tell() + len(self._protocol.reader.buffer)
         if not unfinished and self._text is None:
             self._deadline = math.inf
         elif self._deadline == math.inf:
             self._deadline = trio.current_time() + self._seconds
         try:
-            self._hold(unfinished + self._queued)
+            self._hold(unfinished + self._kept)
         except UserError:
             self._fail(CloseCode.TRY_AGAIN_LATER, "no memory for this message now")
 

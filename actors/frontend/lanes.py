@@ -42,7 +42,7 @@ class Lanes:
         self._queue_bytes = queue_bytes
         self._most_named = min(named, MAX_NAMED)
         self._queue: deque[Create] = deque()
-        self._running: set[str | None] = set()
+        self._running: dict[str | None, int] = {}
         self._named: set[str] = set()
         self._latest: dict[str | None, tuple[str, Conversation]] = {}
 
@@ -55,6 +55,11 @@ class Lanes:
     def waiting(self) -> int:
         """Bytes of the requests that wait for their turn."""
         return sum(create.size for create in self._queue)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the requests that run or wait."""
+        return self.waiting + sum(self._running.values())
 
     def offer(self, create: Create) -> None:
         """Queue a request; raises UserError (code `invalid_stream_id`, `websocket_stream_limit_reached`,
@@ -80,14 +85,14 @@ class Lanes:
             if create.lane in self._running or len(self._running) >= MAX_RUNNING:
                 waiting.append(create)
             else:
-                self._running.add(create.lane)
+                self._running[create.lane] = create.size
                 started.append(create)
         self._queue = waiting
         return started
 
     def end(self, lane: str | None) -> None:
         """The lane's running request is over."""
-        self._running.remove(lane)
+        del self._running[lane]
 
     def remember(self, lane: str | None, id: str, conversation: Conversation) -> None:
         """The lane's latest response, which the next request may continue though it was not stored."""

@@ -171,7 +171,7 @@ class Session:
     def _start(self, nursery: trio.Nursery) -> None:
         for create in self._lanes.start():
             nursery.start_soon(self._respond, create, nursery)
-        self._socket.queued(self._lanes.waiting)
+        self._socket.keep(self._lanes.held)
         if not self._socket.open:
             self._reading.cancel()
         if self._lanes.idle:

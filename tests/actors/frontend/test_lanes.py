@@ -23,6 +23,7 @@ def test_one_at_a_time_a_lane_and_lanes_at_the_same_time() -> None:
         lanes.offer(one)
     assert lanes.start() == [first, other]
     assert lanes.start() == []
+    assert (lanes.waiting, lanes.held) == (1, 3)
     lanes.end("a")
     assert lanes.start() == [second]
     lanes.end(None)

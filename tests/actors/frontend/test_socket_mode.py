@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 
 import pytest
@@ -465,7 +466,8 @@ async def test_an_internal_error_closes_with_1011(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_messages_that_the_server_has_no_memory_for_close_with_1013() -> None:
-    """Unfinished ones in one piece or many, and those that wait their turn; others are served."""
+    """Unfinished ones in one piece or many, those that wait their turn, and those that are worked on; others
+    are served."""
     half = 40_000
     async with world(max_bodies=100_000, max_body=90_000) as w:
         w.engine.manual = True
@@ -489,6 +491,55 @@ async def test_messages_that_the_server_has_no_memory_for_close_with_1013() -> N
         await first.raw.send(b"a" * half)
         assert (await first.event())["error"]["code"] == "invalid_json"
         await first.aclose()
+
+
+async def test_what_is_worked_on_counts_until_its_end() -> None:
+    async with world(max_bodies=100_000) as w:
+        w.engine.manual = True
+        for _ in range(3):
+            s, other = await Socket.connect(w.port), await Socket.connect(w.port)
+            for lane in ("a", "b"):
+                await s.create("b" * 40_000, stream_id=lane)
+            running = [await w.engine.next() for _ in range(2)]
+            await other.create("c" * 40_000)
+            assert await other.close_code() == 1013
+            await other.aclose()
+            for generate in running:
+                await w.engine.say(generate.rids[0], "done", finish=Finish.STOP)
+                await s.events()
+            await s.aclose()
+        assert await ask(w.port, "/v1/completions", {"prompt": "x" * 90_000})
+
+
+async def test_who_stops_reading_in_a_stream_is_cut_off_and_nobody_else_notices() -> None:
+    """No close frame could reach it: what it finds later, if it reads again, is whole events and the end."""
+    async with world(write_seconds=0.3) as w:
+        w.engine.manual = True
+        stalled, quick = await Socket.connect(w.port), await Socket.connect(w.port)
+        stalled.raw.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+        await stalled.create()
+        lost = (await w.engine.next()).rids[0]
+        await quick.create()
+        kept = (await w.engine.next()).rids[0]
+        pieces = 0
+        with trio.fail_after(PATIENCE):
+            while lost not in w.engine.aborted:
+                await w.engine.say(lost, "y" * 3000)
+                await w.engine.say(kept, f"<{pieces}>")
+                pieces += 1
+                await trio.sleep(0.001)
+        await w.engine.say(kept, "", finish=Finish.STOP)
+        deltas = [e["delta"] for e in await quick.events() if e["type"].endswith("text.delta")]
+        assert "".join(deltas) == "".join(f"<{i}>" for i in range(pieces))
+        seen = []
+        with pytest.raises((EOFError, trio.BrokenResourceError)):
+            while True:
+                seen.append(await stalled.event())
+        assert [event["sequence_number"] for event in seen] == list(range(len(seen)))
+        assert sum(len(json.dumps(event)) for event in seen) < 8 << 20
+        await w.all_free()
+        for client in (stalled, quick):
+            await client.aclose()
 
 
 @pytest.mark.parametrize("start", [b"\x81\x85\0\0\0\0ab", b"\x01\x80\0\0\0\0", b"\x81"])

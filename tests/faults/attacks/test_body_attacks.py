@@ -3,10 +3,13 @@ WebSocket."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import pathlib
+import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from tests.faults.attacks.siege import (
     CHAT,
     COMPLETIONS,
+    PATIENCE,
     RESPONSES,
     Neighbour,
     WebClient,
@@ -185,6 +189,29 @@ def test_floods_of_events_that_nobody_reads(company: Company) -> None:
                     web.sock.sendall(data)
                 except OSError:
                     continue
+
+
+def test_websocket_streams_that_nobody_reads(company: Company) -> None:
+    """The server cuts them off, and frees what they hold."""
+    create = {
+        "type": "response.create",
+        "model": company.model,
+        "input": "a",
+        "max_output_tokens": 1500,
+        "ignore_eos": True,
+        "top_logprobs": 5,
+    }
+    with besieged(company), contextlib.ExitStack() as stack:
+        webs = [stack.enter_context(WebClient(company)) for _ in range(4)]
+        for web in webs:
+            web.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for lane in range(4):
+                web.send({**create, "stream_id": f"lane{lane}"})
+        for count in (4, 0):
+            deadline = time.monotonic() + PATIENCE
+            while company.actor("frontend.0")["websockets"] != count:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
 
 def test_too_many_requests_on_one_socket(company: Company) -> None:
