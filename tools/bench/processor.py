@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
+import time
 from collections.abc import Mapping
 
 
@@ -57,12 +59,27 @@ def _task(task: pathlib.Path) -> Use:
     return Use(ran / 1e9, waited / 1e9, *switches)
 
 
+def machine_busy() -> float:
+    """Seconds that all cores together have been busy since the machine started."""
+    line = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0]
+    user, nice, system, _, _, *interrupts = map(int, line.split()[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 class Meter:
-    """Measures named processes from now on."""
+    """Measures named processes from now on, and what everybody else takes meanwhile."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = dict(pids)
+        self._began, self._busy = time.monotonic(), machine_busy()
         self._before = {name: use_of(pid) for name, pid in self._pids.items()}
+
+    def others(self, *, known: float) -> float:
+        """The share (0..1) of all cores that was taken by none of these processes, nor by whoever took the
+        `known` seconds: beside more than a few hundredths, rates say little."""
+        mine = sum(use.seconds for use in self.read().values()) + known
+        spare = (machine_busy() - self._busy - mine) / (time.monotonic() - self._began)
+        return max(0.0, spare / (os.cpu_count() or 1))
 
     def read(self) -> dict[str, Use]:
         """What each has taken since."""

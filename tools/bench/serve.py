@@ -1,9 +1,10 @@
 """`python -m tools.bench serve`: a company under load over HTTP and WebSocket, beside its bare executor.
 
-One run interleaves, `--repeats` times: the bare executor on the same batch, the company over HTTP, the
-company over WebSocket. The served figures divided by the bare one of the same round is what everything
+One company and one bare executor serve the whole run. After a round that only warms up, each of `--repeats`
+rounds has fresh prompts and takes the same load over HTTP, over WebSocket (first in every other round) and to
+the bare executor, as batches. The served figure divided by the bare one of the same round is what everything
 but the model costs; where it goes is told by the processor time of each actor, of the supervisor and of the
-load itself for each token.
+load itself for each token. How much of the cores others took is told too: beside them, rates say little.
 """
 
 from __future__ import annotations
@@ -13,17 +14,15 @@ import dataclasses
 import json
 import pathlib
 import random
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
-from protocols.config import Config, read_model_card
 from tools.actorctl.serve import DEMO_MODEL
-from tools.bench import load, offline
+from tools.bench import load
+from tools.bench.bare import Bare, bare
 from tools.bench.processor import Meter, Use
 from tools.bench.statistics import number, percentile, spread
 from tools.launch import launched
@@ -69,7 +68,6 @@ def measure(
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Figures of all rounds: in each those of "http" and "websocket", and the rate "bare" unless `alone`."""
-    prompts = random_prompts(requests, words)
     figures: dict[str, Any] = {"clients": clients, "requests": requests, "output": output, "rounds": []}
     arguments = [
         str(model),
@@ -81,41 +79,40 @@ def measure(
         str(clients),
         *options,
     ]
-    for _ in range(repeats):
-        round_: dict[str, Any] = {}
-        workload = load.Workload("bench", clients, prompts, output)
-        with company(arguments) as address:
-            for name, dialogue in _CLIENTS.items():
-                meter = Meter(address.pids)
-                run = load.run(address.host, address.port, workload, dialogue)
-                round_[name] = summary(run) | {"processor": processor(run, meter.read())}
-        if not alone:
-            prompt = int(round_["http"]["prompt_tokens"])
-            round_["bare"] = bare(model, dtype, clients, prompt, output)
-        figures["rounds"].append(round_)
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(company(arguments))
+        beside = None if alone else stack.enter_context(bare(model, dtype, clients))
+        for turn in range(repeats + 1):
+            round_ = _round(
+                address,
+                beside,
+                load.Workload("bench", clients, random_prompts(requests, words, turn), output),
+                turned=bool(turn % 2),
+            )
+            if turn:
+                figures["rounds"].append(round_)
     return figures
 
 
-def random_prompts(count: int, words: int) -> list[str]:
-    rng = random.Random(0)
-    return [f"# {i}\n" + " ".join(rng.choices(_WORDS, k=words)) for i in range(count)]
+def _round(address: Address, beside: Bare | None, workload: load.Workload, *, turned: bool) -> dict[str, Any]:
+    """Each once. turned: WebSocket first."""
+    round_: dict[str, Any] = {}
+    for name in sorted(_CLIENTS, reverse=turned):
+        meter = Meter(address.pids)
+        run = load.run(address.host, address.port, workload, _CLIENTS[name])
+        others = meter.others(known=run.processor)
+        round_[name] = summary(run) | {"processor": processor(run, meter.read()), "others": others}
+    if beside is not None:
+        meter = Meter({"bare": beside.pid})
+        prompt = round(float(round_["http"]["prompt_tokens"]))
+        round_["bare"] = beside.rate(len(workload.prompts), prompt, workload.max_tokens)
+        round_["bare_others"] = meter.others(known=0.0)
+    return round_
 
 
-def bare(model: pathlib.Path, dtype: str, clients: int, prompt: int, output: int) -> float:
-    """Output tokens a second of the bare executor, in a process of its own, on one full batch."""
-    arguments = (str(model), dtype, clients, prompt, output)
-    code = f"from tools.bench.serve import bare_here; bare_here(*{arguments!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def bare_here(model: str, dtype: str, clients: int, prompt: int, output: int) -> None:
-    """Print the bare executor's output tokens a second; the second of two runs, the first warms up."""
-    config = Config(read_model_card(pathlib.Path(model)), dtype=dtype, max_running=clients)
-    executor = offline.load_executor(config)
-    case = offline.Case(clients, prompt, output)
-    rates = [offline.run(executor, config, case, epoch).output_rate for epoch in (1, 2)]
-    print(rates[-1])
+def random_prompts(count: int, words: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [f"# {rng.random()} {i}\n" + " ".join(rng.choices(_WORDS, k=words)) for i in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +193,9 @@ def table(figures: dict[str, Any]) -> list[str]:
     lines.append(f"\n{number(figures['clients'])} clients, medians (low–high)")
     if rates := [round_["bare"] for round_ in rounds if "bare" in round_]:
         lines.append(f"bare executor: {spread(rates)} tok/s")
+    shares = [round_[name]["others"] for round_ in rounds for name in _CLIENTS]
+    shares += [round_["bare_others"] for round_ in rounds if "bare" in round_]
+    lines.append(f"share of the cores that others took: {spread(shares)}")
     for name in _CLIENTS:
         lines += ["", f"{name}: for each token", *_processor_table([round_[name] for round_ in rounds])]
     return lines
