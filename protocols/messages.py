@@ -118,8 +118,8 @@ class TextLogprob(msgspec.Struct, frozen=True, array_like=True):
     rank: int = 0
 
 
-class TextRow(msgspec.Struct, frozen=True, array_like=True):
-    """New text of one choice.
+class TextRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """New text of one choice; like TokenRow, none of the garbage collector's business.
 
     offset: number of characters of this choice that came before `text`, so that a row replayed after
     a recovery is cut where it overlaps. tokens: output tokens so far. usage comes with the first row

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from protocols.errors import StartError
-from runtime import failpoints, logs
+from runtime import failpoints, garbage, logs
 from runtime.actor import Context, heartbeat
 from runtime.blackbox import BlackBox
 from runtime.board import Board
@@ -31,7 +31,7 @@ from runtime.doorbell import Doorbell
 from runtime.kin import be_called, follow
 from runtime.ledger import Ledger
 from runtime.orders import obey
-from runtime.report import Failed, Reporter
+from runtime.report import Failed, Ready, Report, Reporter
 from runtime.ring import Ring
 from runtime.vault import Vault
 from runtime.wiring import Edge, Part, Spec, Understudy
@@ -99,8 +99,19 @@ def attach(spec: Spec, accepts: Any, log: Any, box: BlackBox) -> Context[Any]:
         box=box,
         standing=spec.standing,
         line=socket.socket(fileno=spec.line) if spec.line >= 0 else None,
-        report=Reporter(spec.report),
+        report=_settling(Reporter(spec.report)),
     )
+
+
+def _settling(reporter: Reporter) -> Callable[[Report], None]:
+    """Reports; an actor that is ready settles down."""
+
+    def report(report: Report) -> None:
+        reporter(report)
+        if isinstance(report, Ready):
+            garbage.settle()
+
+    return report
 
 
 async def act(context: Context[Any], run: Run) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -17,32 +16,31 @@ _LOGPROB_BYTES = 300
 _encode = msgspec.json.Encoder().encode
 
 
-class Event(NamedTuple):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One server event, ready to send: `json` is one object."""
 
     kind: str
     json: bytes
 
 
-class Said(NamedTuple):
-    """The text of one token, or of several whose text one of them settles."""
+class Said(msgspec.Struct, frozen=True, gc=False):
+    """The text of one token, or of several whose text one of them settles. Kept until the response ends:
+    the garbage collector is not to walk over it."""
 
     text: str
-    logprobs: Sequence[TokenLogprob]
+    logprobs: Sequence[TokenLogprob] = ()
 
 
-class Delta(NamedTuple):
+class Delta(Said, frozen=True, gc=False):
     """An event of kind DELTA, but for its number. head: see `delta_head`; all deltas of an item share it."""
 
-    head: bytes
-    said: Said
+    head: bytes = b""
 
     def numbered(self, number: int) -> Event:
         """The event."""
-        text, logprobs = self.said
-        shown = _encode(logprobs) if logprobs else b"[]"
-        end = b',"logprobs":%b,"sequence_number":%d}' % (shown, number)
-        return Event(DELTA, self.head + _encode(text) + end)
+        shown = _encode(self.logprobs) if self.logprobs else b"[]"
+        text = _encode(self.text)
+        return Event(DELTA, b'%b%b,"logprobs":%b,"sequence_number":%d}' % (self.head, text, shown, number))
 
 
 def delta_head(item_id: str, output_index: int) -> bytes:
@@ -55,14 +53,14 @@ def size(entry: Event | Delta) -> int:
     """Bytes that it takes, about."""
     if isinstance(entry, Event):
         return len(entry.json)
-    entries = sum(1 + len(logprob.top_logprobs) for logprob in entry.said.logprobs)
-    return _DELTA_BYTES + len(entry.said.text) + _LOGPROB_BYTES * entries
+    entries = sum(1 + len(logprob.top_logprobs) for logprob in entry.logprobs)
+    return _DELTA_BYTES + len(entry.text) + _LOGPROB_BYTES * entries
 
 
 def said_in(row: TextRow) -> Iterator[Said]:
     """A row token by token: of those with text, or of all where they have logprobs."""
     if not (row.pieces or row.logprobs):  # nearly all rows
-        return iter((Said(row.text, ()),) if row.text else ())
+        return iter((Said(row.text),) if row.text else ())
     return _one_by_one(row)
 
 

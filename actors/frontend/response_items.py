@@ -53,9 +53,13 @@ class Items:
         """The events of text."""
         if not isinstance(self._open, OutputMessage):
             yield from self._need(OutputMessage)
-        self._parts.append(said.text)
         self._logprobs += said.logprobs
-        yield Delta(self._head, said)
+        yield self.say_on(said.text, said.logprobs)
+
+    def say_on(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Delta:
+        """More text of the message that is open."""
+        self._parts.append(text)
+        return Delta(text, logprobs, self._head)
 
     def take(self, piece: Thought | CallBegun | CallArguments | CallEnded) -> Iterator[Made]:
         """The events of what is not text."""

@@ -127,6 +127,7 @@ class ResponseStream:
         self._unshown: list[TokenLogprob] = []
         self._response = response
         self._silent = silent
+        self._plain = self._parser is None and not silent
         self._pending: list[Said] = []
         self._meter = Meter(1, 1)
         self._end: Move | None = None
@@ -162,6 +163,10 @@ class ResponseStream:
     def feed(self, row: TextRow) -> None:
         """Take in a row."""
         if self._end is not None:
+            return
+        if self._plain and _is_plain(row) and self.phase is _WRITING and not self._pending:  # nearly all
+            self._log.append(self._items.say_on(row.text))
+            self._meter.count(0, row.tokens)
             return
         if not self._silent:
             if self._parser is not None and row.usage is not None and not self._meter.begun:
@@ -218,9 +223,9 @@ class ResponseStream:
             for said in pending:
                 self._note(self._items.say(said))
         else:
-            for text, logprobs in pending:
-                self._unshown += logprobs
-                self._show(self._parser.feed(text))
+            for said in pending:
+                self._unshown += said.logprobs
+                self._show(self._parser.feed(said.text))
 
     def _show(self, pieces: list[Piece]) -> None:
         """What a parser made of the text. The logprobs of tokens come with the text that they settle."""
@@ -291,3 +296,8 @@ class ResponseStream:
     def _event(self, number: int) -> Event:
         entry = self._log[number]
         return entry.numbered(number) if isinstance(entry, Delta) else entry
+
+
+def _is_plain(row: TextRow) -> bool:
+    """Whether it is one delta and no more."""
+    return bool(row.text) and row.finish is _NONE and row.usage is None and not (row.pieces or row.logprobs)

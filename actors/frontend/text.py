@@ -110,6 +110,10 @@ class Meter:
         """Whether the prompt has been counted, as it is with the first tokens."""
         return bool(self._prompt[0])
 
+    def count(self, index: int, tokens: int) -> None:
+        """Choice `index` has come to so many tokens."""
+        self._output[index] = tokens
+
     def add(self, index: int, row: TextRow) -> None:
         """Take in a row of choice `index`."""
         if row.tokens > self._output[index]:
