@@ -268,7 +268,7 @@ class ResponseStream:
         response.weight_versions = self._meter.total().weights or msgspec.UNSET
         match self.phase:
             case Phase.COMPLETED:
-                response.completed_at = time.time()
+                response.completed_at = int(time.time())
             case Phase.INCOMPLETE:
                 response.incomplete_details = IncompleteDetails("max_output_tokens")
             case Phase.FAILED:

@@ -232,7 +232,7 @@ def _arguments(request: ResponsesRequest) -> dict[str, Any]:
 def _document(request: ResponsesRequest, model: str, sampling: SamplingParams) -> Response:
     return Response(
         id="",
-        created_at=time.time(),
+        created_at=int(time.time()),
         status="queued",
         model=model,
         output=[],

@@ -215,9 +215,9 @@ class Response(msgspec.Struct, kw_only=True):
 
     id: str
     object: str = "response"
-    created_at: float
+    created_at: int
     status: str
-    completed_at: float | None = None
+    completed_at: int | None = None
     model: str
     output: list[Any]
     error: ResponseFailure | None = None

@@ -99,6 +99,13 @@ def test_litellm(company: Company) -> None:
     assert said["usage"][-1] > 0
     assert said["text"]
     assert "temperature" in said["refusal"]
+    responses = said["responses"]
+    for way in ("whole", "streamed", "async", "again"):
+        assert responses[way] == SUM, way
+    assert (responses["events"][0], responses["events"][-1]) == ("response.created", "response.completed")
+    assert responses["continued"] == OTHER and responses["tokens"] > 0
+    assert responses["items"] == ["user"] and responses["deleted"] is True
+    assert "not found" in responses["gone"]
 
 
 def test_langchain(company: Company) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import anthropic
 import httpx2
+import jsonschema
 import openai
 import pytest
 
 from tests.serving import Company, serving
+from tools.attack.requests import BODIES
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +264,50 @@ def test_a_warm_up_fills_the_prefix_cache(client: openai.OpenAI, company: Compan
         model=company.model, input="Go on.", previous_response_id=warm.id, max_output_tokens=4
     )
     assert chained.usage is not None and chained.usage.input_tokens > warm.usage.input_tokens
+
+
+def fits(document: Any, schema: Any, value: Any) -> None:
+    """Whether a value is as the OpenAPI document says."""
+    whole = {**schema, "components": document["components"]}
+    jsonschema.Draft202012Validator(whole).validate(value)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(path, body) for path, bodies in BODIES.items() for body in bodies]
+)
+def test_what_the_document_allows_is_served_and_answered_as_it_says(
+    raw: httpx2.Client, company: Company, path: str, body: dict[str, Any]
+) -> None:
+    document = raw.get("/openapi.json").json()
+    operation = document["paths"][path]["post"]
+    sent = {"model": company.model, **body}
+    fits(document, operation["requestBody"]["content"]["application/json"]["schema"], sent)
+    answer = raw.post(path, json=sent)
+    assert answer.status_code == 200, answer.text
+    kind = answer.headers["content-type"]
+    schema = operation["responses"]["200"]["content"][kind]["schema"]
+    fits(document, schema, answer.json() if kind == "application/json" else answer.text)
+
+
+def test_the_life_of_a_stored_response_is_as_the_document_says(raw: httpx2.Client, company: Company) -> None:
+    document = raw.get("/openapi.json").json()
+    place = "/v1/responses/{id}"
+    body = {"model": company.model, "input": "hi", "max_output_tokens": 2}
+    made = raw.post("/v1/responses", json=body).json()
+    for method, path, status in (
+        ("get", place, 200),
+        ("get", f"{place}/input_items", 200),
+        ("post", f"{place}/cancel", 200),
+        ("delete", place, 200),
+        ("get", place, 404),
+        ("get", f"{place}/input_items", 404),
+        ("post", f"{place}/cancel", 404),
+        ("delete", place, 404),
+    ):
+        answer = raw.request(method.upper(), path.replace("{id}", made["id"]))
+        assert answer.status_code == status, (method, path, answer.text)
+        described = document["paths"][path][method]["responses"][str(status)]
+        fits(document, described["content"]["application/json"]["schema"], answer.json())
 
 
 CHECKS = (

@@ -96,7 +96,7 @@ def test_details_come_with_the_first_delta() -> None:
 
 
 def events(given: list[TextRow], error: ErrorBody | None = None) -> list[dict[str, Any]]:
-    document = Response(id="resp_1", created_at=1.0, status="queued", model="m", output=[])
+    document = Response(id="resp_1", created_at=1, status="queued", model="m", output=[])
     stream = ResponseStream(document, "msg_" + "ab" * 16, answer_format=FORMAT)
     stream.start()
     for row in given:

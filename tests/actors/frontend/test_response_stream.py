@@ -18,7 +18,7 @@ from protocols.request import Finish, Usage
 
 
 def stream(**options: Any) -> ResponseStream:
-    document = Response(id="resp_1", created_at=1.0, status="queued", model="m", output=[])
+    document = Response(id="resp_1", created_at=1, status="queued", model="m", output=[])
     return ResponseStream(document, "msg_1", **options)
 
 

@@ -1,4 +1,4 @@
-"""litellm: chat whole, streamed and asynchronous, completions, and its view of our errors; prints JSON."""
+"""litellm: chat in every way, completions, the Responses API, and its view of our errors; prints JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,42 @@ from typing import Any
 import litellm
 
 ASK = [{"role": "user", "content": "What is 12 + 30?"}]
+
+
+def responses(server: dict[str, Any]) -> dict[str, Any]:
+    """The Responses API: whole, streamed, asynchronous, continued, found again, refused and deleted."""
+    found: dict[str, Any] = {**server, "custom_llm_provider": "openai"}
+    del found["model"]
+    asked: dict[str, Any] = {"input": ASK[0]["content"], "temperature": 0, **server}
+    whole = litellm.responses(**asked)
+    events = list(litellm.responses(stream=True, **asked))
+    later = asyncio.run(litellm.aresponses(**asked))
+    more = litellm.responses(**{**asked, "input": "What is 20 + 3?", "previous_response_id": whole.id})
+    again = litellm.get_responses(response_id=whole.id, **found)
+    items = litellm.list_input_items(response_id=whole.id, **found)
+    deleted = litellm.delete_responses(response_id=whole.id, **found)
+    try:
+        litellm.get_responses(response_id=whole.id, **found)
+        gone = ""
+    except litellm.BadRequestError as error:
+        gone = str(error)
+    return {
+        "whole": text_of(whole),
+        "events": [str(getattr(event.type, "value", event.type)) for event in events],
+        "streamed": "".join(getattr(event, "delta", "") for event in events),
+        "async": text_of(later),
+        "continued": text_of(more),
+        "tokens": more.usage.total_tokens,
+        "again": text_of(again),
+        "items": [item["role"] for item in items["data"]],
+        "deleted": deleted.deleted,
+        "gone": gone,
+    }
+
+
+def text_of(response: Any) -> str:
+    """The answer of a response."""
+    return str(response.output[0].content[0].text)
 
 
 def main(url: str, model: str) -> dict[str, Any]:
@@ -40,6 +76,7 @@ def main(url: str, model: str) -> dict[str, Any]:
         "async": later.choices[0].message.content,
         "text": text.choices[0].text,
         "refusal": refusal,
+        "responses": responses(server),
     }
 
 
