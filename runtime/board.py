@@ -66,6 +66,13 @@ class Board:
         self._views.append(view)
         return Row(view)
 
+    def word(self, index: int, column: Column) -> memoryview:
+        """One word of row `index`; whoever holds it lets go before the board is closed."""
+        at = index * COLUMNS + column
+        view = self._mapping.words[at : at + 1]
+        self._views.append(view)
+        return view
+
     def close(self) -> None:
         """Unmap and close the descriptor."""
         for view in self._views:

@@ -17,7 +17,7 @@ messages, is counted in `Inbox.dropped`, logged, and never seen by the actor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from time import perf_counter_ns
 from typing import Any, Generic, Protocol, TypeVar
@@ -32,7 +32,7 @@ from protocols.messages import CONTROL, Message
 from protocols.wire import Decoder, encode_batch
 from runtime.board import Row
 from runtime.failpoints import around
-from runtime.ring import Record
+from runtime.ring import Batch
 
 T = TypeVar("T")
 
@@ -52,7 +52,6 @@ HOLDOFF_LAST = 1024
 
 _CONTROL = frozenset(CONTROL)
 _MESSAGES_IN, _MESSAGES_OUT = Column.MESSAGES_IN, Column.MESSAGES_OUT
-_INBOX_BYTES = Column.INBOX_BYTES
 _log = structlog.get_logger(__name__)
 
 
@@ -65,8 +64,8 @@ class Lane(Protocol):
     def write_nowait(self, payload: bytes, incarnation: int) -> bool:
         """Publish one record; False when there is no room now."""
 
-    def read_batch(self, limit: int) -> list[Record]:
-        """Take up to `limit` records; PeerError when the first is bad."""
+    def read_batch(self, limit: int) -> Batch | None:
+        """Take up to `limit` records of one incarnation; PeerError when the first is bad."""
 
     def resync(self) -> int:
         """Skip everything unread; returns the bytes skipped."""
@@ -78,10 +77,16 @@ class Lane(Protocol):
 class Bell(Protocol):
     """What wakes a receiver: `runtime.doorbell.Doorbell` or its in-memory twin."""
 
-    def ring(self) -> None:
+    @property
+    def ring(self) -> Callable[[], None]:
         """Wake the owner."""
 
-    def clear(self) -> None:
+    @property
+    def rest(self) -> Callable[[], None]:
+        """The owner is going to wait."""
+
+    @property
+    def clear(self) -> Callable[[], None]:
         """Make it silent."""
 
     async def wait(self) -> None:
@@ -178,6 +183,11 @@ class Inbox(Generic[T]):
                 if mails := self._look(limit):
                     self._patience.found()
                     return mails
+            self._bell.rest()
+            if mails := self._look(limit):
+                self._bell.clear()
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return mails
             start = perf_counter_ns()
             await self._bell.wait()
             waited = perf_counter_ns() - start
@@ -209,32 +219,40 @@ class Inbox(Generic[T]):
             self._lanes.append(self._lanes.pop(self._first_data))
             if self._vitals is not None:
                 self._vitals.add(_MESSAGES_IN, len(mails))
-                self._vitals[_INBOX_BYTES] = self.depth()
         return mails
 
     def _take(self, name: str, lane: Lane, limit: int, mails: list[Mail[T]]) -> int:
-        """Append the decoded mail of up to `limit` records of one ring; returns the records taken."""
-        try:
-            records = lane.read_batch(limit)
-        except PeerError as error:
-            self._drop(name, error, skipped_bytes=lane.resync())
-            return 0
-        latest = self._latest.get(lane, 0)
-        for record in records:
-            if record.incarnation < latest:
-                stale = PeerError(f"incarnation {record.incarnation} wrote after incarnation {latest}")
-                self._drop(name, stale, skipped_bytes=len(record.payload))
-                continue
-            latest = record.incarnation
+        """Append the decoded mail of up to `limit` records of one ring; returns the records taken. What is
+        dropped does not hide what lies behind it."""
+        taken, before = 0, len(mails)
+        while taken < limit and len(mails) == before:
             try:
-                messages = self._decode(record.payload)
+                batch = lane.read_batch(limit - taken)
             except PeerError as error:
-                self._drop(name, error, skipped_bytes=len(record.payload))
-            else:
-                mails += [Mail(name, message, record.incarnation) for message in messages]
-        if records:
-            self._latest[lane] = latest
-        return len(records)
+                self._drop(name, error, skipped_bytes=lane.resync())
+                break
+            if batch is None:
+                break
+            taken += len(batch[1])
+            self._accept(name, lane, batch, mails)
+        return taken
+
+    def _accept(self, name: str, lane: Lane, batch: Batch, mails: list[Mail[T]]) -> None:
+        """Decode a batch, unless its writer has been replaced."""
+        incarnation, payloads = batch
+        latest = self._latest.get(lane, 0)
+        if incarnation < latest:
+            stale = PeerError(f"incarnation {incarnation} wrote after incarnation {latest}")
+            self._drop(name, stale, skipped_bytes=sum(map(len, payloads)))
+            return
+        self._latest[lane] = incarnation
+        decode, put = self._decode, mails.append
+        for payload in payloads:
+            try:
+                for message in decode(payload):
+                    put(Mail(name, message, incarnation))
+            except PeerError as error:
+                self._drop(name, error, skipped_bytes=len(payload))
 
     def _drop(self, name: str, error: PeerError, skipped_bytes: int) -> None:
         self.dropped += 1
@@ -269,6 +287,7 @@ class Outbox:
         self._incarnation = incarnation
         self._ways = dict(destinations)
         self._vitals = vitals
+        self._sent = vitals[_MESSAGES_OUT] if vitals is not None else 0
         self.destinations = list(destinations)
 
     @around(_sending)
@@ -280,7 +299,8 @@ class Outbox:
         if len(messages) == 1 and type(messages[0]) not in _CONTROL:  # nearly all mail
             if not data.write_nowait(encode_batch(messages), self._incarnation):
                 raise trio.WouldBlock
-            self._announce(bell, 1)
+            bell.ring()
+            self._count(1)
         else:
             self._send_in_parts(control, data, bell, messages)
 
@@ -294,7 +314,8 @@ class Outbox:
                 if done < len(batch):
                     raise trio.WouldBlock
         finally:
-            self._announce(bell, sent)
+            bell.ring()
+            self._count(sent)
 
     def _publish(self, lane: Lane, batch: Sequence[Message]) -> int:
         """Write the batch as one record, or as one record each where that is too big; returns how many."""
@@ -306,10 +327,10 @@ class Outbox:
                 return done
         return len(batch)
 
-    def _announce(self, bell: Bell, sent: int) -> None:
-        bell.ring()
+    def _count(self, sent: int) -> None:
         if self._vitals is not None:
-            self._vitals.add(_MESSAGES_OUT, sent)
+            self._sent += sent
+            self._vitals[_MESSAGES_OUT] = self._sent
 
     async def send(self, to: str, message: Message) -> None:
         """Publish one message, waiting for room. A checkpoint; cancelled, it has sent nothing.

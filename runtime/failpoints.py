@@ -223,6 +223,8 @@ def _nothing(*_: object) -> None:
 
 _TRAP = Trap(parse(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
 
+trap: Callable[[str], None] | None = _TRAP.reach if _TRAP else None
+"""`reach`, for compiled code; None without the variable."""
 reach: Callable[[str], None] = _TRAP.reach if _TRAP else _nothing
 begin: Callable[[str, int], None] = _TRAP.begin if _TRAP else _nothing
 

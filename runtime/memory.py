@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from runtime.channel import Inbox, Outbox, inbox_for
-from runtime.ring import Record
+from runtime.ring import Batch
 
 
 class MemoryRing:
@@ -21,9 +21,8 @@ class MemoryRing:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.limit = capacity // 2
-        self._records: deque[Record] = deque()
+        self._records: deque[tuple[int, bytes]] = deque()
         self._used = 0
-        self._sequence = 0
 
     def write_nowait(self, payload: bytes, incarnation: int) -> bool:
         """Publish one record; False when there is no room, ValueError when there never can be."""
@@ -32,21 +31,20 @@ class MemoryRing:
             raise ValueError(f"a message of {size} bytes exceeds this ring's limit of {self.limit}")
         if self._used + size > self.capacity:
             return False
-        self._records.append(Record(self._sequence, incarnation, payload))
-        self._sequence += size
+        self._records.append((incarnation, payload))
         self._used += size
         return True
 
-    def read_nowait(self) -> Record | None:
-        """Take the oldest unread record, None when there is none."""
-        records = self.read_batch(1)
-        return records[0] if records else None
-
-    def read_batch(self, limit: int) -> list[Record]:
-        """Take up to `limit` unread records."""
-        taken = [self._records.popleft() for _ in range(min(limit, len(self._records)))]
-        self._used -= sum(len(record.payload) for record in taken)
-        return taken
+    def read_batch(self, limit: int) -> Batch | None:
+        """Take up to `limit` unread records of one incarnation; None when there is none."""
+        if not self._records:
+            return None
+        incarnation = self._records[0][0]
+        payloads: list[bytes] = []
+        while self._records and self._records[0][0] == incarnation and len(payloads) < limit:
+            payloads.append(self._records.popleft()[1])
+        self._used -= sum(map(len, payloads))
+        return incarnation, payloads
 
     def resync(self) -> int:
         """Skip everything unread; returns the bytes skipped."""
@@ -69,6 +67,9 @@ class MemoryDoorbell:
     def ring(self) -> None:
         """Wake the owner, now or when it next waits."""
         self._event.set()
+
+    def rest(self) -> None:
+        """The owner is going to wait."""
 
     def clear(self) -> None:
         """Make it silent."""

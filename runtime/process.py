@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import msgspec
 import trio
 
+from protocols.board import Column
 from protocols.errors import StartError
 from runtime import failpoints, garbage, logs
 from runtime.actor import Context, heartbeat
@@ -72,7 +73,10 @@ def attach(spec: Spec, accepts: Any, log: Any, box: BlackBox) -> Context[Any]:
         os.set_inheritable(fd, False)
     board = Board.attach(spec.board)
     vitals = board.row(spec.row)
-    bells = {edge.doorbell: Doorbell.attach(edge.doorbell) for edge in spec.outbox}
+    bells = {
+        edge.peer: Doorbell.attach(edge.doorbell, board.word(spec.rows[edge.peer], Column.AWAKE))
+        for edge in spec.outbox
+    }
     return Context(
         name=spec.name,
         index=spec.index,
@@ -80,13 +84,13 @@ def attach(spec: Spec, accepts: Any, log: Any, box: BlackBox) -> Context[Any]:
         config=spec.config,
         inbox=inbox_for(
             accepts,
-            Doorbell.attach(spec.doorbell),
+            Doorbell.attach(spec.doorbell, board.word(spec.row, Column.AWAKE)),
             {edge.peer: _lanes(edge) for edge in spec.inbox},
             vitals,
         ),
         outbox=Outbox(
             spec.incarnation,
-            {edge.peer: (*_lanes(edge), bells[edge.doorbell]) for edge in spec.outbox},
+            {edge.peer: (*_lanes(edge), bells[edge.peer]) for edge in spec.outbox},
             vitals,
         ),
         vitals=vitals,

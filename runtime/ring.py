@@ -24,11 +24,10 @@ from __future__ import annotations
 import struct
 from zlib import crc32
 
-import msgspec
-
 from protocols.errors import PeerError
 from runtime import segment
-from runtime.failpoints import watched
+from runtime.failpoints import trap, watched
+from runtime.native import End, native
 
 _MAGIC = 0x1001_6E69_5265_7075
 _MAGIC_WORD, _CAPACITY_WORD, _TAIL, _HEAD = 0, 1, 8, 16
@@ -50,23 +49,40 @@ BATCH_BYTES = 1 << 17
 """Bytes after which a batch ends: what is read, decoded and handled together stays in the cache."""
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """One message as it lay in a ring; `sequence` is its position in bytes since the ring was made."""
-
-    sequence: int
-    incarnation: int
-    payload: bytes
+Batch = tuple[int, list[bytes]]
+"""Records that were read together: the incarnation that wrote them, and their payloads."""
 
 
-def _align(size: int) -> int:
-    return (size + 7) & ~7
+class PythonEnd:
+    """The end of a ring where there is no compiled one: it is sure of nothing."""
+
+    __slots__ = ("head", "head_seen", "tail")
+
+    def __init__(self, words: memoryview) -> None:
+        self.tail = words[_TAIL]
+        self.head = self.head_seen = words[_HEAD]
+
+    def write(self, _payload: bytes, _incarnation: int, /) -> bool:
+        """Leave it to the ring."""
+        return False
+
+    def read(self, _limit: int, /) -> bool:
+        """Leave it to the ring."""
+        return False
+
+    def release(self) -> None:
+        """It holds nothing."""
 
 
 class Ring:
     """One end (or both, in one process) of a ring. Take a new `attach` for a new incarnation: an
-    object remembers the cursor that it owns."""
+    object remembers the cursor that it owns.
 
-    __slots__ = ("_data", "_head", "_head_seen", "_mapping", "_tail", "_words", "capacity", "fd", "limit")
+    `write_nowait` and `read_batch` leave what is in order to `runtime/native.cpp`, where that could be
+    compiled, and do themselves what it declines.
+    """
+
+    __slots__ = ("_data", "_end", "_mapping", "_words", "capacity", "fd", "limit")
 
     def __init__(self, mapping: segment.Mapping, capacity: int) -> None:
         self.fd = mapping.fd
@@ -75,8 +91,8 @@ class Ring:
         self._mapping = mapping
         self._data = mapping.data
         self._words = watched(mapping.words, {_TAIL: "ring.tail", _HEAD: "ring.head"}, len(mapping.words))
-        self._tail = self._words[_TAIL]
-        self._head = self._head_seen = self._words[_HEAD]
+        compiled = native()
+        self._end: End = compiled.End(mapping.data, capacity, trap) if compiled else PythonEnd(mapping.words)
 
     @classmethod
     def create(cls, capacity: int) -> Ring:
@@ -115,13 +131,17 @@ class Ring:
 
         Raises ValueError for a payload above `limit` bytes, which could never be sure to fit.
         """
-        length, capacity, tail = len(payload), self.capacity, self._tail
+        return self._end.write(payload, incarnation) or self._write(payload, incarnation)
+
+    def _write(self, payload: bytes, incarnation: int) -> bool:
+        end, length, capacity = self._end, len(payload), self.capacity
         if length > self.limit:
             raise ValueError(f"a message of {length} bytes exceeds this ring's limit of {self.limit}")
+        tail = end.tail
         at = tail % capacity
         size = (length + _OVERHEAD + 7) & ~7
         pad = capacity - at if at + size > capacity else 0
-        if tail + pad + size > self._head_seen + capacity and not self._room(pad + size):
+        if tail + pad + size > end.head_seen + capacity and not self._room(pad + size):
             return False
         if pad:
             _pack_pad(self._data, _DATA + at, _PADDING, tail & _LOW)
@@ -132,68 +152,65 @@ class Ring:
         _pack_record(self._data, start, length, checksum, tail, incarnation)
         start += _OVERHEAD
         self._data[start : start + length] = payload
-        self._words[_TAIL] = self._tail = tail + size
+        self._words[_TAIL] = end.tail = tail + size
         return True
 
     def _room(self, size: int) -> bool:
         """Look where the consumer really is: whether `size` bytes fit behind the tail."""
-        head = self._words[_HEAD]
-        if not head <= self._tail <= head + self.capacity:
-            raise PeerError(f"the consumer's cursor {head} is not near the tail {self._tail}")
-        self._head_seen = head
-        return self._tail + size <= head + self.capacity
+        head, tail = self._words[_HEAD], self._end.tail
+        if not head <= tail <= head + self.capacity:
+            raise PeerError(f"the consumer's cursor {head} is not near the tail {tail}")
+        self._end.head_seen = head
+        return tail + size <= head + self.capacity
 
-    def read_nowait(self) -> Record | None:
-        """Take the oldest unread record, None when there is none.
+    def read_batch(self, limit: int) -> Batch | None:
+        """Take up to `limit` unread records of one incarnation or about BATCH_BYTES, publishing `head` once;
+        None when there is none.
 
-        Raises PeerError when what lies there is not a whole record of this ring; nothing is consumed
-        then, and `resync` is the way on.
+        Raises PeerError when what lies there first is not a whole record of this ring; nothing is consumed
+        then, and `resync` is the way on. Good records before a bad one are returned first.
         """
-        records = self.read_batch(1)
-        return records[0] if records else None
+        batch = self._end.read(limit)
+        return self._read(limit) if isinstance(batch, bool) else batch
 
-    def read_batch(self, limit: int) -> list[Record]:
-        """Take up to `limit` unread records or about BATCH_BYTES, publishing `head` once. Raises PeerError
-        like `read_nowait`, but only when the very first is bad: good ones before it are returned first."""
-        head, tail = self._head, self._words[_TAIL]
+    def _read(self, limit: int) -> Batch | None:
+        end, head, tail, capacity = self._end, self._end.head, self._words[_TAIL], self.capacity
         if head == tail:
-            return []
-        records: list[Record] = []
-        try:
-            head = self._read_into(records, head, tail, limit)
-        except PeerError:
-            if not records:
-                raise
-            last = records[-1]
-            head = last.sequence + _align(len(last.payload) + _OVERHEAD)
-        self._words[_HEAD] = self._head = head
-        return records
-
-    def _read_into(self, records: list[Record], head: int, tail: int, limit: int) -> int:
-        """Copy and check records into the list; returns the position after the last of them."""
-        data, capacity = self._data, self.capacity
+            return None
         if tail - head > capacity or tail < head or tail % 8:
             raise PeerError(f"the producer's cursor {tail} is not near the head {head}")
-        stop = min(tail, head + BATCH_BYTES)
-        while head < stop and len(records) < limit:
-            at = head % capacity
-            length, checksum, sequence, incarnation = _unpack_record(data, _DATA + at)
-            if length == _PADDING:  # it may be longer than a batch, and a record follows it
-                head = self._skip_padding(head, tail)
-                stop = min(tail, head + BATCH_BYTES)
-                continue
-            size = (length + _OVERHEAD + 7) & ~7
-            if sequence != head:
-                raise PeerError(f"record at position {head} carries sequence {sequence}")
-            if size > tail - head or size > capacity - at:
-                raise PeerError(f"record at position {head} claims {length} bytes, more than lie there")
-            start = _DATA + _OVERHEAD + at
-            payload = data[start : start + length]
-            if crc32(payload, length ^ incarnation) != checksum:
-                raise PeerError(f"record at position {head} fails its checksum")
-            records.append(Record(sequence, incarnation, payload))
-            head += size
-        return head
+        incarnation, payload, after = self._record(head, tail)
+        payloads = [payload]
+        stop = min(tail, after - len(payload) + BATCH_BYTES)
+        while after < stop and len(payloads) < limit:
+            try:
+                writer, payload, behind = self._record(after, tail)
+            except PeerError:
+                break
+            if writer != incarnation:
+                break
+            payloads.append(payload)
+            after = behind
+        self._words[_HEAD] = end.head = after
+        return incarnation, payloads
+
+    def _record(self, head: int, tail: int) -> tuple[int, bytes, int]:
+        """Copy and check the record at `head`, behind padding perhaps: its incarnation, its payload, and the
+        position after it. Raises PeerError."""
+        at = head % self.capacity
+        length, checksum, sequence, incarnation = _unpack_record(self._data, _DATA + at)
+        if length == _PADDING:
+            return self._record(self._skip_padding(head, tail), tail)
+        size = (length + _OVERHEAD + 7) & ~7
+        if sequence != head:
+            raise PeerError(f"record at position {head} carries sequence {sequence}")
+        if size > tail - head or size > self.capacity - at:
+            raise PeerError(f"record at position {head} claims {length} bytes, more than lie there")
+        start = _DATA + _OVERHEAD + at
+        payload = self._data[start : start + length]
+        if crc32(payload, length ^ incarnation) != checksum:
+            raise PeerError(f"record at position {head} fails its checksum")
+        return incarnation, payload, head + size
 
     def _skip_padding(self, head: int, tail: int) -> int:
         """The position after the padding record at `head`: the start of the next lap."""
@@ -211,11 +228,11 @@ class Ring:
         itself is nonsense nothing is skipped: the producer's next record stores it right again.
         """
         tail = self._words[_TAIL]
-        if tail % 8 or not self._head <= tail <= self._head + self.capacity:
+        head = self._end.head
+        if tail % 8 or not head <= tail <= head + self.capacity:
             return 0
-        skipped = tail - self._head
-        self._words[_HEAD] = self._head = tail
-        return skipped
+        self._words[_HEAD] = self._end.head = tail
+        return tail - head
 
     def used(self) -> int:
         """Bytes unread now, padding included; any process may ask."""
@@ -223,4 +240,5 @@ class Ring:
 
     def close(self) -> None:
         """Unmap and close the descriptor."""
+        self._end.release()
         self._mapping.close()

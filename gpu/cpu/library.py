@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from protocols.compiling import Unavailable
+
 
 class ElementType(enum.IntEnum):
     """How numbers are stored, as in `enum Kind`."""
@@ -169,10 +171,6 @@ _LAYOUT = (
     HALF_PANEL,
 )
 """As `layout` in `kernels/library.cpp` gives it: sizes of the structures, then constants."""
-
-
-class Unavailable(Exception):
-    """The kernels cannot be had on this machine; says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from gpu.attention.base import Batch, Spec
 from gpu.cpu import build
 from gpu.cpu.attention import CpuAttention
-from gpu.cpu.library import Kernels, Unavailable
+from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvPool, KvShape
+from protocols.compiling import Unavailable
 
 _PAGES = (16, 24, 64)
 """Sizes of pages in which attention takes different ways."""

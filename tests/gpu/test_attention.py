@@ -16,8 +16,9 @@ from gpu.attention import Backend, Spec, torch_sdpa
 from gpu.attention.torch_sdpa import TorchAttention
 from gpu.cpu import build
 from gpu.cpu.attention import CpuAttention
-from gpu.cpu.library import Kernels, Unavailable
+from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvPool, KvShape
+from protocols.compiling import Unavailable
 from tests.gpu import attention_case
 from tests.gpu.attention_case import HEADS, PAGE
 

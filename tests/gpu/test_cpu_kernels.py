@@ -15,9 +15,10 @@ import torch
 
 from gpu.cpu import build, start
 from gpu.cpu.fused import FusedDecoder, quantize
-from gpu.cpu.library import Kernels, Unavailable
+from gpu.cpu.library import Kernels
 from gpu.executor import Executor
 from gpu.models.llama import Decoder
+from protocols.compiling import Unavailable
 from protocols.config import KernelChoice, Quantization
 from protocols.errors import StartError
 from tests.gpu import plans
@@ -210,7 +211,7 @@ class TestBuild:
     def test_without_a_compiler_torch_computes(
         self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
     ) -> None:
-        monkeypatch.setattr("gpu.cpu.build.shutil.which", lambda _: None)
+        monkeypatch.setattr("protocols.compiling.shutil.which", lambda _: None)
         monkeypatch.delenv("CXX", raising=False)
         told: list[str] = []
         assert start.start(1, told.append) is None
