@@ -130,8 +130,10 @@ class Context(Generic[T]):
 
 
 async def heartbeat(context: Context[Any]) -> None:
-    """Show for ever that the event loop turns, and how much mail waits."""
+    """Show for ever that the event loop turns, and how much mail comes, goes and waits."""
     while True:
         context.tick()
+        context.vitals[Column.MESSAGES_IN] = context.inbox.received
+        context.vitals[Column.MESSAGES_OUT] = context.outbox.sent
         context.vitals[Column.INBOX_BYTES] = context.inbox.depth()
         await trio.sleep(HEARTBEAT)

@@ -26,11 +26,9 @@ import msgspec
 import structlog
 import trio
 
-from protocols.board import Column
 from protocols.errors import PeerError
 from protocols.messages import CONTROL, Message
 from protocols.wire import Decoder, encode_batch
-from runtime.board import Row
 from runtime.failpoints import around
 from runtime.ring import Batch
 
@@ -51,7 +49,6 @@ HOLDOFF_LAST = 1024
 """Short waits to let pass, at most, before a receiver whose looking was in vain tries it again."""
 
 _CONTROL = frozenset(CONTROL)
-_MESSAGES_IN, _MESSAGES_OUT = Column.MESSAGES_IN, Column.MESSAGES_OUT
 _log = structlog.get_logger(__name__)
 
 
@@ -141,17 +138,17 @@ class Inbox(Generic[T]):
         doorbell: Bell,
         sources: Mapping[str, tuple[Lane, Lane]],
         decoder: Decoder[T],
-        vitals: Row | None = None,
     ) -> None:
         self._bell = doorbell
         control = [(name, lanes[0]) for name, lanes in sources.items()]
         self._lanes = control + [(name, lanes[1]) for name, lanes in sources.items()]
         self._first_data = len(control)
         self._decode = decoder.batch
-        self._vitals = vitals
         self._patience = Patience()
         self._run: trio.lowlevel.TrioToken | None = None
         self._latest: dict[Lane, int] = {}
+        self.received = 0
+        """Messages so far."""
         self.dropped = 0
 
     def receive_nowait(self, limit: int = 256) -> list[Mail[T]]:
@@ -217,8 +214,7 @@ class Inbox(Generic[T]):
             limit -= self._take(name, lane, limit, mails)
         if mails:
             self._lanes.append(self._lanes.pop(self._first_data))
-            if self._vitals is not None:
-                self._vitals.add(_MESSAGES_IN, len(mails))
+            self.received += len(mails)
         return mails
 
     def _take(self, name: str, lane: Lane, limit: int, mails: list[Mail[T]]) -> int:
@@ -263,11 +259,9 @@ class Inbox(Generic[T]):
         return sum(lane.used() for _, lane in self._lanes)
 
 
-def inbox_for(
-    accepts: Any, doorbell: Bell, sources: Mapping[str, tuple[Lane, Lane]], vitals: Row | None = None
-) -> Inbox[Any]:
+def inbox_for(accepts: Any, doorbell: Bell, sources: Mapping[str, tuple[Lane, Lane]]) -> Inbox[Any]:
     """The inbox of an actor whose union of messages is `accepts`."""
-    return Inbox(doorbell, sources, Decoder(accepts), vitals)
+    return Inbox(doorbell, sources, Decoder(accepts))
 
 
 def _sending(_outbox: Outbox, _to: str, *messages: Message) -> str:
@@ -282,12 +276,11 @@ class Outbox:
         self,
         incarnation: int,
         destinations: Mapping[str, tuple[Lane, Lane, Bell]],
-        vitals: Row | None = None,
     ) -> None:
         self._incarnation = incarnation
         self._ways = dict(destinations)
-        self._vitals = vitals
-        self._sent = vitals[_MESSAGES_OUT] if vitals is not None else 0
+        self.sent = 0
+        """Messages so far."""
         self.destinations = list(destinations)
 
     @around(_sending)
@@ -300,7 +293,7 @@ class Outbox:
             if not data.write_nowait(encode_batch(messages), self._incarnation):
                 raise trio.WouldBlock
             bell.ring()
-            self._count(1)
+            self.sent += 1
         else:
             self._send_in_parts(control, data, bell, messages)
 
@@ -315,7 +308,7 @@ class Outbox:
                     raise trio.WouldBlock
         finally:
             bell.ring()
-            self._count(sent)
+            self.sent += sent
 
     def _publish(self, lane: Lane, batch: Sequence[Message]) -> int:
         """Write the batch as one record, or as one record each where that is too big; returns how many."""
@@ -326,11 +319,6 @@ class Outbox:
             if not lane.write_nowait(encode_batch((message,)), self._incarnation):
                 return done
         return len(batch)
-
-    def _count(self, sent: int) -> None:
-        if self._vitals is not None:
-            self._sent += sent
-            self._vitals[_MESSAGES_OUT] = self._sent
 
     async def send(self, to: str, message: Message) -> None:
         """Publish one message, waiting for room. A checkpoint; cancelled, it has sent nothing.

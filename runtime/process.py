@@ -72,7 +72,6 @@ def attach(spec: Spec, accepts: Any, log: Any, box: BlackBox) -> Context[Any]:
     for fd in spec.descriptors():
         os.set_inheritable(fd, False)
     board = Board.attach(spec.board)
-    vitals = board.row(spec.row)
     bells = {
         edge.peer: Doorbell.attach(edge.doorbell, board.word(spec.rows[edge.peer], Column.AWAKE))
         for edge in spec.outbox
@@ -86,14 +85,12 @@ def attach(spec: Spec, accepts: Any, log: Any, box: BlackBox) -> Context[Any]:
             accepts,
             Doorbell.attach(spec.doorbell, board.word(spec.row, Column.AWAKE)),
             {edge.peer: _lanes(edge) for edge in spec.inbox},
-            vitals,
         ),
         outbox=Outbox(
             spec.incarnation,
             {edge.peer: (*_lanes(edge), bells[edge.peer]) for edge in spec.outbox},
-            vitals,
         ),
-        vitals=vitals,
+        vitals=board.row(spec.row),
         board=board,
         rows=spec.rows,
         ledger=Ledger.attach(spec.ledger, spec.layout, spec.config.frontends),
