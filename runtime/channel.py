@@ -30,7 +30,7 @@ from protocols.errors import PeerError
 from protocols.messages import CONTROL, Message
 from protocols.wire import Decoder, encode_batch
 from runtime.failpoints import around
-from runtime.ring import Batch
+from runtime.ring import Batch, watcher
 
 T = TypeVar("T")
 
@@ -43,9 +43,11 @@ TOGETHER = 64
 """Messages in a record at most."""
 POLL_NS = 100_000
 """Nanoseconds for which a patient receiver looks again before it parks."""
+WATCH_NS = 20_000
+"""Nanoseconds of that between two turns of the event loop."""
 SHORT_WAIT_NS = 200_000
 """A parked time, wake-up included, that would have been spent better looking."""
-HOLDOFF_LAST = 1024
+HOLDOFF_LAST = 64
 """Short waits to let pass, at most, before a receiver whose looking was in vain tries it again."""
 
 _CONTROL = frozenset(CONTROL)
@@ -145,6 +147,7 @@ class Inbox(Generic[T]):
         self._first_data = len(control)
         self._decode = decoder.batch
         self._patience = Patience()
+        self._watch = watcher(lane for _, lane in self._lanes)
         self._run: trio.lowlevel.TrioToken | None = None
         self._latest: dict[Lane, int] = {}
         self.received = 0
@@ -176,6 +179,7 @@ class Inbox(Generic[T]):
         while True:
             until = perf_counter_ns() + self._patience.nanoseconds
             while perf_counter_ns() < until:
+                self._watch(WATCH_NS)
                 await trio.lowlevel.checkpoint()
                 if mails := self._look(limit):
                     self._patience.found()

@@ -12,8 +12,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <immintrin.h>
 #include <initializer_list>
+#include <sched.h>
 #include <structmember.h>
 #include <unistd.h>
 
@@ -270,6 +272,38 @@ PyType_Slot end_slots[] = {{Py_tp_new, reinterpret_cast<void*>(end_new)},
                            {}};
 PyType_Spec end_spec = {"native.End", sizeof(End), 0, Py_TPFLAGS_DEFAULT, end_slots};
 
+PyObject* end_type;
+
+bool any_unread(PyObject* ends) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(ends); i++) {
+    End* end = reinterpret_cast<End*>(PyTuple_GET_ITEM(ends, i));
+    if (end->base && look(end, TAIL) != end->head) return true;
+  }
+  return false;
+}
+
+int64_t now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return int64_t(time.tv_sec) * 1000000000 + time.tv_nsec;
+}
+
+// Look into the rings again and again, and let others have the processor in between: the sender may wait for it.
+PyObject* watch(PyObject*, PyObject* arguments) {
+  PyObject* ends;
+  long long nanoseconds;
+  if (!PyArg_ParseTuple(arguments, "O!L", &PyTuple_Type, &ends, &nanoseconds)) return nullptr;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(ends); i++)
+    if (Py_TYPE(PyTuple_GET_ITEM(ends, i)) != reinterpret_cast<PyTypeObject*>(end_type))
+      return PyErr_Format(PyExc_TypeError, "only ends can be watched");
+  bool found;
+  Py_BEGIN_ALLOW_THREADS
+  int64_t until = now() + nanoseconds;
+  while (!(found = any_unread(ends)) && now() < until) sched_yield();
+  Py_END_ALLOW_THREADS
+  return PyBool_FromLong(found);
+}
+
 // A doorbell: an eventfd, and the word in which its owner says that it is awake.
 
 struct Bell {
@@ -353,7 +387,9 @@ PyObject* checksum(PyObject*, PyObject* arguments) {
   return PyLong_FromUnsignedLong(crc32(data, size_t(length), value));
 }
 
-PyMethodDef functions[] = {{"crc32", checksum, METH_VARARGS, nullptr}, {}};
+PyMethodDef functions[] = {{"crc32", checksum, METH_VARARGS, nullptr},
+                           {"watch", watch, METH_VARARGS, nullptr},
+                           {}};
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "native", nullptr, -1, functions};
 
 }  // namespace
@@ -364,14 +400,13 @@ PyMODINIT_FUNC PyInit_native() {
   make_constants();
   PyObject* module = PyModule_Create(&definition);
   if (!module) return nullptr;
-  for (PyType_Spec* spec : {&end_spec, &bell_spec}) {
-    PyObject* type = PyType_FromSpec(spec);
+  PyObject* bell_type = PyType_FromSpec(&bell_spec);
+  end_type = PyType_FromSpec(&end_spec);
+  for (PyObject* type : {end_type, bell_type})
     if (!type || PyModule_AddType(module, reinterpret_cast<PyTypeObject*>(type))) {
-      Py_XDECREF(type);
       Py_DECREF(module);
       return nullptr;
     }
-    Py_DECREF(type);
-  }
+  Py_DECREF(bell_type);
   return module;
 }

@@ -58,6 +58,9 @@ class Bell(Protocol):
         """Let go of the word."""
 
 
+Ends = tuple[End, ...]
+
+
 class Native(Protocol):
     """The module."""
 
@@ -69,6 +72,9 @@ class Native(Protocol):
 
     def crc32(self, data: bytes, value: int, /) -> int:
         """As `zlib.crc32`."""
+
+    def watch(self, ends: Ends, nanoseconds: int, /) -> bool:
+        """Wait awake for mail at any of the ends; False: in vain."""
 
 
 @functools.cache

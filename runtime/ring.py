@@ -22,6 +22,8 @@ Nothing here waits, locks or rings a bell; rings outlive the processes at their 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterable
+from functools import partial
 from zlib import crc32
 
 from protocols.errors import PeerError
@@ -242,3 +244,13 @@ class Ring:
         """Unmap and close the descriptor."""
         self._end.release()
         self._mapping.close()
+
+
+def watcher(lanes: Iterable[object]) -> Callable[[int], object]:
+    """A function that waits awake for mail in any of the lanes, up to so many nanoseconds, and lets others
+    have the processor meanwhile. Where nothing is compiled it returns at once."""
+    compiled = native()
+    ends = tuple(lane._end for lane in lanes if isinstance(lane, Ring))
+    if compiled is None or any(isinstance(end, PythonEnd) for end in ends):
+        return lambda _: None
+    return partial(compiled.watch, ends)

@@ -60,6 +60,16 @@ def test_it_declines_what_is_not_in_order(core: Native) -> None:
         core.End(bytearray(300), 128, None)
 
 
+def test_mail_is_watched_for_and_not_for_ever(core: Native) -> None:
+    memories = [bytearray(256 + 128 + 32) for _ in range(2)]
+    ends = tuple(core.End(memory, 128, None) for memory in memories)
+    assert core.watch(ends, 1_000_000) is False
+    core.End(memories[1], 128, None).write(b"one", 1)
+    assert core.watch(ends, 60_000_000_000) is True
+    with pytest.raises(TypeError, match="only ends"):
+        core.watch((1,), 1)  # type: ignore[arg-type]
+
+
 def test_a_closed_bell_is_silent() -> None:
     bell = Doorbell.create()
     bell.close()

@@ -16,13 +16,16 @@ from functools import partial
 from typing import Any
 
 from tools.bench.statistics import percentile, spread
-from tools.bench.transports import Sample, measure, message_of
+from tools.bench.transports import PLAIN, Sample, measure, message_of
 
-SIZES = {"64 B": 64, "1 KiB": 1024, "16 KiB": 16384}
-ONE_WAY = ("ring", "zmq", "ring x16", "zmq x16")
-ROUND_TRIP = ("ring", "zmq", "zmq in trio")
-RATIOS = (("sink", "ring", "zmq"), ("sink", "ring x16", "zmq x16"), ("sink", "ring x16", "zmq"))
-TRIP_RATIOS = (("echo", "ring", "zmq"), ("echo", "ring", "zmq in trio"))
+SIZES = {"64 B": 64, "256 B": 256, "1 KiB": 1024, "4 KiB": 4096, "64 KiB": 65536}
+ONE_WAY = (*PLAIN, "ring", "zmq", "ring x16", "zmq x16")
+ROUND_TRIP = (*PLAIN, "ring", "zmq", "zmq in trio")
+PLAIN_RATIOS = (("bytes ring", "bytes zmq"), ("bytes ring", "bytes zmq uncopied"))
+RATIOS = (*PLAIN_RATIOS, ("ring", "zmq"), ("ring x16", "zmq x16"), ("ring x16", "zmq"))
+TRIP_RATIOS = (*PLAIN_RATIOS, ("ring", "zmq"), ("ring", "zmq in trio"))
+TRIPS = {"echo": "at once", "rare": "to a sleeper"}
+"""Round trips by role."""
 
 Runs = dict[str, list[Sample]]
 """Samples of one size and role by form, one for each repetition."""
@@ -53,30 +56,34 @@ def figures(runs: Runs, figure: Callable[[Sample], float]) -> dict[str, list[flo
     return {form: [figure(sample) for sample in samples] for form, samples in runs.items()}
 
 
-def ratios(values: dict[str, list[float]], pairs: Iterable[tuple[str, str, str]]) -> dict[str, list[float]]:
+def ratios(values: dict[str, list[float]], pairs: Iterable[tuple[str, str]]) -> dict[str, list[float]]:
     """Ratio of two forms within each repetition."""
     return {
         f"{ours} / {theirs}": [a / b for a, b in zip(values[ours], values[theirs], strict=True)]
-        for _, ours, theirs in pairs
+        for ours, theirs in pairs
     }
 
 
-def main(messages: int = 100_000, trips: int = 5_000, repetitions: int = 5) -> dict[str, Any]:
+def main(
+    messages: int = 100_000, trips: int = 4_000, repetitions: int = 5, sizes: Iterable[str] = tuple(SIZES)
+) -> dict[str, Any]:
     """Measure, print the tables, return the numbers."""
     result: dict[str, Any] = {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
     print(f"{result['cores']} cores, load {result['load']:.2f} at the start, {repetitions} repetitions\n")
-    for name, size in SIZES.items():
-        n = (messages if size < 4096 else messages // 5) // 16 * 16
+    for name in sizes:
+        size = SIZES[name]
+        n = messages * 1024 // max(size, 1024) // 16 * 16
         one_way = run(size, "sink", ONE_WAY, n, repetitions)
         rates = figures(one_way, partial(rate, n=n))
         result[f"one way {name}"] = _show(f"{name} one way, messages/s", rates, ratios(rates, RATIOS))
         cpu = figures(one_way, lambda sample: sample.cpu / 1e3)
         result[f"cpu {name}"] = _show(f"{name} one way, processor µs a message", cpu, ratios(cpu, RATIOS))
-        round_trip = run(size, "echo", ROUND_TRIP, trips, repetitions)
-        for share in (0.5, 0.99):
-            times = figures(round_trip, partial(microseconds, share=share))
-            title = f"{name} round trip p{share * 100:.0f}, µs"
-            result[title] = _show(title, times, ratios(times, TRIP_RATIOS))
+        for role, how in TRIPS.items():
+            round_trip = run(size, role, ROUND_TRIP, trips if role == "echo" else trips // 20, repetitions)
+            for share in (0.5, 0.99):
+                times = figures(round_trip, partial(microseconds, share=share))
+                title = f"{name} round trip {how} p{share * 100:.0f}, µs"
+                result[title] = _show(title, times, ratios(times, TRIP_RATIOS))
     return result
 
 
@@ -95,10 +102,11 @@ def _show(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--trips", type=int, default=5_000)
+    parser.add_argument("--trips", type=int, default=4_000)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--size", choices=SIZES, action="append", help="of all by default")
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
-    numbers = main(options.messages, options.trips, options.repetitions)
+    numbers = main(options.messages, options.trips, options.repetitions, options.size or SIZES)
     if options.json:
         options.json.write_text(json.dumps(numbers, indent=2))

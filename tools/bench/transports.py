@@ -11,8 +11,10 @@ it receives with the same codec, in the process that asks for it:
     zmq x16      the same with 16 messages encoded into every frame
     zmq in trio  pyzmq as an actor would have to use it: non-blocking calls, parked on the socket's
                  descriptor (round trips only)
+    bytes …      the transport alone (`tools.bench.plain`)
 
-In `sink` the peer takes n messages and answers once; in `echo` it sends every message back.
+In `sink` the peer takes n messages and answers once; in `echo` it sends every message back at once; in `rare`
+it does too, but each is sent to a receiver that has slept for two milliseconds.
 """
 
 from __future__ import annotations
@@ -31,15 +33,20 @@ from typing import Any
 import trio
 import zmq
 
+from protocols.board import Column
 from protocols.messages import SchedulerMail
 from protocols.plan import StepDone
 from protocols.wire import Decoder, encode_batch
+from runtime.board import Board
 from runtime.channel import Inbox, Outbox
 from runtime.doorbell import Doorbell
 from runtime.ring import Ring
+from tools.bench import plain
+from tools.bench.plain import PAUSE
 
 BURST = 16
-FORMS = {"ring": 1, "ring x16": BURST, "zmq": 1, "zmq x16": BURST, "zmq in trio": 1}
+PLAIN = ("bytes ring", "bytes zmq", "bytes zmq uncopied")
+FORMS = {"ring": 1, "ring x16": BURST, "zmq": 1, "zmq x16": BURST, "zmq in trio": 1} | dict.fromkeys(PLAIN, 1)
 """Messages in a call, by form."""
 CONTROL_BYTES, DATA_BYTES = 1 << 16, 8 << 20
 DONE = StepDone(0, 0, b"", b"", 0)
@@ -64,13 +71,15 @@ def message_of(size: int) -> StepDone:
 
 
 def measure(form: str, role: str, message: StepDone, n: int) -> Sample:
-    """Start the peer, warm both up with a tenth of the messages, then time n of them."""
-    rounds = [max(n // 10 // BURST, 1) * BURST, n // BURST * BURST]
+    """Start the peer, warm both up with n messages, then time n more."""
+    rounds = [n // BURST * BURST] * 2
     match form:
         case "ring" | "ring x16":
             return trio.run(_measure_ring, form, role, message, rounds)
         case "zmq in trio":
-            return trio.run(_measure_zmq_in_trio, message, rounds)
+            return trio.run(_measure_zmq_in_trio, role, message, rounds)
+        case _ if form in PLAIN:
+            return _measure_plain(form, role, message, rounds)
         case _:
             return _measure_zmq(form, role, message, rounds)
 
@@ -96,23 +105,30 @@ def _sample(times: list[int], own: float, peer: float, n: int) -> Sample:
 class Edges:
     """Both directions between this process and its peer, as a company would wire them."""
 
-    def __init__(self, there: tuple[Ring, Ring, Doorbell], here: tuple[Ring, Ring, Doorbell]) -> None:
-        control, data, bell = here
-        self.parts = (*there, *here)
-        self.outbox = Outbox(1, {"peer": there})
+    def __init__(
+        self, board: Board, there: tuple[int, int, int], here: tuple[int, int, int], own: int
+    ) -> None:
+        """Descriptors of control ring, data ring and bell; own: the own bell's row of the board."""
+        self.board = board
+        self.fds = (board.fd, *there, *here)
+        (to_control, to_data, far), (control, data, bell) = (
+            (Ring.attach(fds[0]), Ring.attach(fds[1]), Doorbell.attach(fds[2], board.word(row, Column.AWAKE)))
+            for fds, row in ((there, 1 - own), (here, own))
+        )
+        self.parts = (to_control, to_data, far, control, data, bell)
+        self.outbox = Outbox(1, {"peer": (to_control, to_data, far)})
         self.inbox: Inbox[Any] = Inbox(bell, {"peer": (control, data)}, Decoder(SchedulerMail))
 
     @classmethod
     def create(cls) -> Edges:
         """New rings and bells."""
-        return cls(_new_edge(), _new_edge())
+        return cls(Board.create(2), _new_edge(), _new_edge(), 0)
 
     @classmethod
     def attach(cls, fds: list[int]) -> Edges:
         """The peer's view of `create`'s descriptors."""
-        (a, b, c), (d, e, f) = fds[:3], fds[3:]
-        here = Ring.attach(a), Ring.attach(b), Doorbell.attach(c)
-        return cls((Ring.attach(d), Ring.attach(e), Doorbell.attach(f)), here)
+        board, a, b, c, d, e, f = fds
+        return cls(Board.attach(board), (d, e, f), (a, b, c), 1)
 
     async def take(self, n: int) -> None:
         """Receive n messages."""
@@ -134,10 +150,12 @@ class Edges:
         for message in messages:
             await self.outbox.send("peer", message)
 
-    async def ping(self, message: StepDone, n: int) -> list[int]:
+    async def ping(self, message: StepDone, n: int, role: str) -> list[int]:
         """n round trips, nanoseconds each."""
         times = []
         for _ in range(n):
+            if role == "rare":
+                await trio.sleep(PAUSE)
             start = time.perf_counter_ns()
             self.outbox.send_nowait("peer", message)
             await self.inbox.receive()
@@ -155,25 +173,26 @@ class Edges:
         """Close everything."""
         for part in self.parts:
             part.close()
+        self.board.close()
 
 
-def _new_edge() -> tuple[Ring, Ring, Doorbell]:
-    return Ring.create(CONTROL_BYTES), Ring.create(DATA_BYTES), Doorbell.create()
+def _new_edge() -> tuple[int, int, int]:
+    return Ring.create(CONTROL_BYTES).fd, Ring.create(DATA_BYTES).fd, Doorbell.create().fd
 
 
 async def _measure_ring(form: str, role: str, message: StepDone, rounds: list[int]) -> Sample:
     edges = Edges.create()
     times: list[int] = []
-    with _peer(form=form, role=role, rounds=rounds, fds=[part.fd for part in edges.parts]) as ended:
+    with _peer(form=form, role=role, rounds=rounds, fds=edges.fds) as ended:
         await edges.take(1)
         for n in rounds:
             cpu, start = time.process_time(), time.perf_counter_ns()
-            if role == "echo":
-                times = await edges.ping(message, n)
-            else:
+            if role == "sink":
                 await edges.push(message, n, FORMS[form])
                 await edges.take(1)
                 times = [time.perf_counter_ns() - start]
+            else:
+                times = await edges.ping(message, n, role)
             cpu = time.process_time() - cpu
         peer = ended()
     edges.close()
@@ -185,11 +204,19 @@ async def _ring_peer(role: str, rounds: list[int], fds: list[int]) -> float:
     edges.outbox.send_nowait("peer", DONE)
     for n in rounds:
         cpu = time.process_time()
-        await (edges.echo(n) if role == "echo" else edges.take(n))
+        await (edges.take(n) if role == "sink" else edges.echo(n))
         cpu = time.process_time() - cpu
         if role == "sink":
             edges.outbox.send_nowait("peer", DONE)
     return cpu
+
+
+def _measure_plain(form: str, role: str, message: StepDone, rounds: list[int]) -> Sample:
+    with plain.opened(form, role) as wire:
+        spec = {"form": form, "role": role, "rounds": rounds, "wire": wire.spec(), "fds": wire.descriptors()}
+        with _peer(**spec) as ended:
+            times, cpu = plain.lead(wire, role, encode_batch((message,)), rounds)
+            return _sample(times, cpu, ended(), rounds[-1])
 
 
 # pyzmq.
@@ -201,7 +228,7 @@ class Sockets:
     def __init__(self, role: str, path: str, bind: bool) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         self._decode: Decoder[Any] = Decoder(SchedulerMail)
-        kinds = [zmq.PAIR] if role == "echo" else [zmq.PUSH, zmq.PULL]
+        kinds = [zmq.PUSH, zmq.PULL] if role == "sink" else [zmq.PAIR]
         lanes = range(len(kinds)) if bind else reversed(range(len(kinds)))
         sockets = [
             self._open(kind, f"ipc://{path}.{lane}", bind) for kind, lane in zip(kinds, lanes, strict=True)
@@ -241,10 +268,12 @@ class Sockets:
         for _ in range(n // burst):
             self.send(*messages)
 
-    def ping(self, message: StepDone, n: int) -> list[int]:
+    def ping(self, message: StepDone, n: int, role: str) -> list[int]:
         """n round trips, nanoseconds each."""
         times = []
         for _ in range(n):
+            if role == "rare":
+                time.sleep(PAUSE)
             start = time.perf_counter_ns()
             self.send(message)
             self.receive()
@@ -271,24 +300,26 @@ def _measure_zmq(form: str, role: str, message: StepDone, rounds: list[int]) -> 
         sockets.take(1)
         for n in rounds:
             cpu, start = time.process_time(), time.perf_counter_ns()
-            if role == "echo":
-                times = sockets.ping(message, n)
-            else:
+            if role == "sink":
                 sockets.push(message, n, FORMS[form])
                 sockets.take(1)
                 times = [time.perf_counter_ns() - start]
+            else:
+                times = sockets.ping(message, n, role)
             cpu = time.process_time() - cpu
         peer = ended()
     return _sample(times, cpu, peer, rounds[-1])
 
 
-async def _measure_zmq_in_trio(message: StepDone, rounds: list[int]) -> Sample:
+async def _measure_zmq_in_trio(role: str, message: StepDone, rounds: list[int]) -> Sample:
     times: list[int] = []
     with _bound("echo") as (path, sockets), _peer(form="zmq in trio", rounds=rounds, path=path) as ended:
         await sockets.receive_in_trio()
         for n in rounds:
             cpu, times = time.process_time(), []
             for _ in range(n):
+                if role == "rare":
+                    await trio.sleep(PAUSE)
                 start = time.perf_counter_ns()
                 sockets.send(message)
                 await sockets.receive_in_trio()
@@ -303,12 +334,12 @@ def _zmq_peer(role: str, rounds: list[int], path: str) -> float:
     sockets.send(DONE)
     for n in rounds:
         cpu = time.process_time()
-        if role == "echo":
-            for _ in range(n):
-                sockets.send(*sockets.receive())
-        else:
+        if role == "sink":
             sockets.take(n)
             sockets.send(DONE)
+        else:
+            for _ in range(n):
+                sockets.send(*sockets.receive())
         cpu = time.process_time() - cpu
     sockets.close()
     return cpu
@@ -333,6 +364,8 @@ def be_peer(form: str, **spec: Any) -> float:
             return trio.run(lambda: _ring_peer(**spec))
         case "zmq in trio":
             return trio.run(lambda: _zmq_in_trio_peer(**spec))
+        case _ if form in PLAIN:
+            return plain.follow(**spec)
         case _:
             return _zmq_peer(**spec)
 
