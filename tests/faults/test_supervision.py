@@ -337,7 +337,7 @@ def test_what_administrators_may_ask(tmp_path: pathlib.Path) -> None:
         assert refusal.value.code == "not_found"
         with pytest.raises(admin.VerbError, match="there is no verb 'dance'"):
             stage.ask("dance")
-        assert stage.ask("stop") == {"state": "stopping"}
+        assert stage.ask("stop")["state"] == "stopping"
         assert stage.process.wait(PATIENCE) == 0
 
 
