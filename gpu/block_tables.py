@@ -119,7 +119,7 @@ class BlockTables:
         if decodes is None:
             decodes = np.frombuffer(plan.decodes, "<i4").astype(np.int64)
         if not chunks and not runs:
-            return self._decode(decodes)
+            return self._decode(decodes, plan.rounds)
         first = [chunk.slot for chunk in chunks] + [run.slot for run in runs]
         slots = np.array(first + decodes.tolist(), np.int64)
         tokens = [np.frombuffer(chunk.tokens, "<i4") for chunk in chunks]
@@ -148,29 +148,21 @@ class BlockTables:
             next_positions=batch.positions[rows] + 1,
         )
 
-    def ahead(self, slots: Ints, rounds: int) -> Batch:
-        """The first of `rounds` steps in a row with a row for each slot; block tables reach as far as the
-        last. Lengths stay: see `advance`."""
+    def _decode(self, slots: Ints, rounds: int) -> Step:
+        """The first of `rounds` steps of nothing but single rows, which most are; its block tables reach as
+        far as the last one."""
         assert self._open[slots].all(), "a plan runs a slot that is not open"
         positions = self.lengths[slots]
-        pages = self._table[slots, positions // self.page_size]
         last = positions + rounds - 1
         assert self._table[slots, last // self.page_size].min() >= 0, (
             "a plan writes where no page was granted"
         )
-        used = -(-int(last.max() + 1) // self.page_size)
-        return self._laid(np.ones_like(slots), positions + 1, positions, pages, slots, len(slots), used)
-
-    def _decode(self, slots: Ints) -> Step:
-        """A step of nothing but single rows, which most are."""
-        assert self._open[slots].all(), "a plan runs a slot that is not open"
-        positions = self.lengths[slots]
         contexts = positions + 1
         self.lengths[slots] = contexts
         pages = self._table[slots, positions // self.page_size]
         rows = np.arange(len(slots))
         return Step(
-            batch=self._laid(np.ones_like(slots), contexts, positions, pages, slots, len(slots)),
+            batch=self._laid(np.ones_like(slots), contexts, positions, pages, slots, len(slots), last),
             slots=slots,
             known_tokens=np.zeros(0, np.int64),
             runs=(),
@@ -185,7 +177,7 @@ class BlockTables:
         ends = np.cumsum(query_lens)
         positions = np.arange(ends[-1]) + np.repeat(starts - (ends - query_lens), query_lens)
         pages = self._table[np.repeat(slots, query_lens), positions // self.page_size]
-        return self._laid(query_lens, contexts, positions, pages, slots, decodes)
+        return self._laid(query_lens, contexts, positions, pages, slots, decodes, positions)
 
     def _laid(
         self,
@@ -195,11 +187,11 @@ class BlockTables:
         pages: npt.NDArray[np.int32],
         slots: Ints,
         decodes: int,
-        used: int = 0,
+        last: Ints,
     ) -> Batch:
-        """pages: of each row. used: entries of the block tables, 0 for as far as the contexts go."""
+        """pages: of each row. last: positions that the block tables reach."""
         assert pages.min() >= 0, "a plan writes where no page was granted"
-        used = used or -(-int(contexts.max()) // self.page_size)
+        used = int(last.max()) // self.page_size + 1
         return Batch(
             query_lens=query_lens,
             contexts=contexts,

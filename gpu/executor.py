@@ -8,6 +8,7 @@ speculates guesses from the tokens, so its `launch` waits for those of the step 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -176,13 +177,9 @@ class Executor:
         launched = time.perf_counter()
         self._verify()
         self._apply(plan)
-        layout, result, told = self._lay_out(plan), None, None
-        if layout is not None:
-            result, told = self._forward(layout, self._prompt_outputs.plan(plan))
-        further = (
-            tuple(self._repeat(plan, layout, launched)) if plan.rounds > 1 and layout is not None else ()
-        )
-        flight = Flight(plan.epoch, plan.step, layout, result, launched, told, further, self._refused(layout))
+        flight, *further = self._rounds(plan, launched)
+        if further:
+            flight = dataclasses.replace(flight, further=tuple(further))
         if self._speculator is not None:
             self._unverified = flight
         return flight
@@ -235,29 +232,42 @@ class Executor:
             self.refresh()
         return self.versions.serial == serial
 
-    def _repeat(self, plan: Plan, layout: Step, launched: float) -> Iterator[Flight]:
-        """The plan's rounds after the first."""
-        left, slots, greedy = plan.rounds - 1, layout.decodes, self._model.greedy
-        if greedy is not None and self._only_likeliest(layout, left):
-            attention = self.attention.prepare(batch := self._table.ahead(slots, left))
-            places = self.adapters.rows(slots, batch.query_lens)
-            adapters = None if places is None else self._to_device(places)
-            tokens, positions = self._last[self._to_device(slots)], self._to_device(batch.positions)
-            found = greedy(tokens, positions, attention, adapters, left)
-            if len(found):
-                self._table.advance(slots, len(found))
-                self._last[slots] = found[-1]
-            for round_ in found:
-                yield Flight(plan.epoch, plan.step, layout, Likeliest(round_), launched)
-            left -= len(found)
+    def _rounds(self, plan: Plan, launched: float) -> Iterator[Flight]:
+        """The plan's rounds, one at least."""
+        layout = self._lay_out(plan)
+        if layout is None:
+            yield Flight(plan.epoch, plan.step, None, None, launched)
+            return
+        found = self._decode(layout, plan.rounds)
+        for likeliest in found:
+            yield Flight(plan.epoch, plan.step, layout, Likeliest(likeliest), launched)
+        if not len(found):
+            result, told = self._forward(layout, self._prompt_outputs.plan(plan))
+            refused = self._refused(layout)
+            yield Flight(plan.epoch, plan.step, layout, result, launched, told, refused=refused)
         again = msgspec.structs.replace(plan, closes=(), opens=(), grants=(), rounds=1)
-        for _ in range(left):
+        for _ in range(plan.rounds - max(1, len(found))):
             yield self.launch(again)
 
+    def _decode(self, layout: Step, rounds: int) -> Sequence[Tensor] | Tensor:
+        """Tokens [n] of the first of the layout's rounds, as far as these are nothing but a model that
+        decodes by itself and its most likely tokens."""
+        greedy, slots = self._model.greedy, layout.decodes
+        if greedy is None or len(slots) < len(layout.slots) or not self._only_likeliest(layout, rounds):
+            return ()
+        batch = layout.batch
+        places = self.adapters.rows(slots, batch.query_lens)
+        adapters = None if places is None else self._to_device(places)
+        tokens, positions = self._tokens(layout), self._to_device(batch.positions)
+        found = greedy(tokens, positions, self.attention.prepare(batch), adapters, rounds)
+        if len(found):
+            self._table.advance(slots, len(found) - 1)
+            self._last[slots] = found[-1]
+        return found
+
     def _only_likeliest(self, layout: Step, rounds: int) -> bool:
-        """Whether so many rounds more of the layout's slots are nothing but the model and its likeliest
-        tokens."""
-        end = int(self._table.lengths[layout.decodes].max()) + rounds
+        """Whether so many rounds of the layout's slots are nothing but the model and its likeliest tokens."""
+        end = int(layout.batch.contexts.max()) + rounds - 1
         likeliest = self._sampler.takes_likeliest(layout.sampled)
         return likeliest and end <= self._context and not self._refused(layout)
 

@@ -9,12 +9,14 @@ weight of zero is not zero).
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from gpu.cpu import memory
 from gpu.cuda.memory import FRACTION, pool_bytes
 from gpu.occupation import discard, reclaim
 from protocols.config import Config
@@ -70,7 +72,7 @@ class KvPool:
         self.shapes, self.dtype, self.device = tuple(shapes), dtype, device
         try:
             self.layers = tuple(self._layer(shape) for shape in shapes)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             size = token_bytes(shapes, dtype) * page_size * pages
             raise StartError(f"cannot allocate a KV pool of {size / 2**30:.1f} GiB.") from error
 
@@ -107,6 +109,8 @@ class KvPool:
 
     def _pages(self, kv_heads: int, dim: int) -> Tensor:
         size = (self.pages + 1, self.page_size, kv_heads, dim)
+        if self.device.type == "cpu":
+            return memory.zeros(math.prod(size) * self.dtype.itemsize).view(self.dtype).view(size)
         pages = torch.empty(size, dtype=self.dtype, device=self.device)
         pages[-1].zero_()
         return pages

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gpu.cpu import memory
 from protocols.compiling import Unavailable
 
 
@@ -149,6 +150,22 @@ class StepStruct(Structure):
     )
 
 
+WORKS = (
+    "other products",
+    "embedding",
+    "norms",
+    "qkv",
+    "rope, keys and values",
+    "attention",
+    "output",
+    "gate and up",
+    "down",
+    "head",
+    "likeliest",
+    "adapters",
+)
+"""Kinds of work, as in `enum Work`."""
+
 _LAYOUT = (
     *map(
         ctypes.sizeof,
@@ -169,6 +186,7 @@ _LAYOUT = (
     _SPARE_ROWS,
     UNITS,
     HALF_PANEL,
+    len(WORKS),
 )
 """As `layout` in `kernels/library.cpp` gives it: sizes of the structures, then constants."""
 
@@ -227,14 +245,22 @@ class Kernels:
         """Multiply bfloat16 on the processor's tiles (AMX) or not; whether it is able to."""
         return bool(self._library.machine_tiles(c_int(wanted)))
 
+    def measure(self, wanted: bool) -> None:
+        """Begin to measure where the team's time goes, with nothing spent, or end it."""
+        self._library.machine_measure(self._machine, c_int(wanted))
+
+    def spent(self) -> npt.NDArray[np.int64]:
+        """Nanoseconds [threads, kinds of `WORKS`, (working, waiting for others)] since `measure`."""
+        spent = np.zeros((self.threads, len(WORKS), 2), np.int64)
+        self._library.machine_spent(self._machine, c_void_p(spent.ctypes.data))
+        return spent
+
     def pack(self, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Packed:
         """Pack weight [n, k] of float32, bfloat16, or int8 with a scale for each row."""
         weight = weight.contiguous()
         (n, k), kind = weight.shape, ELEMENT_TYPES[weight.dtype]
         size = self._library.packed_bytes(c_int(kind), c_int64(n), c_int64(k))
-        packed = torch.empty(size, dtype=torch.uint8)
-        self._library.advise_huge_pages(c_void_p(packed.data_ptr()), c_int64(size))
-        packed.zero_()
+        packed = memory.zeros(size)
         self._library.pack_weight(
             c_int(kind), c_void_p(weight.data_ptr()), c_int64(n), c_int64(k), c_void_p(packed.data_ptr())
         )

@@ -64,6 +64,18 @@ class Case:
         every = list(range(len(before)))
         return self._step(chosen, spec, every, before, self.contexts, decodes, self.sinks if sinks else None)
 
+    def share(self, row: int, other: int, positions: int) -> None:
+        """Sequence `row` begins with the pages of `other`, as far as whole ones go."""
+        pages = positions // self.page
+        self.tables[row, :pages] = self.tables[other, :pages]
+        for rows in (self.keys, self.values):
+            rows[row][: pages * self.page] = rows[other][: pages * self.page]
+
+    def alone(self, chosen: Backend, spec: Spec, row: int) -> Tensor:
+        """The backend's answer to one sequence's part of the step, once `run_on` has run."""
+        before = [context - length for context, length in zip(self.contexts, self.query_lens, strict=True)]
+        return self._step(chosen, spec, [row], before, self.contexts, 0)
+
     def _step(
         self,
         chosen: Backend,

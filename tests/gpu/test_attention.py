@@ -133,6 +133,24 @@ def test_long_contexts_of_many_blocks_of_keys(dtype: torch.dtype, dim: int, wind
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize("page", [16, 32, 128])
+@torch.inference_mode()
+def test_sequences_that_share_pages_get_the_bits_that_each_gets_by_itself(
+    dtype: torch.dtype, window: int, page: int
+) -> None:
+    case = Case([300, 257, 310, 140, 300, 90], [1, 1, 3, 1, 1, 2], dtype=dtype, page=page)
+    for row, positions in ((1, 256), (2, 256), (3, 139), (4, 192), (5, 64)):
+        case.share(row, 0, positions)
+    spec, chosen = Spec(0.3, window), CpuAttention(case.pool, kernels(1))
+    together = case.run_on(chosen, spec, decodes=0)
+    close = 1e-5 if dtype == torch.float32 else 3e-2
+    assert torch.allclose(together.double(), case.expected(spec), atol=close)
+    assert torch.equal(torch.cat([case.alone(chosen, spec, row) for row in range(6)]), together)
+    assert torch.equal(case.run_on(CpuAttention(case.pool, kernels(2)), spec, decodes=0), together)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [0, 9, 64])
 @torch.inference_mode()
 def test_kernels_give_a_row_the_same_bits_in_any_company(dtype: torch.dtype, window: int) -> None:

@@ -12,23 +12,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "blocks.h"
 #include "gemm.h"
 
-constexpr i64 KEYS = 64;  // of a block
 static_assert(KEYS == COLUMNS);
-
-// The pages of one layer: [pages, page_size, kv_heads, dim].
-struct Pages {
-    void* keys;
-    void* values;
-};
-
-// Columns of a unit of values are read by 16 or 32, also beyond value_dim: the pool has a page behind its last one.
-struct Heads {
-    i64 heads, kv_heads, key_dim, value_dim, page_size;
-    i64 shared() const { return heads / kv_heads; }
-    bool in_units() const { return page_size % 16 == 0 && (page_size & (page_size - 1)) == 0 && key_dim % 2 == 0; }
-};
 
 // One layer's way to attend. sinks: [heads] or null.
 struct Manner {
@@ -37,36 +24,7 @@ struct Manner {
     const float* sinks;
 };
 
-// The rows of a step; see gpu.attention.base.Batch.
-struct Batch {
-    i64 rows, sequences;
-    const i64 *query_lens, *contexts, *positions, *places;
-    const std::int32_t* tables;
-    i64 table_width;
-};
-
-// Some (row, head of the group) pairs of a sequence, numbered row by row.
-struct Block {
-    i64 sequence, row, first, count, position;  // row: of the sequence's first row; position: of that row
-};
-
-// How a step's rows are attended. last: whether a row is its sequence's last one.
-struct Layout {
-    std::vector<Block> blocks;
-    std::vector<char> last;
-
-    void cut(const Batch& batch, i64 shared) {
-        blocks.clear();
-        last.assign(batch.rows, 0);
-        for (i64 s = 0, row = 0; s < batch.sequences; ++s) {
-            const i64 length = batch.query_lens[s], all = length * shared;
-            for (i64 first = 0; first < all; first += ROWS)
-                blocks.push_back({s, row, first, std::min(ROWS, all - first), batch.contexts[s] - length});
-            row += length;
-            last[row - 1] = 1;
-        }
-    }
-};
+static_assert(BLOCK_ROWS == ROWS);
 
 struct AttentionScratch {
     std::vector<u32> q, k, v;
@@ -74,12 +32,14 @@ struct AttentionScratch {
     alignas(64) float scores[(ROWS + 16) * KEYS];
     alignas(64) u32 p[(ROWS + SPARE_ROWS) * KEYS] = {};
     float highest[ROWS], total[ROWS];
+    i64 own[ROWS];  // positions
 };
 
 // 64 keys: 16 in each of four places.
 template <class X>
 struct Keys {
     using Number = X;
+    using Next = Alike<Keys>;
     const X* column[4];
     i64 step;
     static constexpr bool tiles = true;
@@ -90,6 +50,7 @@ struct Keys {
 template <class X>
 struct Values {
     using Number = X;
+    using Next = Alike<Values>;
     const X* run[4];
     i64 step, even;
     int shift;
@@ -203,25 +164,27 @@ template <class X>
 inline float weigh(const float* scores, const Manner& manner, i64 from, i64 to, float& highest, float& total, X* p) {
     const float lowest = -std::numeric_limits<float>::infinity();
     const i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    f32x16 s[4], best = splat(lowest), sums = splat(0);
-    for (int j = 0; j < 4; ++j) {
-        s[j] = load<f32x16>(scores + j * 16) * manner.scale;
-        if (manner.softcap != 0) s[j] = tanh_of(s[j] / manner.softcap) * manner.softcap;
-        i32x16 at = lanes + j * 16;
-        s[j] = select((at >= (std::int32_t)from) & (at < (std::int32_t)to), s[j], splat(lowest));
-        best = maximum(s[j], best);
-    }
-    const float before = highest, now = std::max(before, largest(best));
+    f32x16 s[4];
+    for (int j = 0; j < 4; ++j) s[j] = load<f32x16>(scores + j * 16) * manner.scale;
+    if (manner.softcap != 0)
+        for (int j = 0; j < 4; ++j) s[j] = tanh_of(s[j] / manner.softcap) * manner.softcap;
+    if (from > 0 || to < KEYS)
+        for (int j = 0; j < 4; ++j) {
+            const i32x16 at = lanes + j * 16;
+            s[j] = select((at >= (std::int32_t)from) & (at < (std::int32_t)to), s[j], splat(lowest));
+        }
+    const float before = highest, now = std::max(before, largest(maximum(maximum(s[0], s[1]), maximum(s[2], s[3]))));
     const float base = now == lowest ? 0 : now;
+    f32x16 weight[4];
     for (int j = 0; j < 4; ++j) {
-        f32x16 weight = exp_nonpositive(s[j] - base);
-        narrow(p + j * 16, weight);
-        sums += weight;
+        weight[j] = exp_nonpositive(s[j] - base);
+        narrow(p + j * 16, weight[j]);
     }
-    f32x16 shrink = exp_nonpositive(splat(before == lowest ? lowest : before - now));
-    const float factor = before == now ? 1.0f : shrink[0];
+    const float sums = sum((weight[0] + weight[1]) + (weight[2] + weight[3]));
+    float factor = 1;
+    if (before != now) factor = before == lowest ? 0 : exp_nonpositive(splat(before - now))[0];
     highest = now;
-    total = total * factor + sum(sums);
+    total = total * factor + sums;
     return factor;
 }
 
@@ -278,75 +241,172 @@ inline Values<X> values_from(const Sequence<X>& sequence, i64 begin, i64 seen, i
     return values;
 }
 
-// query and out: [rows, heads, dim] with ldq and ldo numbers between rows.
+// Query heads of one KV head in one block.
 template <class X>
-inline void attend_block(const Heads& h, const Manner& manner, const Pages& pages, const Batch& batch, const Block& block,
-                         i64 head, const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s) {
-    constexpr i64 per = Weight<X>::per_unit;
-    const i64 shared = h.shared(), units_d = units_of<X>(h.key_dim), panels = (h.value_dim + COLUMNS - 1) / COLUMNS;
-    const i64 used_units = h.in_units() ? h.key_dim / per : units_d;
-    const i64 first = block.position + block.first / shared, last = block.position + (block.first + block.count - 1) / shared;
-    const i64 height = ROWS + 16;
-    if ((i64)s.q.size() < (ROWS + SPARE_ROWS) * units_d) s.q.resize((ROWS + SPARE_ROWS) * units_d);
-    if ((i64)s.acc.size() < panels * height * COLUMNS) s.acc.resize(panels * height * COLUMNS);
-    if (!h.in_units()) {
-        s.k.assign(units_d * KEYS, 0);
-        s.v.resize(KEYS / per * COLUMNS);
-    }
-    for (i64 i = 0; i < block.count; ++i) {
-        const i64 pair = block.first + i;
-        const X* from = query + (block.row + pair / shared) * ldq + (head * shared + pair % shared) * h.key_dim;
-        X* to = reinterpret_cast<X*>(&s.q[i * units_d]);
-        std::memcpy(to, from, h.key_dim * sizeof(X));
-        std::memset(to + h.key_dim, 0, (units_d * per - h.key_dim) * sizeof(X));
-        s.highest[i] = -std::numeric_limits<float>::infinity();
-        s.total[i] = 0;
-    }
-    const Sequence<X> sequence{h, pages, batch.tables + block.sequence * batch.table_width, head};
-    const i64 seen = manner.window ? std::max<i64>(0, first - manner.window + 1) : 0;
-    const i64 start = seen / KEYS * KEYS;
-    for (i64 begin = start; begin <= last; begin += KEYS) {
-        const Keys<X> keys = keys_from<X>(sequence, begin, seen, last, s);
-        multiply(s.q.data(), units_d, block.count, keys, used_units, s.scores, false);
-        for (i64 i = 0; i < block.count; ++i) {
-            const i64 own = block.position + (block.first + i) / shared;
-            const i64 from = manner.window ? std::max<i64>(0, own - manner.window + 1 - begin) : 0;
-            X* p = reinterpret_cast<X*>(s.p + i * KEYS / per);
-            float factor = weigh(s.scores + i * KEYS, manner, from, std::min(KEYS, own + 1 - begin), s.highest[i], s.total[i], p);
-            if (factor != 1 && begin != start)
-                for (i64 panel = 0; panel < panels; ++panel)
-                    for (i64 j = 0; j < COLUMNS; j += 16) {
-                        float* at = &s.acc[(panel * height + i) * COLUMNS + j];
-                        store(at, load<f32x16>(at) * factor);
-                    }
+class Attention {
+  public:
+    Attention(const Heads& h, const Manner& manner, const Pages& pages, const Batch& batch, const Layout& layout, i64 task)
+        : h_(h), manner_(manner), pages_(pages), batch_(batch), head_(task % h.kv_heads),
+          parts_(&layout.parts[layout.blocks[task / h.kv_heads].first]),
+          count_(layout.blocks[task / h.kv_heads].end - layout.blocks[task / h.kv_heads].first) {}
+
+    // query and out: [rows, heads, dim] with ldq and ldo numbers between rows. then: what this thread does next, or null.
+    void run(const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s, const Attention* then) const {
+        fit(s);
+        take(query, ldq, s);
+        for (Stop at = first(), next; at.part < count_; at = next) {
+            next = after(at);
+            if (next.part < count_)
+                look(at, this, next, s);
+            else
+                look(at, then, then ? then->first() : next, s);
         }
-        const i64 there = h.in_units() ? (std::min(KEYS, last + 1 - begin) + per - 1) / per : KEYS / per;
-        for (i64 panel = 0; panel < panels; ++panel) {
+        give(out, ldo, s);
+    }
+
+  private:
+    static constexpr i64 PER = Weight<X>::per_unit, HEIGHT = ROWS + 16;
+
+    // The keys from `begin` on, and the parts [part, end) that look at them together; row: of the first of these.
+    struct Stop {
+        i64 begin, part, end, row;
+    };
+
+    i64 units_d() const { return units_of<X>(h_.key_dim); }
+    i64 panels() const { return (h_.value_dim + COLUMNS - 1) / COLUMNS; }
+    Sequence<X> sequence(const Part& part) const { return {h_, pages_, batch_.table(part.sequence), head_}; }
+
+    void fit(AttentionScratch& s) const {
+        if ((i64)s.q.size() < (ROWS + SPARE_ROWS) * units_d()) s.q.resize((ROWS + SPARE_ROWS) * units_d());
+        if ((i64)s.acc.size() < panels() * HEIGHT * COLUMNS) s.acc.resize(panels() * HEIGHT * COLUMNS);
+        if (!h_.in_units()) {
+            s.k.assign(units_d() * KEYS, 0);
+            s.v.resize(KEYS / PER * COLUMNS);
+        }
+    }
+
+    // put(pair of the part, row of the block, row of the step, query head) for all rows.
+    template <class Put>
+    void each(Put put) const {
+        for (i64 i = 0, row = 0; i < count_; ++i)
+            for (i64 pair = 0; pair < parts_[i].count; ++pair, ++row) {
+                const i64 number = parts_[i].first + pair, shared = h_.shared();
+                put(parts_[i], pair, row, parts_[i].row + number / shared, head_ * shared + number % shared);
+            }
+    }
+
+    void take(const X* query, i64 ldq, AttentionScratch& s) const {
+        each([&](const Part& part, i64 pair, i64 row, i64 of, i64 head) {
+            X* to = reinterpret_cast<X*>(&s.q[row * units_d()]);
+            std::memcpy(to, query + of * ldq + head * h_.key_dim, h_.key_dim * sizeof(X));
+            std::memset(to + h_.key_dim, 0, (units_d() * PER - h_.key_dim) * sizeof(X));
+            s.own[row] = part.own(pair);
+            s.highest[row] = -std::numeric_limits<float>::infinity();
+            s.total[row] = 0;
+        });
+    }
+
+    Stop first() const {
+        Stop at{parts_[0].start(manner_.window), 0, 0, 0};
+        for (i64 i = 1; i < count_; ++i) at.begin = std::min(at.begin, parts_[i].start(manner_.window));
+        return looks(parts_[0], at.begin) ? joined(at) : after({at.begin, 0, 1, 0});
+    }
+
+    bool looks(const Part& part, i64 begin) const { return begin >= part.start(manner_.window) && begin <= part.last(); }
+
+    // With all parts that may look together with its first one.
+    Stop joined(Stop at) const {
+        const i64 start = parts_[at.part].start(manner_.window);
+        for (at.end = at.part + 1; at.end < count_; ++at.end) {
+            const Part& part = parts_[at.end];
+            if (part.start(manner_.window) != start || !Layout::same_pages(batch_, h_, parts_[at.part], part, at.begin)) break;
+        }
+        return at;
+    }
+
+    Stop after(Stop at) const {
+        i64 last = 0;
+        for (i64 i = 0; i < count_; ++i) last = std::max(last, parts_[i].last());
+        while (at.begin <= last) {
+            for (; at.part < at.end; ++at.part) at.row += parts_[at.part].count;
+            if (at.part == count_) at = {at.begin + KEYS, 0, 0, 0};
+            if (looks(parts_[at.part], at.begin)) return joined(at);
+            at.end = at.part + 1;
+        }
+        return {at.begin, count_, count_, 0};
+    }
+
+    Keys<X> keys(const Stop& at, AttentionScratch& s) const {
+        const Part& part = parts_[at.part];
+        return keys_from<X>(sequence(part), at.begin, part.seen(manner_.window), part.last(), s);
+    }
+
+    Values<X> values(const Stop& at, i64 column, AttentionScratch& s) const {
+        const Part& part = parts_[at.part];
+        return values_from<X>(sequence(part), at.begin, part.seen(manner_.window), part.last(), column, s);
+    }
+
+    // Look at the keys of a stop, while those of the next one, `then` of `by`, are sent for.
+    void look(const Stop& at, const Attention* by, const Stop& then, AttentionScratch& s) const {
+        const i64 start = parts_[at.part].start(manner_.window);
+        const bool more = at.begin != start, sends = h_.in_units() && by;
+        i64 rows = 0, last = 0;
+        for (i64 i = at.part; i < at.end; ++i) rows += parts_[i].count, last = std::max(last, parts_[i].last());
+        const Keys<X> next_keys = sends ? by->keys(then, s) : Keys<X>{};
+        multiply(s.q.data() + at.row * units_d(), units_d(), rows, keys(at, s), h_.in_units() ? h_.key_dim / PER : units_d(), s.scores,
+                 false, COLUMNS, Alike<Keys<X>>{sends ? &next_keys : nullptr});
+        for (i64 i = 0; i < rows; ++i) weigh_row(at.begin, at.row + i, s.scores + i * KEYS, reinterpret_cast<X*>(s.p + i * KEYS / PER), more, s);
+        const i64 there = h_.in_units() ? (std::min(KEYS, last + 1 - at.begin) + PER - 1) / PER : KEYS / PER;
+        for (i64 panel = 0; panel < panels(); ++panel) {
             const i64 column = panel * COLUMNS;
-            const Values<X> values = values_from<X>(sequence, begin, seen, last, column, s);
-            multiply(s.p, KEYS / per, block.count, values, there, &s.acc[panel * height * COLUMNS], begin != start, h.value_dim - column);
+            const Values<X> next_values = sends ? by->values(then, column, s) : Values<X>{};
+            multiply(s.p, KEYS / PER, rows, values(at, column, s), there, &s.acc[(panel * HEIGHT + at.row) * COLUMNS], more,
+                     h_.value_dim - column, Alike<Values<X>>{sends ? &next_values : nullptr});
         }
     }
-    for (i64 i = 0; i < block.count; ++i) {
-        const i64 pair = block.first + i, query_head = head * shared + pair % shared;
-        float total = s.total[i];
-        // One more logit in the softmax, without a value.
-        if (manner.sinks) total += std::exp(manner.sinks[query_head] - s.highest[i]);
-        X* to = out + (block.row + pair / shared) * ldo + query_head * h.value_dim;
-        for (i64 column = 0; column < h.value_dim; column += 16) {
-            alignas(64) X numbers[16];
-            const float* from = &s.acc[(column / COLUMNS * height + i) * COLUMNS + column % COLUMNS];
-            narrow(numbers, load<f32x16>(from) / total);
-            std::memcpy(to + column, numbers, std::min<i64>(16, h.value_dim - column) * sizeof(X));
-        }
+
+    void weigh_row(i64 begin, i64 row, const float* scores, X* p, bool more, AttentionScratch& s) const {
+        const i64 own = s.own[row], from = manner_.window ? std::max<i64>(0, own - manner_.window + 1 - begin) : 0;
+        const float factor = weigh(scores, manner_, from, std::min(KEYS, own + 1 - begin), s.highest[row], s.total[row], p);
+        if (factor == 1 || !more) return;
+        for (i64 panel = 0; panel < panels(); ++panel)
+            for (i64 j = 0; j < COLUMNS; j += 16) {
+                float* at = &s.acc[(panel * HEIGHT + row) * COLUMNS + j];
+                store(at, load<f32x16>(at) * factor);
+            }
     }
-}
+
+    void give(X* out, i64 ldo, AttentionScratch& s) const {
+        each([&](const Part&, i64, i64 row, i64 of, i64 head) {
+            float total = s.total[row];
+            // One more logit in the softmax, without a value.
+            if (manner_.sinks) total += std::exp(manner_.sinks[head] - s.highest[row]);
+            X* to = out + of * ldo + head * h_.value_dim;
+            for (i64 column = 0; column < h_.value_dim; column += 16) {
+                alignas(64) X numbers[16];
+                const float* from = &s.acc[(column / COLUMNS * HEIGHT + row) * COLUMNS + column % COLUMNS];
+                narrow(numbers, load<f32x16>(from) / total);
+                std::memcpy(to + column, numbers, std::min<i64>(16, h_.value_dim - column) * sizeof(X));
+            }
+        });
+    }
+
+    const Heads& h_;
+    const Manner& manner_;
+    const Pages& pages_;
+    const Batch& batch_;
+    const i64 head_;
+    const Part* const parts_;
+    const i64 count_;
+};
 
 // A phase of the team's. blocks: how many the layout has; who lags behind must not look.
 template <class X>
 inline void attend(Team::Member& team, const Heads& h, const Manner& manner, const Pages& pages, const Batch& batch,
                    const Layout& layout, i64 blocks, const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s) {
-    team.share(blocks * h.kv_heads, 1, [&](i64 task) {
-        attend_block<X>(h, manner, pages, batch, layout.blocks[task / h.kv_heads], task % h.kv_heads, query, ldq, out, ldo, s);
+    team.line_up(ATTEND, blocks * h.kv_heads, [&](i64 task, i64 next) {
+        const Attention<X> now(h, manner, pages, batch, layout, task);
+        const Attention<X> then(h, manner, pages, batch, layout, next < 0 ? task : next);
+        now.run(query, ldq, out, ldo, s, next < 0 ? nullptr : &then);
     });
 }

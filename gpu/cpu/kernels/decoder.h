@@ -123,7 +123,7 @@ struct Workspace {
 
     static i64 row_of(i64 k) { return units_of<X>(k) * Weight<X>::per_unit; }
 
-    void fit(const Model& model, const Step& step) {
+    void fit(const Model& model, const Step& step, int threads) {
         const Heads& h = model.heads;
         const Batch& batch = step.batch;
         const i64 rows = batch.rows + ROWS;
@@ -140,7 +140,7 @@ struct Workspace {
         grow(attended, rows * ldo);
         grow(inner, rows * ldi);
         if (step.adapted.count) grow(shrunk.numbers, batch.rows * step.adapted.most);
-        layout.cut(batch, h.shared());
+        layout.cut(batch, h, threads);
     }
 
     template <class T>
@@ -161,22 +161,22 @@ struct Forward {
     ThreadScratch& s;
 
     template <class Row>
-    void rows(i64 count, Row row) {
-        team.share(count, std::max<i64>(1, count / (4 * team.size())), row);
+    void rows(Work work, i64 count, Row row) {
+        team.share(work, count, std::max<i64>(1, count / (4 * team.size())), row);
     }
 
     template <class Put>
-    void linear(const Linear& by, const std::vector<X>& from, i64 ld, i64 m, Put put) {
-        apply(team, by, reinterpret_cast<const u32*>(from.data()), ld / Weight<X>::per_unit, m, s.gemm, put);
+    void linear(Work work, const Linear& by, const std::vector<X>& from, i64 ld, i64 m, Put put) {
+        apply(team, work, by, reinterpret_cast<const u32*>(from.data()), ld / Weight<X>::per_unit, m, s.gemm, put);
     }
 
     // The linear map number `map` of a step, with what the rows' adapters change of it.
     template <class Put>
-    void adapted(i64 map, const Linear& by, const std::vector<X>& from, i64 ld, i64 m, Put put) {
+    void adapted(Work work, i64 map, const Linear& by, const std::vector<X>& from, i64 ld, i64 m, Put put) {
         const Adapted& adapters = step.adapted;
-        if (adapters.count == 0) return linear(by, from, ld, m, put);
+        if (adapters.count == 0) return linear(work, by, from, ld, m, put);
         w.shrunk.fill(team, adapters, map, from.data(), ld, by.k);
-        linear(by, from, ld, m, [&](i64 panel, i64 row, float* c) {
+        linear(work, by, from, ld, m, [&](i64 panel, i64 row, float* c) {
             w.shrunk.expand(adapters, map, panel, row, m, c);
             put(panel, row, c);
         });
@@ -185,40 +185,40 @@ struct Forward {
     void run() {
         Tiles tiles;
         const i64 m = step.batch.rows;
-        rows(m, [&](i64 row) { embed(row); });
+        rows(EMBED, m, [&](i64 row) { embed(row); });
         for (i64 i = 0; i < model.layers; ++i) layer(i, m);
-        rows(step.tapped_count, [&](i64 i) {
+        rows(NORM, step.tapped_count, [&](i64 i) {
             const float* x = w.x.data() + step.tapped[i] * w.ldx;
             rms_norm(x, model.norm, model.hidden, model.eps, step.states + i * model.hidden);
         });
-        rows(step.wanted_count, [&](i64 i) { norm_row(i, step.wanted ? step.wanted[i] : i, model.norm); });
+        rows(NORM, step.wanted_count, [&](i64 i) { norm_row(i, step.wanted ? step.wanted[i] : i, model.norm); });
         if (step.wanted_count == 0) return;
-        linear(model.head, w.a, w.lda, step.wanted_count, [&](i64 panel, i64 row, const float* c) {
+        linear(HEAD, model.head, w.a, w.lda, step.wanted_count, [&](i64 panel, i64 row, const float* c) {
             const i64 column = panel * COLUMNS, width = std::min(COLUMNS, model.vocab - column);
             std::memcpy(step.logits + row * model.vocab + column, c, width * 4);
         });
         if (step.likeliest)
-            rows(step.wanted_count, [&](i64 i) { step.likeliest[i] = likeliest_of(step.logits + i * model.vocab, model.vocab); });
+            rows(LIKELIEST, step.wanted_count, [&](i64 i) { step.likeliest[i] = likeliest_of(step.logits + i * model.vocab, model.vocab); });
     }
 
     void layer(i64 number, i64 m) {
         const Layer& l = model.layer[number];
         const i64 map = number * MAPS;
-        rows(m, [&](i64 row) { norm_row(row, row, l.before_attention); });
-        adapted(map, l.qkv, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
+        rows(NORM, m, [&](i64 row) { norm_row(row, row, l.before_attention); });
+        adapted(QKV, map, l.qkv, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
             std::memcpy(&w.qkv[row * w.ldqkv + panel * COLUMNS], c, COLUMNS * 4);
         });
-        rows(m, [&](i64 row) { turn(l, row); });
+        rows(TURN, m, [&](i64 row) { turn(l, row); });
         const Manner manner{model.scale, 0, l.window, nullptr};
         attend<X>(team, model.heads, manner, l.pages, step.batch, w.layout, blocks, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
-        adapted(map + 1, l.output, w.attended, w.ldo, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
-        rows(m, [&](i64 row) { norm_row(row, row, l.before_mlp); });
-        adapted(map + 2, l.gate_up, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
+        adapted(OUTPUT, map + 1, l.output, w.attended, w.ldo, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+        rows(NORM, m, [&](i64 row) { norm_row(row, row, l.before_mlp); });
+        adapted(GATE_UP, map + 2, l.gate_up, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
             X* to = &w.inner[row * w.ldi + panel * 32];
             for (i64 i = 0; i < 32; i += 16)
                 narrow(to + i, activate(model.activation, load<f32x16>(c + i)) * load<f32x16>(c + 32 + i));
         });
-        adapted(map + 3, l.down, w.inner, w.ldi, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+        adapted(DOWN, map + 3, l.down, w.inner, w.ldi, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
     }
 
     void embed(i64 row) {

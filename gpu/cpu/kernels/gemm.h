@@ -62,21 +62,51 @@ constexpr int MAX_R = 6;  // 24 accumulators of 32 registers
 constexpr int MAX_R = 1;
 #endif
 
+// What is read next, brought into the cache while something is multiplied, a little with each unit u of that.
+
+// A run of memory. rate: 64ths of a line with each unit, 0 for nothing.
+struct Run {
+    const char* from = nullptr;
+    i64 rate = 0;
+
+    template <int J>
+    void fetch(i64 u) const {
+        for (i64 line = u * rate / 64; line < (u + 1) * rate / 64; ++line) __builtin_prefetch(from + line * 64, 0, 2);
+    }
+
+    // Pass number `pass` of `passes` brings a part of it.
+    Run part(i64 pass, i64 passes, i64 units_k) const { return {from + pass * units_k * (rate / passes), rate / passes}; }
+};
+
+// A source of the same shape, or null.
+template <class Source>
+struct Alike {
+    const Source* source = nullptr;
+
+    template <int J>
+    void fetch(i64 u) const {
+        if (source)
+            for (i64 j = 0; j < J; ++j) __builtin_prefetch(source->at(u, j), 0, 2);
+    }
+
+    Alike part(i64 pass, i64, i64) const { return {pass ? nullptr : source}; }
+};
+
 // Where the 16 columns from 16 * j on of unit u of a panel lie: source.at(u, j). step: numbers between units. tiles:
 // whether units lie evenly and their number depends on nothing but the model: tiles round in another order than
 // vectors, so which of the two multiplies must not depend on the rows.
 template <class W>
 struct PackedPanel {
     using Number = W;
+    using Next = Run;
     const W* first;
     static constexpr i64 step = COLUMNS * Weight<W>::per_unit;
     static constexpr bool tiles = true;
     const W* at(i64 u, i64 j) const { return first + u * step + j * 16 * Weight<W>::per_unit; }
 };
 
-// ahead: what will be read next, as far from w.at(0, 0) as this is from the first unit; null for nothing.
 template <class Source, int R, int J>
-inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, const char* ahead) {
+inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, typename Source::Next next) {
     using W = typename Source::Number;
     f32x16 acc[R][J];
 #pragma GCC unroll 6
@@ -86,10 +116,7 @@ inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, f
     for (i64 u = 0; u < units_k; ++u) {
         if constexpr (R <= 2 && std::is_same_v<Source, PackedPanel<W>>)
             for (i64 line = 0; line < w.step; line += 64 / (i64)sizeof(W)) __builtin_prefetch(w.at(u + 16, 0) + line);
-        if constexpr (R > 2 && std::is_same_v<Source, PackedPanel<W>>)
-            if (ahead)
-                for (i64 line = 0; line < w.step * (i64)sizeof(W); line += 64)
-                    __builtin_prefetch(ahead + u * w.step * (i64)sizeof(W) + line, 0, 2);
+        next.template fetch<J>(u);
         u32x16 b[J];
 #pragma GCC unroll 4
         for (int j = 0; j < J; ++j) b[j] = units(w.at(u, j));
@@ -107,18 +134,18 @@ inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, f
 }
 
 template <int R, int J, class Source>
-inline void multiply_remainder(i64 rows, const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, const char* ahead) {
+inline void multiply_remainder(i64 rows, const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, typename Source::Next next) {
     if (rows == R)
-        multiply_rows<Source, R, J>(x, ldx, w, units_k, c, add, ahead);
+        multiply_rows<Source, R, J>(x, ldx, w, units_k, c, add, next);
     else if constexpr (R > 1)
-        multiply_remainder<R - 1, J>(rows, x, ldx, w, units_k, c, add, ahead);
+        multiply_remainder<R - 1, J>(rows, x, ldx, w, units_k, c, add, next);
 }
 
-// The second pass over w, which lies in the cache by then, brings `ahead` there.
 template <int J, class Source>
-inline void multiply_vectors(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, const char* ahead) {
-    for (i64 pass = 0; rows > 0; ++pass, rows -= MAX_R, x += MAX_R * ldx, c += MAX_R * COLUMNS)
-        multiply_remainder<MAX_R, J>(rows < MAX_R ? rows : MAX_R, x, ldx, w, units_k, c, add, pass == 1 ? ahead : nullptr);
+inline void multiply_vectors(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, typename Source::Next next) {
+    const i64 passes = (rows + MAX_R - 1) / MAX_R;
+    for (i64 pass = 0; pass < passes; ++pass, rows -= MAX_R, x += MAX_R * ldx, c += MAX_R * COLUMNS)
+        multiply_remainder<MAX_R, J>(std::min<i64>(rows, MAX_R), x, ldx, w, units_k, c, add, next.part(pass, passes, units_k));
 }
 
 #if defined(__AMX_BF16__)
@@ -195,19 +222,18 @@ struct Tiles {
 };
 
 // c [rows, 64] = (add ? c : 0) + x w: x is `rows` <= ROWS rows of units, w a source of at least `width` columns, the
-// others of c are undefined. c has room for ROWS + 16 rows.
+// others of c are undefined. c has room for ROWS + 16 rows. next: what is multiplied after this, if known.
 template <class Source>
 inline void multiply(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, i64 width = COLUMNS,
-                     const void* next = nullptr) {
+                     typename Source::Next next = {}) {
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(typename Source::Number) == 2 && Source::tiles)
         if (tiles_in_use && units_k % 16 == 0) return multiply_tiles(x, ldx, rows, w, units_k, c, add);
 #endif
-    const char* ahead = static_cast<const char*>(next);
     if (width > 32)
-        multiply_vectors<4>(x, ldx, rows, w, units_k, c, add, ahead);
+        multiply_vectors<4>(x, ldx, rows, w, units_k, c, add, next);
     else
-        multiply_vectors<2>(x, ldx, rows, w, units_k, c, add, ahead);
+        multiply_vectors<2>(x, ldx, rows, w, units_k, c, add, next);
 }
 
 // A packed linear map. scale: of each column, null but for 8-bit weights. bias: may be null.
@@ -228,13 +254,15 @@ struct Scratch {
     std::vector<bf16> panel;
 };
 
-// One panel against m rows; `put(row, c)` gets each row's 64 sums, scaled and with the bias.
+// One panel against m rows; `put(row, c)` gets each row's 64 sums, scaled and with the bias. then: the thread's next
+// panel, or -1.
 template <class W, class Put>
-inline void one_panel(const Linear& linear, i64 panel, const u32* x, i64 ldx, i64 from, i64 to, Scratch& scratch, Put put) {
+inline void one_panel(const Linear& linear, i64 panel, i64 then, const u32* x, i64 ldx, i64 from, i64 to, Scratch& scratch, Put put) {
     using X = typename Weight<W>::X;
     const i64 units_k = units_of<X>(linear.k);
-    const W* w = static_cast<const W*>(linear.weight) + panel * units_k * COLUMNS * Weight<W>::per_unit;
-    const W* next = panel + 1 < linear.panels() ? w + units_k * COLUMNS * Weight<W>::per_unit : nullptr;
+    const i64 size = units_k * COLUMNS * Weight<W>::per_unit;
+    const W* w = static_cast<const W*>(linear.weight) + panel * size;
+    const Run next = then < 0 ? Run{} : Run{reinterpret_cast<const char*>(w + (then - panel) * size), PackedPanel<W>::step * (i64)sizeof(W)};
     f32x16 scale[4], bias[4];
     for (int j = 0; j < 4; ++j) {
         scale[j] = linear.scale ? load<f32x16>(linear.scale + panel * COLUMNS + j * 16) : splat(1);
@@ -250,7 +278,7 @@ inline void one_panel(const Linear& linear, i64 panel, const u32* x, i64 ldx, i6
         if (widened)
             multiply(x + row * ldx, ldx, rows, PackedPanel<bf16>{scratch.panel.data()}, units_k, scratch.c, false);
         else
-            multiply(x + row * ldx, ldx, rows, PackedPanel<W>{w}, units_k, scratch.c, false, COLUMNS, row == from ? next : nullptr);
+            multiply(x + row * ldx, ldx, rows, PackedPanel<W>{w}, units_k, scratch.c, false, COLUMNS, row == from ? next : Run{});
         for (i64 r = 0; r < rows; ++r) {
             float* c = scratch.c + r * COLUMNS;
             for (int j = 0; j < 4; ++j) store(c + j * 16, load<f32x16>(c + j * 16) * scale[j] + bias[j]);
@@ -262,22 +290,27 @@ inline void one_panel(const Linear& linear, i64 panel, const u32* x, i64 ldx, i6
 // All panels against m rows, a phase of the team's. put(panel, row, c): 64 numbers from column panel * 64 on,
 // to be changed at will.
 template <class Put>
-inline void apply(Team::Member& team, const Linear& linear, const u32* x, i64 ldx, i64 m, Scratch& scratch, Put put) {
+inline void apply(Team::Member& team, Work work, const Linear& linear, const u32* x, i64 ldx, i64 m, Scratch& scratch, Put put) {
     const i64 panels = linear.panels(), wanted = 4 * team.size();
     const i64 most = (m + ROWS - 1) / ROWS;
     const i64 cuts = panels >= wanted ? 1 : std::min(most, (wanted + panels - 1) / panels);
     const i64 height = round_up((m + cuts - 1) / cuts, ROWS), tasks = panels * cuts;
     const i64 bytes = units_of<bf16>(linear.k) * COLUMNS * 4;
-    const i64 grain = m > 4 ? 1 : std::max<i64>(1, std::min<i64>(panels / wanted, (128 << 10) / bytes));
-    team.share(tasks, grain, [&](i64 task) {
-        const i64 panel = task / cuts, from = task % cuts * height, to = std::min(m, from + height);
+    const i64 grain = std::max<i64>(1, std::min<i64>(panels / wanted, (128 << 10) / bytes));
+    auto one = [&](i64 task, i64 next) {
+        const i64 panel = task / cuts, from = task % cuts * height, to = std::min(m, from + height), then = next < 0 ? -1 : next / cuts;
         auto into = [&](i64 row, float* c) { put(panel, row, c); };
         switch (linear.kind) {
-            case FLOAT: one_panel<float>(linear, panel, x, ldx, from, to, scratch, into); break;
-            case BFLOAT16: one_panel<bf16>(linear, panel, x, ldx, from, to, scratch, into); break;
-            case INT8: one_panel<std::int8_t>(linear, panel, x, ldx, from, to, scratch, into); break;
+            case FLOAT: one_panel<float>(linear, panel, then, x, ldx, from, to, scratch, into); break;
+            case BFLOAT16: one_panel<bf16>(linear, panel, then, x, ldx, from, to, scratch, into); break;
+            case INT8: one_panel<std::int8_t>(linear, panel, then, x, ldx, from, to, scratch, into); break;
         }
-    });
+    };
+    // Some rows take about as long as their weights need to come from memory: these are sent for in time.
+    if (m > MAX_R + 2 && m <= ROWS)
+        team.line_up(work, tasks, one);
+    else
+        team.share(work, tasks, m > 2 ? 1 : grain, [&](i64 task) { one(task, -1); });
 }
 
 // W [n, k] row-major -> panels; `out` holds round_up(n, 64) * units_of(k) units and is zero beforehand.

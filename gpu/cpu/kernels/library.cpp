@@ -1,6 +1,4 @@
 // What Python calls (gpu/cpu/library.py). Nothing here checks arguments: the caller does.
-#include <sys/mman.h>
-
 #include "decoder.h"
 #include "masks.h"
 
@@ -30,7 +28,7 @@ void forward(Machine& machine, Model model, const Step& step) {
     machine.layers.assign(model.layer, model.layer + model.layers);
     model.layer = machine.layers.data();
     Workspace<X>& space = workspace<X>(machine);
-    space.fit(model, step);
+    space.fit(model, step, machine.team.size());
     const i64 blocks = space.layout.blocks.size();
     machine.team.run([=, &machine, &space](Team::Member& team) {
         Forward<X>{model, step, blocks, space, team, machine.scratches[team.thread]}.run();
@@ -64,12 +62,12 @@ template <class X>
 void attend_layer(Machine& machine, const Heads& heads, const Manner& manner, const Pages& pages, const Batch& batch,
                   const void* query, const void* key, const void* value, void* out) {
     machine.team.settle();
-    machine.layout.cut(batch, heads.shared());
+    machine.layout.cut(batch, heads, machine.team.size());
     const i64 blocks = machine.layout.blocks.size();
     machine.team.run([=, &machine](Team::Member& team) {
         Tiles tiles;
         const i64 keys = heads.kv_heads * heads.key_dim, values = heads.kv_heads * heads.value_dim;
-        team.share(batch.rows, std::max<i64>(1, batch.rows / (4 * team.size())), [&](i64 i) {
+        team.share(TURN, batch.rows, std::max<i64>(1, batch.rows / (4 * team.size())), [&](i64 i) {
             keep(heads, pages, batch.places[i], machine.layout.last[i] != 0, static_cast<const X*>(key) + i * keys,
                  static_cast<const X*>(value) + i * values);
         });
@@ -97,11 +95,24 @@ Machine* machine_new(int threads) {
 }
 void machine_free(Machine* machine) { delete machine; }
 
+// Begin to measure with nothing spent, or end it.
+void machine_measure(Machine* machine, int on) {
+    machine->team.settle();
+    machine->team.meter.on = on;
+    std::fill(machine->team.meter.spent.begin(), machine->team.meter.spent.end(), Meter::Spent{});
+}
+
+// Nanoseconds [threads][WORKS][working, waiting] since then.
+void machine_spent(Machine* machine, i64* out) {
+    machine->team.settle();
+    for (const Meter::Spent& each : machine->team.meter.spent) *out++ = each.working, *out++ = each.waiting;
+}
+
 // What gpu/cpu/library.py has to agree with.
 void layout(i64* out) {
     const i64 sizes[] = {sizeof(Linear), sizeof(Pages), sizeof(Heads), sizeof(Manner), sizeof(Batch),
                          sizeof(Layer),  sizeof(Model), sizeof(Step),  sizeof(LowRank), sizeof(Adapted),
-                         COLUMNS,        SPARE_ROWS,    ALIGNED_UNITS,   BLOCK};
+                         COLUMNS,        SPARE_ROWS,    ALIGNED_UNITS,   BLOCK,          WORKS};
     std::copy(std::begin(sizes), std::end(sizes), out);
 }
 
@@ -127,12 +138,6 @@ void pack_weight(int kind, const void* rows, i64 n, i64 k, void* out) {
         case BFLOAT16: return pack_rows<bf16>(rows, n, k, out);
         default: return pack_rows<std::int8_t>(rows, n, k, out);
     }
-}
-
-// Fewer, larger pages of memory for weights that are read from end to end in each step.
-void advise_huge_pages(void* at, i64 bytes) {
-    const std::uintptr_t page = 1 << 21, first = ((std::uintptr_t)at + page - 1) / page * page, end = (std::uintptr_t)at + bytes;
-    if (end > first + page) madvise((void*)first, (end - first) / page * page, MADV_HUGEPAGE);
 }
 
 void model_forward(Machine* machine, const Model* model, const Step* step) {
@@ -176,7 +181,7 @@ void linear_forward(Machine* machine, const Linear* linear, const void* x, i64 m
     machine->team.run([=](Team::Member& team) {
         Tiles tiles;
         const i64 ldx = by.kind == FLOAT ? units_of<float>(by.k) : units_of<bf16>(by.k);
-        apply(team, by, static_cast<const u32*>(x), ldx, m, machine->scratches[team.thread].gemm, [&](i64 panel, i64 row, const float* from) {
+        apply(team, OTHER, by, static_cast<const u32*>(x), ldx, m, machine->scratches[team.thread].gemm, [&](i64 panel, i64 row, const float* from) {
             const i64 column = panel * COLUMNS;
             std::memcpy(y + row * by.n + column, from, std::min(COLUMNS, by.n - column) * 4);
         });

@@ -35,15 +35,6 @@ struct Adapted {
     i64 count, most;
 };
 
-// Like `sum`, in an order of the processor's own.
-inline float fast_sum(f32x16 x) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)x);
-#else
-    return sum(x);
-#endif
-}
-
 template <class X, int R, int J>
 inline void low_rank_dots(const u32* const* x, const u32* a, i64 units_k, float (&out)[ROWS_AT_ONCE][RANKS_AT_ONCE]) {
     f32x16 acc[R][J] = {};
@@ -59,7 +50,7 @@ inline void low_rank_dots(const u32* const* x, const u32* a, i64 units_k, float 
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int j = 0; j < J; ++j) out[r][j] = fast_sum(acc[r][j]);
+        for (int j = 0; j < J; ++j) out[r][j] = sum(acc[r][j]);
 }
 
 template <class X, int R>
@@ -82,7 +73,7 @@ struct Shrunk {
     void fill(Team::Member& team, const Adapted& by, i64 map, const X* x, i64 ldx, i64 k) {
         const i64 blocks = (by.count + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
         const i64 parts = (by.most + RANKS_OF_A_TASK - 1) / RANKS_OF_A_TASK;
-        team.share(blocks * parts, 1, [&](i64 task) {
+        team.share(SHRINK, blocks * parts, 1, [&](i64 task) {
             const i64 from = task / parts * ROWS_AT_ONCE, to = std::min(from + ROWS_AT_ONCE, by.count);
             const i64 rank = task % parts * RANKS_OF_A_TASK;
             for (i64 first = from, end; first < to; first = end) {

@@ -44,22 +44,29 @@ inline f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return mask ? yes : n
 
 inline f32x16 maximum(f32x16 a, f32x16 b) { return select(a > b, a, b); }
 
-// In an order that depends on nothing but the lanes.
+// In an order that depends on nothing but the lanes: halves, then halves of these.
 inline float sum(f32x16 x) {
-    float lane[16], total = 0;
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float lane[16];
     store(lane, x);
     for (int width = 8; width; width /= 2)
         for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    total = lane[0];
-    return total;
+    return lane[0];
+#endif
 }
 
 inline float largest(f32x16 x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float lane[16];
     store(lane, x);
     for (int width = 8; width; width /= 2)
         for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
     return lane[0];
+#endif
 }
 
 // 16 numbers as floats.

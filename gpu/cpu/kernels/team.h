@@ -21,7 +21,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "simd.h"
+#include "meter.h"
 
 class Team {
   public:
@@ -35,15 +35,34 @@ class Team {
 
         // A phase: `task(i)` for each i of [0, count), `grain` at a time. What was written in it is seen by all after it.
         template <class Task>
-        void share(i64 count, i64 grain, Task task) {
+        void share(Work work, i64 count, i64 grain, Task task) {
             if (count <= 0) return;
             const u32 phase = phase_++;
+            const i64 begun = team_.meter.now();
             for (i64 first; (first = team_.take(phase, count, grain)) < count;) {
                 const i64 end = std::min(first + grain, count);
                 for (i64 i = first; i < end; ++i) task(i);
                 team_.done(phase, end - first, count);
             }
+            const i64 worked = team_.meter.now();
             team_.await(phase);
+            team_.meter.add(thread, work, begun, worked);
+        }
+
+        // The same, one task at a time, each told which one this thread has next: `task(i, next)`, -1 for none.
+        template <class Task>
+        void line_up(Work work, i64 count, Task task) {
+            if (count <= 0) return;
+            const u32 phase = phase_++;
+            const i64 begun = team_.meter.now();
+            for (i64 now = team_.take(phase, count, 1), next; now < count; now = next) {
+                next = team_.take(phase, count, 1);
+                task(now, next < count ? next : -1);
+                team_.done(phase, 1, count);
+            }
+            const i64 worked = team_.meter.now();
+            team_.await(phase);
+            team_.meter.add(thread, work, begun, worked);
         }
 
       private:
@@ -51,7 +70,7 @@ class Team {
         u32 phase_;
     };
 
-    explicit Team(int size) : size_(size) {
+    explicit Team(int size) : meter(size), size_(size) {
         for (int thread = 1; thread < size; ++thread) workers_.emplace_back([this, thread] { work(thread); });
     }
 
@@ -61,6 +80,10 @@ class Team {
         begin();
         for (auto& worker : workers_) worker.join();
     }
+
+    Meter meter;  // to be changed when the team has settled
+
+    int size() const { return size_; }
 
     // Wait for those who lag behind in the last run: what they read outside of tasks may change after this.
     void settle() {
