@@ -11,6 +11,7 @@ from protocols.config import Config, read_model_card
 from tools.actorctl.serve import DEMO_MODEL
 from tools.bench import offline, ring
 from tools.bench.accuracy import accuracy
+from tools.bench.breakdown import breakdown
 from tools.bench.frontend import frontend
 from tools.bench.gpu.command import gpu
 from tools.bench.idle import idle
@@ -70,6 +71,7 @@ def offline_command(model: pathlib.Path, dtype: str, repeats: int, **case: Any) 
 
 
 main.add_command(accuracy)
+main.add_command(breakdown)
 main.add_command(gpu)
 main.add_command(frontend)
 main.add_command(idle)
