@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gpu import draw
+from gpu.masked import Masked
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
@@ -45,13 +46,14 @@ _LEAST = np.finfo(np.float32).min
 
 class DrawKind(enum.IntEnum):
     """How a row is chosen: the most likely token, or drawn, under no restriction, top-k with whatever else,
-    top-p without top-k, or min-p alone."""
+    top-p without top-k, or min-p alone; or not here."""
 
     GREEDY = 0
     FREE = 1
     RANK = 2
     MASS = 3
     RATIO = 4
+    NONE = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,18 +104,26 @@ class CpuDraw:
         self._powers = torch.empty((self._height, vocab), dtype=torch.float32)
         self._weights = torch.empty((self._height, draw.padded(vocab)), dtype=torch.int64)
 
-    def choose(self, logits: Tensor, limits: Records, uniform: Floats) -> tuple[Ints, Singles]:
+    def choose(
+        self, logits: Tensor, limits: Records, uniform: Floats, masked: Masked | None = None
+    ) -> tuple[Ints, Singles]:
         """For logits [n, vocab]: tokens, int64 [n], and greatest logits, float32 [n].
 
         limits: records with the fields kind, temperature, top_k (the size of the vocabulary where off),
-        top_p and min_p (1 and 0 where off). uniform: float64 [n]. A token means nothing where the greatest
-        logit is not finite; it is NaN where any logit is.
+        top_p and min_p (1 and 0 where off). uniform: float64 [n]. masked: rows with a mask, whose other
+        logits do not count. A token means nothing where the greatest logit is not finite; it is NaN where any
+        is.
         """
         kinds = limits["kind"]
-        if not kinds.any():
+        if masked is None and not kinds.any():
             return _greedy(logits)
         tokens, best = np.zeros(len(logits), np.int64), np.empty(len(logits), np.float32)
-        for kind in np.flatnonzero(np.bincount(kinds)):
+        if masked is not None:
+            held = masked.rows
+            tokens[held], best[held] = masked.choose(logits, limits, uniform, DrawKind.GREEDY)
+            kinds = kinds.copy()
+            kinds[held[tokens[held] >= 0]] = DrawKind.NONE
+        for kind in np.flatnonzero(np.bincount(kinds)[: DrawKind.NONE]):
             for part in self._parts(np.flatnonzero(kinds == kind)):
                 rows = rows_of(logits, part)
                 if kind == DrawKind.GREEDY:

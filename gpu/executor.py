@@ -69,7 +69,7 @@ class Executor:
         self.attention = choose(pool, kernels, config.attention_backend, plain=self._plain, tell=tell)
         # Under overlap a sequence that has reached its end may run one wasted row past it.
         self._table = BlockTables(self.slots, -(-(card.context + 1) // pool.page_size), pool.page_size)
-        self._grammars = Grammars(card, pool.device, kernels)
+        self._grammars = Grammars(card, pool.device, self.slots, kernels)
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device, self._grammars)
         self._prompt_outputs = PromptOutputs(pool.device)
         self.adapters = AdapterTable(

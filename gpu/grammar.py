@@ -3,42 +3,38 @@
 llguidance walks a grammar token by token and tells what may follow as a bit for each token. A slot with
 a grammar has a matcher, built from the grammar and the tokens known at its opening (`SlotOpen.history`), so
 that it stands after a retraction or a recovery where it stood before. Compiling happens in a thread, beside
-the prefill; what was compiled is kept for the next request that asks for the same.
+the prefill.
 
-A mask for step N + 1 needs the tokens of step N. `apply` takes them in when it is called, which is after the
-forward of N + 1 was launched: on a device that works by itself the wait for N and the filling of masks pass
-while it computes, and only rows with a grammar are touched.
+A mask for step N + 1 needs the tokens of step N. As soon as these are there, a thread takes them in and fills
+the masks, while the forward of N + 1 runs; `apply` waits for it, and only rows with a grammar are touched.
 
 Nothing that is wrong with a grammar, at its reading or later, is more than the end of its own row.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor
 from torch import Tensor
 from torch.nn.functional import embedding
 
 from gpu.cpu.library import Kernels
 from gpu.cuda.staging import to_device
+from gpu.masked import Masked
+from gpu.matchers import Lent, Matchers
 from protocols.config import ModelCard
-from protocols.grammar import CACHED_BYTES, CACHED_GRAMMARS, LIMITS
 from protocols.plan import SlotOpen
 from protocols.sampling import SamplingParams
 
 Words = npt.NDArray[np.uint32]
 Masks = npt.NDArray[np.uint32]
 Rows = npt.NDArray[np.intp]
-
-_ALONE = 1 << 14
-"""Words of all masks from which on several threads fill them: fewer take less time than to wake them."""
 
 
 class Tokens(Protocol):
@@ -48,43 +44,51 @@ class Tokens(Protocol):
         """The tokens of all rows; waits for them."""
 
 
-def load_tokenizer(card: ModelCard) -> LLTokenizer:
-    """The model's vocabulary as llguidance needs it; some tenths of a second for a large one."""
-    path = card.file("tokenizer.json")
-    text = path.read_text(encoding="utf-8") if path.is_file() else _converted(card.path)
-    return LLTokenizer(text, n_vocab=card.vocab_size, eos_token=list(card.eos) or None)
+class Allowed(NamedTuple):
+    """What `Grammars.apply` tells. faults: rows that cannot go on, and why. masked: what is still to be kept
+    to when the tokens are chosen."""
 
-
-def _converted(directory: str) -> str:
-    from transformers import AutoTokenizer
-
-    found = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    return str(found.backend_tokenizer.to_str())
+    faults: dict[int, str]
+    masked: Masked | None
 
 
 class Follower:
     """Where one sequence stands in its grammar. fault: why it cannot go on, "" while it can."""
 
     def __init__(
-        self, matcher: LLMatcher, sampling: SamplingParams, eos: Sequence[int], known: Sequence[int]
+        self,
+        lent: Lent,
+        fresh: Callable[[str], Lent],
+        sampling: SamplingParams,
+        eos: Sequence[int],
+        known: Sequence[int],
     ) -> None:
-        """eos: what the matcher takes for the end; known: the output so far."""
-        self.matcher = matcher
+        """fresh: lends a matcher that nobody has used; eos: what a matcher takes for the end; known: the
+        output so far."""
+        self.lent, self.matcher = lent, lent.matcher
         self.fault = ""
+        self.tokens: list[int] = []
+        self._fresh = fresh
         self._stops = frozenset(sampling.stop_token_ids)
         self._usual = self._stops == frozenset(eos)
         self._ends = [_bit(token) for token in self._stops]
         self._never = [_bit(token) for token in self._stops.union(eos)]
         self._ended = False
         for token in known:
-            self.advance(token)
+            if self.goes_on(token):
+                self.matcher.consume_token(token)
 
-    def advance(self, token: int) -> None:
-        """The sequence went on with `token`; behind a stop token (or a failed row's -1) nothing counts."""
-        if token in self._stops or token < 0:
-            self._ended = True
+    def goes_on(self, token: int) -> bool:
+        """Whether the matcher is to take in `token`, which comes next: behind a stop token (or a failed row's
+        -1) nothing counts."""
+        self._ended = self._ended or token in self._stops or token < 0
         if not self._ended:
-            self.matcher.consume_token(token)
+            self.tokens.append(token)
+        return not self._ended
+
+    def leave(self) -> None:
+        """Its matcher is for others from now on; what it still samples is waste."""
+        self._ended = True
 
     def mend(self, mask: Words, *, young: bool) -> None:
         """Make of what the grammar allows next, a bit for each token, what is allowed. The tokens that stop
@@ -92,11 +96,21 @@ class Follower:
         always is allowed, unless the grammar became too complex. A row that is waste anyway is free."""
         if self._ended:
             mask[:] = 0xFFFFFFFF
-        elif self.matcher.is_error():
+            return
+        if self.matcher.is_error() and self.lent.served:
+            self._begin_again(mask)
+        if self.matcher.is_error():
             self.fault = _fault(self.matcher.get_error())
             mask[:] = 0
         elif young or not self._usual:  # else the matcher has allowed the right ends itself
             self._mend_ends(mask, young=young)
+
+    def _begin_again(self, mask: Words) -> None:
+        """With a fresh matcher."""
+        self.lent = self._fresh(self.lent.grammar)
+        self.matcher = self.lent.matcher
+        self.matcher.consume_tokens(self.tokens)
+        self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
 
     def _mend_ends(self, mask: Words, *, young: bool) -> None:
         cleared = [(word, bit) for word, bit in self._never if mask[word] & bit]
@@ -129,24 +143,25 @@ def _penalties() -> Tensor:
 
 
 class Grammars:
-    """The grammars of all slots. Compiled ones are kept, the latest used, up to a number and a size."""
+    """The grammars of all slots."""
 
-    def __init__(self, card: ModelCard, device: torch.device, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, card: ModelCard, device: torch.device, slots: int, kernels: Kernels | None = None
+    ) -> None:
         """kernels: of the CPU, where it has some."""
-        self._card, self._device, self._kernels = card, device, kernels
+        self._device, self._kernels = device, kernels
         self._words = -(-card.vocab_size // 32)
         self._penalty = _penalties().to(device)
-        self._worker = ThreadPoolExecutor(1, "grammar")
+        self._worker, self._preparer = ThreadPoolExecutor(1, "grammar"), ThreadPoolExecutor(1, "masks")
         self._filler = LLExecutor(max(1, torch.get_num_threads()))
-        self._limits = LLParserLimits(**LIMITS, verbose_errors=False)
-        self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._foreseen: list[Follower | str] = []
+        self._filled: Future[Masks] | None = None
+        self._matchers = Matchers(card, slots)
         self._followers: dict[int, Future[Follower | str] | Follower | str] = {}
-        self._sampled: tuple[Tokens, list[tuple[int, Follower]]] | None = None
 
     def preload(self) -> None:
         """Read the vocabulary ahead of the first request, beside whatever else goes on."""
-        self._worker.submit(self._vocabulary)
+        self._worker.submit(lambda: self._matchers.tokenizer)
 
     def open(self, opening: SlotOpen) -> None:
         """A sequence with a grammar takes a slot."""
@@ -155,56 +170,76 @@ class Grammars:
 
     def close(self, slot: int) -> None:
         """Forget a slot; harmless when it has no grammar."""
-        self._followers.pop(slot, None)
+        found = self._followers.pop(slot, None)
+        if isinstance(found, Follower):
+            self._preparer.submit(self._give_back, found)
 
-    def apply(
-        self, logits: Tensor, where: Rows, slots: npt.NDArray[np.int32], young: np.ndarray
-    ) -> dict[int, str]:
-        """Take from rows `where` of float32 logits [n, vocab], in place, what may not come next; slots[i]
-        and young[i] (stop tokens are not wanted yet) belong to where[i]. Returns the rows that cannot go on,
-        which keep no token, and why."""
-        self._catch_up()
+    def apply(self, logits: Tensor, where: Rows, slots: npt.NDArray[np.int32], young: np.ndarray) -> Allowed:
+        """Take from rows `where` of float32 logits [n, vocab], in place or when the tokens are chosen, what
+        may not come next; slots[i] and young[i] (stop tokens are not wanted yet) belong to where[i]. Rows
+        that cannot go on keep no token."""
         followers = [self._follower(slot) for slot in slots.tolist()]
-        masks, faults = self._masks(followers, young), {}
-        for row, follower in zip(where.tolist(), followers, strict=True):
+        masks, faults, early = self._masks(followers), {}, young.tolist()
+        for i, (row, follower) in enumerate(zip(where.tolist(), followers, strict=True)):
             if isinstance(follower, str):
                 faults[row] = follower
-            elif follower.fault:
+                continue
+            follower.mend(masks[i], young=early[i])
+            if follower.fault:
                 faults[row] = follower.fault
-        self._keep_allowed(logits, where, masks)
-        return faults
+        return Allowed(faults, self._keep_allowed(logits, where, masks))
 
     def sampled(self, tokens: Tokens, where: Rows, slots: npt.NDArray[np.int32]) -> None:
-        """What was sampled for the rows of the last `apply`; it is read when the next one needs it."""
-        followers = zip(where.tolist(), map(self._follower, slots.tolist()), strict=True)
-        self._sampled = tokens, [(row, found) for row, found in followers if isinstance(found, Follower)]
+        """What was sampled for the rows of the last `apply`: the masks behind it are filled as soon as it is
+        there."""
+        self._foreseen = [self._follower(slot) for slot in slots.tolist()]
+        self._filled = self._preparer.submit(self._prepare, self._foreseen, tokens, where)
 
-    def _masks(self, followers: Sequence[Follower | str], young: np.ndarray) -> Masks:
-        """What is allowed: uint32 [n, words], nothing for those that are only a fault."""
-        masks = np.zeros((len(followers), self._words), np.uint32)
-        asked = [(row, found) for row, found in enumerate(followers) if isinstance(found, Follower)]
-        start, size = masks.ctypes.data, masks.strides[0]
-        if masks.size < _ALONE:
-            for row, follower in asked:
-                follower.matcher.unsafe_compute_mask_ptr(start + row * size, size)
-        else:
-            matchers = [(follower.matcher, row) for row, follower in asked]
-            self._filler.unsafe_compute_mask_ptr(matchers, start, size, len(masks))
-        early = young.tolist()
-        for row, follower in asked:
-            follower.mend(masks[row], young=early[row])
+    def _prepare(self, followers: Sequence[Follower | str], tokens: Tokens, where: Rows) -> Masks:
+        found = zip(followers, tokens.host_tokens()[where].tolist(), strict=True)
+        going = [
+            (follower.matcher, token)
+            for follower, token in found
+            if isinstance(follower, Follower) and follower.goes_on(token)
+        ]
+        if going:
+            self._filler.consume_token_par(going)
+        return self._fill(followers)
+
+    def _give_back(self, follower: Follower) -> None:
+        follower.leave()
+        self._matchers.back(follower.lent, len(follower.tokens))
+
+    def _masks(self, followers: list[Follower | str]) -> Masks:
+        """What is allowed: those that were filled ahead, and the others now."""
+        filled = self._filled.result() if self._filled is not None else self._fill(())
+        if followers == self._foreseen:
+            return filled
+        ahead = {id(follower): mask for follower, mask in zip(self._foreseen, filled, strict=True)}
+        masks = self._fill(["" if id(follower) in ahead else follower for follower in followers])
+        for i, follower in enumerate(followers):
+            if id(follower) in ahead:
+                masks[i] = ahead[id(follower)]
         return masks
 
-    def _keep_allowed(self, logits: Tensor, where: Rows, masks: Masks) -> None:
+    def _fill(self, followers: Sequence[Follower | str]) -> Masks:
+        """What the grammars allow: uint32 [n, words], nothing for those that are only a fault."""
+        masks = np.zeros((len(followers), self._words), np.uint32)
+        matchers = [(found.matcher, i) for i, found in enumerate(followers) if isinstance(found, Follower)]
+        if matchers:
+            self._filler.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
+        return masks
+
+    def _keep_allowed(self, logits: Tensor, where: Rows, masks: Masks) -> Masked | None:
         if self._kernels is not None:
-            self._kernels.mask_rows(logits, where, masks)
-            return
+            return Masked(where, masks, self._kernels)
         packed = to_device(masks.view(np.uint8), self._device)
         penalty = embedding(packed.int(), self._penalty).flatten(1)[:, : logits.shape[1]]
         if len(where) == len(logits):
             logits.add_(penalty)
         else:
             logits.index_add_(0, to_device(where, self._device), penalty)
+        return None
 
     def _follower(self, slot: int) -> Follower | str:
         """Of an open slot, or why it has none; waits for the thread that builds it."""
@@ -213,33 +248,14 @@ class Grammars:
             found = self._followers[slot] = found.result()
         return found
 
-    def _catch_up(self) -> None:
-        if self._sampled is not None:
-            tokens, rows = self._sampled
-            self._sampled = None
-            found = tokens.host_tokens().tolist()
-            for row, follower in rows:
-                follower.advance(found[row])
-
     def _begin(self, sampling: SamplingParams, known: Sequence[int]) -> Follower | str:
         """In the thread. A panic of the library is no Exception, and no reason to die either."""
+        matchers = self._matchers
         try:
-            matcher, eos = self._matcher(sampling.grammar).deep_copy(), self._vocabulary().eos_tokens
-            return Follower(matcher, sampling, eos, known)
+            eos = matchers.tokenizer.eos_tokens
+            return Follower(matchers.lend(sampling.grammar), self._afresh, sampling, eos, known)
         except BaseException as error:
             return _fault(str(error))
 
-    def _matcher(self, grammar: str) -> LLMatcher:
-        compiled = self._compiled.get(grammar)
-        if compiled is None:
-            compiled = LLMatcher(self._vocabulary(), grammar, log_level=0, limits=self._limits)
-            self._compiled[grammar] = compiled
-        self._compiled.move_to_end(grammar)
-        while len(self._compiled) > CACHED_GRAMMARS or sum(map(len, self._compiled)) > CACHED_BYTES:
-            self._compiled.popitem(last=False)
-        return compiled
-
-    def _vocabulary(self) -> LLTokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._card)
-        return self._tokenizer
+    def _afresh(self, grammar: str) -> Lent:
+        return self._worker.submit(self._matchers.fresh, grammar).result()

@@ -22,8 +22,9 @@ from torch import Tensor
 from gpu import draw
 from gpu.cuda.staging import to_device
 from gpu.draw_cpu import CpuDraw, DrawKind
-from gpu.grammar import Grammars
+from gpu.grammar import Allowed, Grammars
 from gpu.logprobs import LogprobRows, RawLogprobs
+from gpu.masked import Masked
 from gpu.penalties import Penalties
 from gpu.philox import Uniforms
 from protocols.plan import Logprobs, SlotOpen
@@ -34,6 +35,7 @@ Positions = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
 
 _NO_FAULTS: Mapping[int, str] = types.MappingProxyType({})
+_ALL_ALLOWED = Allowed({}, None)
 
 _LEAST_TEMPERATURE = 1e-5
 """Below this a distribution is a single token in float32, and the row is greedy."""
@@ -214,26 +216,26 @@ class Sampler:
         raw = None
         if len(asking):
             raw = RawLogprobs(logits, asking, asked["logprobs"][asking], edited=bool(edited[asking].any()))
-        faults: Mapping[int, str] = _NO_FAULTS
+        allowed = _ALL_ALLOWED
         if edited.any():
             logits = logits.float()
-            faults = self._edit(logits, slots, edited, young)
-        tokens, best = self._choose(logits, slots, asked, positions)
+            allowed = self._edit(logits, slots, edited, young)
+        tokens, best = self._choose(logits, slots, asked, positions, allowed.masked)
         penalised = np.flatnonzero(flags & _PENALISED)
         if len(penalised):
             self._penalties.count(tokens, penalised, slots[penalised])
-        result = SampleResult(tokens, best, slots, raw.choose(logits, tokens) if raw else None, faults)
+        result = SampleResult(
+            tokens, best, slots, raw.choose(logits, tokens) if raw else None, allowed.faults
+        )
         shaped = np.flatnonzero(flags & _SHAPED)
         if len(shaped) and self._grammars is not None:
             self._grammars.sampled(result, shaped, slots[shaped])
         return result
 
-    def _edit(
-        self, logits: Tensor, slots: SlotIds, edited: np.ndarray, young: np.ndarray
-    ) -> Mapping[int, str]:
+    def _edit(self, logits: Tensor, slots: SlotIds, edited: np.ndarray, young: np.ndarray) -> Allowed:
         """Bias, suppression of stop tokens, grammar, penalties, in place. edited: flags of what is due, [n];
-        young: rows below their `min_tokens`, [n]. Returns the rows that have no token left, and why."""
-        faults = _NO_FAULTS
+        young: rows below their `min_tokens`, [n]. Returns what the grammars allow."""
+        allowed = _ALL_ALLOWED
         for row in np.flatnonzero(edited & _BIASED):
             ids, values = self._bias[int(slots[row])]
             logits[row].index_add_(0, ids, values)
@@ -241,14 +243,19 @@ class Sampler:
             logits[row].index_fill_(0, self._stops[int(slots[row])], -torch.inf)
         shaped = np.flatnonzero(edited & _SHAPED)
         if len(shaped) and self._grammars is not None:
-            faults = self._grammars.apply(logits, shaped, slots[shaped], young[shaped])
+            allowed = self._grammars.apply(logits, shaped, slots[shaped], young[shaped])
         rows = np.flatnonzero(edited & _PENALISED)
         if len(rows):
             self._penalties.apply(logits, rows, slots[rows])
-        return faults
+        return allowed
 
     def _choose(
-        self, logits: Tensor, slots: SlotIds, asked: np.ndarray, positions: Positions
+        self,
+        logits: Tensor,
+        slots: SlotIds,
+        asked: np.ndarray,
+        positions: Positions,
+        masked: Masked | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens, int64 [n], -1 where the greatest logit, float32 [n], is not finite."""
         drawn = np.flatnonzero(asked["kind"])
@@ -257,7 +264,7 @@ class Sampler:
             seeds, choices = asked["seed"][drawn], asked["choice"][drawn]
             uniform[drawn] = self._uniforms.at(slots[drawn], seeds, choices, positions[drawn])
         if self._cpu is not None:
-            found, highest = self._cpu.choose(logits, asked, uniform)
+            found, highest = self._cpu.choose(logits, asked, uniform, masked)
             return torch.from_numpy(np.where(np.isfinite(highest), found, -1)), torch.from_numpy(highest)
         greatest = logits.max(1)
         tokens, best = greatest.indices, greatest.values.float()

@@ -23,12 +23,13 @@ MAX_GRAMMAR = 192 * 1024
 
 class Syntax(enum.StrEnum):
     """The language of a shape: a JSON schema, a regular expression (of Rust's `regex`, without look-around),
-    a JSON list of texts, or a grammar (Lark, or EBNF as GBNF writes it)."""
+    a JSON list of texts, a grammar (Lark, or EBNF as GBNF writes it), or a structural tag's format."""
 
     JSON = "json"
     REGEX = "regex"
     CHOICE = "choice"
     GRAMMAR = "grammar"
+    TAGS = "structural_tag"
 
 
 class Shape(msgspec.Struct, frozen=True, array_like=True):
@@ -66,7 +67,7 @@ class Rules(msgspec.Struct, frozen=True, array_like=True):
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 100_000,
-    "step_max_items": 20_000,
+    "step_max_items": 5_000,
     "max_lexer_states": 20_000,
     "max_grammar_size": 200_000,
 }
@@ -78,3 +79,16 @@ CACHED_GRAMMARS = 64
 
 CACHED_BYTES = 4 * MAX_GRAMMAR
 """Bytes of the sources of the compiled grammars kept at most."""
+
+NARROW = {**LIMITS, "max_items_in_row": 200}
+"""The same for a grammar that a client has written, which may be ambiguous: the work for a token grows with
+the cube of the ways in which the text so far can be read."""
+
+
+class _Written(msgspec.Struct):
+    written: bool = False
+
+
+def limits_of(grammar: str) -> dict[str, Any]:
+    """What may be spent on a grammar as it travels, which tells whether a client has `written` part of it."""
+    return NARROW if msgspec.json.decode(grammar, type=_Written).written else LIMITS

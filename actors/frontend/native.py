@@ -121,6 +121,7 @@ def _fields(request: NativeRequest, sampling: NativeSampling) -> GenerationField
         json_schema=sampling.json_schema,
         regex=sampling.regex,
         ebnf=sampling.ebnf,
+        structural_tag=sampling.structural_tag,
     )
 
 

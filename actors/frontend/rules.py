@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from protocols import structural_tags
 from protocols.errors import UserError
 from protocols.grammar import MAX_PATTERN, MAX_SOURCE, Rules, Shape, Syntax, ToolRule
 from protocols.openai.body import check_depth
 from protocols.openai.chat import Tool
 from protocols.openai.generation import GenerationFields
+from protocols.structural_tags import Format
 
 _Candidate = tuple[str, Syntax, Any]
 """The client's name of a field, and what it asks for."""
@@ -26,6 +28,7 @@ _FIELDS = {
     "json_schema": Syntax.JSON,
     "regex": Syntax.REGEX,
     "ebnf": Syntax.GRAMMAR,
+    "structural_tag": Syntax.TAGS,
 }
 _ANY_OBJECT = {"type": "object"}
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -85,7 +88,7 @@ def _shared(request: GenerationFields) -> Iterator[_Candidate]:
                 pass
             case "json_object":
                 yield param, Syntax.JSON, _ANY_OBJECT
-            case "json" | "regex" | "choice" | "grammar":
+            case "json" | "regex" | "choice" | "grammar" | "structural_tag":
                 yield param, Syntax(name), value
             case _:
                 raise UserError(f"{param} is not supported.", param=param, code="unsupported")
@@ -103,11 +106,13 @@ def _of_format(format: Any, param: str) -> Iterator[_Candidate]:
             yield f"{param}.json_schema.schema", Syntax.JSON, schema
         case {"type": "json_schema", "schema": schema}:
             yield f"{param}.schema", Syntax.JSON, schema
+        case {"type": "structural_tag"}:
+            yield param, Syntax.TAGS, format
         case {"type": "json_schema"}:
             raise UserError(f"{param} has no schema.", param=param, code="missing_required_parameter")
         case _:
             raise UserError(
-                f"{param} may be of type 'text', 'json_object' or 'json_schema'.",
+                f"{param} may be of type 'text', 'json_object', 'json_schema' or 'structural_tag'.",
                 param=param,
                 code="unsupported",
             )
@@ -124,6 +129,8 @@ def _checked(param: str, syntax: Syntax, value: Any) -> Shape:
     match syntax:
         case Syntax.JSON:
             source = _encoded(_schema(value, param))
+        case Syntax.TAGS:
+            source = _encoded(_structural_tag(value, param))
         case Syntax.CHOICE:
             if not (
                 isinstance(value, list) and value and all(isinstance(text, str) and text for text in value)
@@ -134,7 +141,7 @@ def _checked(param: str, syntax: Syntax, value: Any) -> Shape:
             if not isinstance(value, str) or not value:
                 raise UserError(f"{param} must be a text.", param=param)
             source = value
-    limit = MAX_SOURCE if syntax in (Syntax.JSON, Syntax.CHOICE) else MAX_PATTERN
+    limit = MAX_PATTERN if syntax in (Syntax.REGEX, Syntax.GRAMMAR) else MAX_SOURCE
     if len(source.encode("utf-8", "replace")) > limit:
         raise UserError(f"{param} may take {limit} bytes at most.", param=param)
     return Shape(syntax, source, param)
@@ -142,13 +149,26 @@ def _checked(param: str, syntax: Syntax, value: Any) -> Shape:
 
 def _schema(value: Any, param: str) -> Any:
     """A JSON schema, given as such or as its text."""
+    value = _decoded(value, param)
+    if not isinstance(value, dict | bool):
+        raise UserError(f"{param} must be a JSON schema: an object.", param=param)
+    return value
+
+
+def _structural_tag(value: Any, param: str) -> Format:
+    """A structural tag, given as such or as its text."""
+    value = _decoded(value, param)
+    if not isinstance(value, dict):
+        raise UserError(f"{param} must be an object.", param=param)
+    return structural_tags.read(value, param)
+
+
+def _decoded(value: Any, param: str) -> Any:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{param} is not valid JSON.", param=param) from error
-    if not isinstance(value, dict | bool):
-        raise UserError(f"{param} must be a JSON schema: an object.", param=param)
     check_depth(value, param)
     return value
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,6 +105,20 @@ class Codec:
         """Id of the special token with this text, None where there is none."""
         found: int | None = self._tokenizer.token_to_id(text)
         return found if found in self.pieces.special else None
+
+    def parts(self, text: str) -> list[int | str]:
+        """What `text` consists of: ids of special tokens, and the text between them."""
+        found = self._specials.split(text)
+        return [
+            part if token is None else token for part in found if part for token in [self.special_id(part)]
+        ]
+
+    @functools.cached_property
+    def _specials(self) -> re.Pattern[str]:
+        """Finds special tokens, the longest where several begin at once."""
+        tokens = self._tokenizer.get_added_tokens_decoder().values()
+        texts = sorted((token.content for token in tokens if token.special), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, texts))})" if texts else "(?!)")
 
     def serialised(self) -> str:
         """The tokenizer as the text of a `tokenizer.json`."""

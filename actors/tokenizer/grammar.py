@@ -11,23 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from actors.answers.calls import HermesCalls, MistralCalls
 from actors.answers.formats import TOOL_FORMATS
 from actors.tokenizer.codec import Codec
+from actors.tokenizer.tags import TagGrammar
+from protocols import structural_tags
 from protocols.config import Config
 from protocols.errors import UserError
-from protocols.grammar import CACHED_GRAMMARS, LIMITS, MAX_GRAMMAR, Rules, Shape, Syntax, ToolRule
+from protocols.grammar import CACHED_GRAMMARS, MAX_GRAMMAR, Rules, Shape, Syntax, ToolRule, limits_of
 
 _WHITESPACE = {"whitespace_pattern": r" |\n[ \t]{0,24}"}
 """Between the parts of JSON, where there is any: a space, or a new line with its indentation, not more."""
@@ -37,6 +41,9 @@ _MAX_NESTING = 100
 
 _MAX_RULES = 200
 """Rules of an EBNF grammar at most: their translation takes more than linear time."""
+
+_WALKS, _STEPS = 4, 12
+"""How often, and for how many tokens, a client's grammar is followed before it is accepted."""
 
 _NOT_SUPPORTED = "structured output does not work with the tokenizer of this model."
 
@@ -61,7 +68,6 @@ class GrammarMaker:
     def __init__(self, config: Config, codec: Codec) -> None:
         self._config, self._codec = config, codec
         self._tools = TOOL_FORMATS.get(config.tool_parser)
-        self._limits = LLParserLimits(**LIMITS, verbose_errors=False)
         self._tokenizer: LLTokenizer | None = None
         self._made: OrderedDict[tuple[Rules, tuple[str, ...], bool], str] = OrderedDict()
         self._lock = threading.Lock()
@@ -88,14 +94,23 @@ class GrammarMaker:
                 code="unsupported",
             )
         parts: dict[str, Grammar] = {}
+        written = rules.shape is not None and rules.shape.syntax in (Syntax.GRAMMAR, Syntax.TAGS)
         if rules.shape is not None:
-            parts["shape"] = _shape(rules.shape)
-            self._check({"grammars": [parts["shape"]]}, rules.shape.param)
+            parts = self._shape(rules.shape)
+            self._check({"grammars": _named(parts), "written": written}, rules.shape.param, trial=written)
         for number, tool in enumerate(rules.tools):
             parts[f"tool_{number}"] = _arguments(tool)
             self._check({"grammars": [parts[f"tool_{number}"]]}, f"tools[{number}].parameters")
-        whole = {"grammars": [self._top(rules, thoughts, thinking), *_named(parts)]}
+        whole = {"grammars": [self._top(rules, thoughts, thinking), *_named(parts)], "written": written}
         return self._check(whole, "tools" if rules.tools else rules.shape.param if rules.shape else "")
+
+    def _shape(self, shape: Shape) -> dict[str, Grammar]:
+        """The grammar "shape", and what it makes use of."""
+        if shape.syntax is not Syntax.TAGS:
+            return {"shape": _shape(shape)}
+        made = TagGrammar(shape.param, _quoted, self._codec.parts, functools.partial(_part, shape.param))
+        format = msgspec.json.decode(shape.source, type=structural_tags.Format)
+        return {"shape": {"lark_grammar": made.lark(format)}, **made.parts}
 
     def _top(self, rules: Rules, thoughts: tuple[str, ...], thinking: bool) -> Grammar:
         if not (rules.tools or thoughts):
@@ -165,17 +180,21 @@ class GrammarMaker:
         token = self._codec.special_id(text)
         return _quoted(text) if token is None else f"<[{token}]>"
 
-    def _check(self, grammar: Grammar, param: str) -> str:
-        """The grammar as it travels. UserError when it is too large, broken, or allows nothing."""
+    def _check(self, grammar: Grammar, param: str, *, trial: bool = False) -> str:
+        """The grammar as it travels. UserError when it is too large, broken, or allows nothing. trial:
+        whether to follow it a little way, too."""
         source = json.dumps(grammar)
         if len(source) > MAX_GRAMMAR:
             raise UserError(f"{param} makes a grammar of more than {MAX_GRAMMAR} bytes.", param=param)
         vocabulary = self._vocabulary()
         with _user_error(param):
-            matcher = LLMatcher(vocabulary, source, log_level=0, limits=self._limits)
+            limits = LLParserLimits(**limits_of(source), verbose_errors=False)
+            matcher = LLMatcher(vocabulary, source, log_level=0, limits=limits)
             error = matcher.get_error() if matcher.is_error() else ""
             if not error and (not any(matcher.compute_bitmask()) or matcher.is_error()):
                 error = matcher.get_error() or "it allows no text"
+            if not error and trial:
+                error = _ambiguity(matcher, vocabulary.eos_tokens)
         if error:
             raise UserError(f"{param} cannot be used: {_sentence(error)}", param=param)
         return source
@@ -206,8 +225,37 @@ def _user_error(param: str | None, message: str = "", *, code: str | None = None
         raise UserError(message or f"{param} cannot be used: {reason}", param=param, code=code) from raised
 
 
-def _named(parts: dict[str, Grammar]) -> Iterable[Grammar]:
-    return ({"name": name, **grammar} for name, grammar in parts.items())
+def _ambiguity(matcher: LLMatcher, eos: list[int]) -> str:
+    """What goes wrong where a grammar is followed a little way, "" for nothing."""
+    for walk in range(_WALKS):
+        for step in range(_STEPS):
+            allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+            tokens = np.setdiff1d(np.flatnonzero(allowed), eos)
+            if not len(tokens) or matcher.is_error():
+                break
+            matcher.consume_token(int(tokens[(walk * 7919 + step * 104729) % len(tokens)]))
+        if matcher.is_error():
+            return f"it is too ambiguous: {matcher.get_error()}"
+        matcher.reset()
+    return ""
+
+
+def _named(parts: dict[str, Grammar]) -> list[Grammar]:
+    return [{"name": name, **grammar} for name, grammar in parts.items()]
+
+
+def _part(
+    param: str,
+    part: structural_tags.JsonSchema | structural_tags.Regex | structural_tags.OwnGrammar,
+) -> Grammar:
+    """Of a structural tag."""
+    match part:
+        case structural_tags.JsonSchema(schema):
+            return _json_grammar(schema)
+        case structural_tags.Regex(pattern):
+            return _shape(Shape(Syntax.REGEX, pattern, param))
+        case structural_tags.OwnGrammar(source):
+            return _shape(Shape(Syntax.GRAMMAR, source, param))
 
 
 def _shape(shape: Shape) -> Grammar:
@@ -228,6 +276,8 @@ def _shape(shape: Shape) -> Grammar:
                 raise UserError(f"{shape.param} has more than {_MAX_RULES} rules.", param=shape.param)
             with _user_error(shape.param):
                 return {"lark_grammar": any_to_lark(shape.source)}
+        case Syntax.TAGS:
+            raise AssertionError("a structural tag is more than one grammar")
 
 
 def _arguments(tool: ToolRule) -> Grammar:

@@ -41,6 +41,8 @@ HALF_PANEL = COLUMNS // 2
 UNITS = 16
 """Rows of numbers that are multiplied are padded to a multiple of so many units of 4 bytes."""
 _SPARE_ROWS = 32
+Longs = npt.NDArray[np.int64]
+Masks = npt.NDArray[np.uint32]
 
 
 class LinearStruct(Structure):
@@ -283,17 +285,27 @@ class Kernels:
         )
         return y
 
-    def mask_rows(self, logits: Tensor, rows: npt.NDArray[np.int64], masks: npt.NDArray[np.uint32]) -> None:
-        """Minus infinity for what masks [n, words], a bit for each token, do not allow in rows [n] of float32
-        logits [*, vocab]; all contiguous."""
-        self._library.mask_rows(
+    def draw_masked(
+        self, logits: Tensor, rows: Longs, masks: Masks, limits: npt.NDArray[np.void], most: int
+    ) -> tuple[Longs, npt.NDArray[np.float32]]:
+        """A token for each of rows [n] of float32 logits [*, vocab], of those that masks [n, words] allow, a
+        bit for each token, and its greatest allowed logit [n]; all contiguous. limits: records as in `struct
+        Limits`. Where more than `most` tokens would have to be sorted there is none (-1), and the row keeps
+        what is allowed."""
+        chosen, best = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+        self._library.draw_masked(
             c_void_p(logits.data_ptr()),
             c_int64(logits.shape[1]),
             c_void_p(rows.ctypes.data),
             c_int64(len(rows)),
             c_void_p(masks.ctypes.data),
             c_int64(masks.shape[1]),
+            c_int64(most),
+            c_void_p(limits.ctypes.data),
+            c_void_p(chosen.ctypes.data),
+            c_void_p(best.ctypes.data),
         )
+        return chosen, best
 
     def forward(self, model: ModelStruct, step: StepStruct) -> None:
         """Run a step of a model."""

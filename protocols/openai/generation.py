@@ -82,7 +82,6 @@ class ChoicesFields(GenerationFields, kw_only=True):
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "structural_tag": (),
     "bad_words": ([],),
     "allowed_token_ids": (),
     "logits_processors": ([],),

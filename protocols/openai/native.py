@@ -81,7 +81,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "custom_logit_processor": (),
 }
 SAMPLING_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "structural_tag": (),
     "stop_regex": ([],),
     "custom_params": (),
     "spaces_between_special_tokens": (True,),

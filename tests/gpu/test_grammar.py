@@ -13,7 +13,9 @@ import torch
 from tokenizers import Tokenizer
 
 from gpu.cpu.start import start
-from gpu.grammar import Grammars
+from gpu.draw_cpu import CpuDraw, DrawKind
+from gpu.grammar import Follower, Grammars
+from gpu.masked import Masked
 from gpu.sampler import Sampler, SampleResult
 from protocols.config import read_model_card
 from protocols.plan import SlotOpen
@@ -24,6 +26,7 @@ CARD = read_model_card(DEMO_MODEL)
 TOKENIZER = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
 END, OTHER_END = CARD.eos
 PROMPT = 3
+LIMITS = np.dtype([("temperature", "f8"), ("top_k", "i8"), ("top_p", "f8"), ("min_p", "f8"), ("kind", "u1")])
 
 
 def regex(pattern: str) -> str:
@@ -50,6 +53,12 @@ class Bench:
         history = np.array([7] * PROMPT + output, "<i4").tobytes()
         self.sampler.open(SlotOpen(slot, slot, params, 0, PROMPT, 0, history))
 
+    def follower(self, slot: int) -> Follower:
+        assert self.sampler._grammars is not None
+        found = self.sampler._grammars._follower(slot)
+        assert isinstance(found, Follower)
+        return found
+
     def step(self, slots: list[int], lengths: list[int], *, favour: int = -1) -> SampleResult:
         """favour: a token that the model wants above all."""
         rows = []
@@ -73,7 +82,7 @@ class Bench:
 @pytest.fixture
 def bench() -> Bench:
     device = torch.device("cpu")
-    return Bench(Sampler(4, CARD.vocab_size, device, Grammars(CARD, device)))
+    return Bench(Sampler(4, CARD.vocab_size, device, Grammars(CARD, device, 4)))
 
 
 def text(output: list[int]) -> str:
@@ -182,7 +191,7 @@ def test_a_panic_of_the_library_fails_alone(bench: Bench, monkeypatch: pytest.Mo
         raise Panic("index out of bounds")
 
     with monkeypatch.context() as patched:
-        patched.setattr("gpu.grammar.LLMatcher", panics)
+        patched.setattr("gpu.matchers.LLMatcher", panics)
         bench.open(0, sampling("never seen"), [])
         result = bench.step([0], [0])
     ((_, sentence),) = result.failed
@@ -191,31 +200,65 @@ def test_a_panic_of_the_library_fails_alone(bench: Bench, monkeypatch: pytest.Mo
     assert text(bench.run(0, sampling("ab"))) == "ab"
 
 
-def test_the_kernels_mask_as_torch_does() -> None:
-    """Whole batches and some of their rows, of vocabularies that fill no word."""
+def test_a_used_matcher_is_lent_again_and_changes_nothing(bench: Bench) -> None:
+    params = sampling("[a-z]{3,9}( [a-z]{3,9}){4}")
+    first = bench.run(0, params)
+    bench.sampler.close(0)
+    assert bench.run(1, params) == first
+    follower = bench.follower(1)
+    assert follower.lent.served == len(first) - 1
+    # Where it has used up its limits, a fresh one takes its place.
+    bench.open(1, params, first[:4])
+    follower = bench.follower(1)
+    broken = follower.matcher
+    assert follower.lent.served and not broken.consume_token(END - 1)
+    rest = [int(bench.step([1], [length]).host_tokens()[0]) for length in range(4, len(first))]
+    assert first[:4] + rest == first and follower.matcher is not broken
+
+
+def test_rows_under_a_mask_are_drawn_as_if_the_rest_were_impossible() -> None:
+    """By kernels, for all kinds of draws, of few tokens and of many, in vocabularies that fill no word."""
     kernels = start(1, print)
     if kernels is None:
         pytest.skip("no CPU kernels here")
-    device = torch.device("cpu")
-    ours, theirs = Grammars(CARD, device, kernels), Grammars(CARD, device)
     rng = np.random.default_rng(0)
-    for vocab in (1, 31, 32, 50, 4096, 4099):
-        logits = torch.randn(5, vocab)
-        for rows in ([0, 1, 2, 3, 4], [1, 3]):
-            where = np.array(rows, np.intp)
-            masks = rng.integers(0, 2**32, (len(rows), -(-vocab // 32)), dtype=np.uint32)
-            masks[0] = rng.choice([0, 2**32 - 1])
-            one, other = logits.clone(), logits.clone()
-            ours._keep_allowed(one, where, masks)
-            theirs._keep_allowed(other, where, masks)
-            assert torch.equal(one, other)
+    limits = np.zeros(30, LIMITS)
+    for i, kind in enumerate([*DrawKind][:5] * 6):
+        restricted = [kind == each for each in (DrawKind.RANK, DrawKind.MASS, DrawKind.RATIO)]
+        rank, mass, ratio = restricted
+        limits[i] = (0.3 + i % 3, 7 if rank else 0, 0.8 if mass or rank else 1, 0.1 * ratio, kind)
+    for vocab in (31, 512, 4099):
+        limits["top_k"][limits["kind"] != DrawKind.RANK] = vocab
+        logits = torch.from_numpy(rng.normal(0, 3, (30, vocab)).astype(np.float32))
+        bits = rng.random((30, vocab)) < rng.choice([0.01, 0.5, 1.0], 30)[:, None]
+        bits[np.arange(30), rng.integers(0, vocab, 30)] = True
+        masks = np.packbits(np.pad(bits, ((0, 0), (0, -vocab % 32))), axis=1, bitorder="little")
+        uniform = rng.random(30)
+        uniform[:3] = 0.0, 1 - 2.0**-53, 1 - 2.0**-53
+        possible = logits.masked_fill(torch.from_numpy(~bits), -torch.inf)
+        expected, best = CpuDraw(vocab).choose(possible, limits, uniform)
+        masked = Masked(np.arange(30), masks.view(np.uint32), kernels)
+        found, highest = CpuDraw(vocab).choose(logits.clone(), limits, uniform, masked)
+        assert found.tolist() == expected.tolist() and np.array_equal(highest, best)
+        some = np.array([3, 17, 22])
+        masked = Masked(some, masks.view(np.uint32)[some], kernels)
+        found, highest = CpuDraw(vocab).choose(logits.clone(), limits, uniform, masked)
+        free, _ = CpuDraw(vocab).choose(logits, limits, uniform)
+        free[some] = expected[some]
+        assert found.tolist() == free.tolist(), "the other rows are free"
+        broken = logits.clone()
+        broken[4], broken[9, np.flatnonzero(bits[9])[0]], bits[14] = -torch.inf, torch.nan, False
+        masks = np.packbits(np.pad(bits, ((0, 0), (0, -vocab % 32))), axis=1, bitorder="little")
+        masked = Masked(np.arange(30), masks.view(np.uint32), kernels)
+        _, highest = CpuDraw(vocab).choose(broken, limits, uniform, masked)
+        assert np.flatnonzero(~np.isfinite(highest)).tolist() == [4, 9, 14]
 
 
 def test_compiled_grammars_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpu.grammar.CACHED_GRAMMARS", 3)
+    monkeypatch.setattr("gpu.matchers.CACHED_GRAMMARS", 3)
     device = torch.device("cpu")
-    grammars = Grammars(CARD, device)
+    grammars = Grammars(CARD, device, 4)
     bench = Bench(Sampler(4, CARD.vocab_size, device, grammars))
     for index in range(8):
         assert text(bench.run(index % 4, sampling(f"a{{{index + 1}}}"))) == "a" * (index + 1)
-        assert len(grammars._compiled) <= 3
+        assert len(grammars._matchers._compiled) <= 3

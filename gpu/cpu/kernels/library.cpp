@@ -1,6 +1,6 @@
 // What Python calls (gpu/cpu/library.py). Nothing here checks arguments: the caller does.
 #include "decoder.h"
-#include "masks.h"
+#include "masked.h"
 
 namespace {
 
@@ -169,9 +169,16 @@ void attention(Machine* machine, int kind, const Heads* heads, const Manner* man
     run(*machine, *heads, *manner, *pages, *batch, query, key, value, out);
 }
 
-// Row rows[i] of logits [*, vocab] keeps what row i of masks [count, words] allows.
-void mask_rows(float* logits, i64 vocab, const i64* rows, i64 count, const u32* masks, i64 words) {
-    for (i64 i = 0; i < count; ++i) forbid(logits + rows[i] * vocab, masks + i * words, vocab);
+// A token for each of rows [count] of logits [*, vocab], of those that masks [count, words] allow, and its greatest allowed logit.
+// Where they would have to be sorted, and are more than `most`, there is none (-1), and the row keeps what its mask allows.
+void draw_masked(float* logits, i64 vocab, const i64* rows, i64 count, const u32* masks, i64 words, i64 most, const Limits* limits,
+                 i64* chosen, float* best) {
+    MaskedDraw draw;
+    for (i64 i = 0; i < count; ++i) {
+        float* row = logits + rows[i] * vocab;
+        chosen[i] = draw(row, masks + i * words, vocab, limits[i], most, best + i);
+        if (chosen[i] < 0) forbid(row, masks + i * words, vocab);
+    }
 }
 
 // y [m, n] = x [m, k] W^T in floats, for checks and measurements. x: units_of(k) units a row, SPARE_ROWS rows to spare.

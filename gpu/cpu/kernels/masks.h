@@ -2,6 +2,7 @@
 #pragma once
 
 #include <limits>
+#include <vector>
 
 #include "simd.h"
 
@@ -18,4 +19,14 @@ inline void forbid(float* logits, const u32* words, i64 vocab) {
     }
     for (; token < vocab; ++token)
         if (!(words[token / 32] >> token % 32 & 1)) logits[token] = never;
+}
+
+// The tokens that are allowed, ascending, where they are no more than `most`; else none.
+inline void list_few(const u32* words, i64 count, i64 most, std::vector<i64>& tokens) {
+    i64 allowed = 0;
+    tokens.clear();
+    for (i64 at = 0; at < count; ++at) allowed += __builtin_popcount(words[at]);
+    if (allowed > most) return;
+    for (i64 at = 0; at < count; ++at)
+        for (u32 left = words[at]; left; left &= left - 1) tokens.push_back(at * 32 + __builtin_ctz(left));
 }

@@ -69,7 +69,7 @@ CHATS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "many logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "between 0 and 20"),
     "top without logprobs": ({"top_logprobs": 2}, "top_logprobs", "only be set with logprobs"),
     "stream options": ({"stream_options": {}}, "stream_options", "only be set with stream"),
-    "format": ({"response_format": {"type": "xml"}}, "response_format", "'json_object' or 'json_schema'"),
+    "format": ({"response_format": {"type": "xml"}}, "response_format", "'json_schema' or 'structural_tag'"),
     "no schema": ({"response_format": {"type": "json_schema"}}, "response_format", "has no schema"),
     "schema": ({"guided_json": "{"}, "guided_json", "not valid JSON"),
     "deep schema": ({"guided_json": nested(70)}, "guided_json", "nested more than"),
@@ -81,7 +81,26 @@ CHATS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "structural tag": (
         {"structured_outputs": {"structural_tag": "x"}},
         "structured_outputs.structural_tag",
-        "not supported",
+        "not valid JSON",
+    ),
+    "no such format": (
+        {"response_format": {"type": "structural_tag", "format": {"type": "qwen_xml_parameter"}}},
+        "response_format",
+        "Invalid value 'qwen_xml_parameter'",
+    ),
+    "tag without trigger": (
+        {"structural_tag": {"structures": [{"begin": "<a>", "schema": {}, "end": ""}], "triggers": ["<b"]}},
+        "structural_tag",
+        "no trigger begins the tag '<a>'",
+    ),
+    "text amid a sequence": (
+        {
+            "structural_tag": {
+                "format": {"type": "sequence", "elements": [{"type": "any_text"}, {"type": "any_text"}]}
+            }
+        },
+        "structural_tag",
+        "only the last element",
     ),
     "two shapes": ({"regex": "a", "ebnf": 'root ::= "a"'}, "ebnf", "exclude each other"),
     "bad words": ({"bad_words": ["a"]}, "bad_words", "not supported"),
