@@ -5,8 +5,9 @@ a grammar has a matcher, built from the grammar and the tokens known at its open
 that it stands after a retraction or a recovery where it stood before. Compiling happens in a thread, beside
 the prefill.
 
-A mask for step N + 1 needs the tokens of step N. As soon as these are there, a thread takes them in and fills
-the masks, while the forward of N + 1 runs; `apply` waits for it, and only rows with a grammar are touched.
+A mask for step N + 1 needs the tokens of step N. As soon as these are there, they are taken in and the masks
+filled: by a thread while the forward of N + 1 runs, where a device works by itself; a CPU has no time to hide
+it in. Only rows with a grammar are touched.
 
 Nothing that is wrong with a grammar, at its reading or later, is more than the end of its own row.
 """
@@ -14,8 +15,8 @@ Nothing that is wrong with a grammar, at its reading or later, is more than the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,11 @@ from protocols.sampling import SamplingParams
 Words = npt.NDArray[np.uint32]
 Masks = npt.NDArray[np.uint32]
 Rows = npt.NDArray[np.intp]
+T = TypeVar("T")
+
+
+_ALONE = 1 << 14
+"""Words of all masks from which on several threads fill them: fewer take less time than to wake them."""
 
 
 class Tokens(Protocol):
@@ -75,16 +81,14 @@ class Follower:
         self._never = [_bit(token) for token in self._stops.union(eos)]
         self._ended = False
         for token in known:
-            if self.goes_on(token):
-                self.matcher.consume_token(token)
+            self.advance(token)
 
-    def goes_on(self, token: int) -> bool:
-        """Whether the matcher is to take in `token`, which comes next: behind a stop token (or a failed row's
-        -1) nothing counts."""
+    def advance(self, token: int) -> None:
+        """The sequence went on with `token`; behind a stop token (or a failed row's -1) nothing counts."""
         self._ended = self._ended or token in self._stops or token < 0
         if not self._ended:
             self.tokens.append(token)
-        return not self._ended
+            self.matcher.consume_token(token)
 
     def leave(self) -> None:
         """Its matcher is for others from now on; what it still samples is waste."""
@@ -142,6 +146,16 @@ def _penalties() -> Tensor:
     return torch.from_numpy(np.where(bits, np.float32(0), np.float32(-np.inf)))
 
 
+class _AtOnce(Executor):
+    """Runs what it is given when it is given it."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Does not return before the result is there."""
+        done: Future[T] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
 class Grammars:
     """The grammars of all slots."""
 
@@ -152,7 +166,8 @@ class Grammars:
         self._device, self._kernels = device, kernels
         self._words = -(-card.vocab_size // 32)
         self._penalty = _penalties().to(device)
-        self._worker, self._preparer = ThreadPoolExecutor(1, "grammar"), ThreadPoolExecutor(1, "masks")
+        self._worker = ThreadPoolExecutor(1, "grammar")
+        self._preparer = ThreadPoolExecutor(1, "masks") if device.type == "cuda" else _AtOnce()
         self._filler = LLExecutor(max(1, torch.get_num_threads()))
         self._foreseen: list[Follower | str] = []
         self._filled: Future[Masks] | None = None
@@ -196,14 +211,10 @@ class Grammars:
         self._filled = self._preparer.submit(self._prepare, self._foreseen, tokens, where)
 
     def _prepare(self, followers: Sequence[Follower | str], tokens: Tokens, where: Rows) -> Masks:
-        found = zip(followers, tokens.host_tokens()[where].tolist(), strict=True)
-        going = [
-            (follower.matcher, token)
-            for follower, token in found
-            if isinstance(follower, Follower) and follower.goes_on(token)
-        ]
-        if going:
-            self._filler.consume_token_par(going)
+        found = tokens.host_tokens()[where].tolist()
+        for follower, token in zip(followers, found, strict=True):
+            if isinstance(follower, Follower):
+                follower.advance(token)
         return self._fill(followers)
 
     def _give_back(self, follower: Follower) -> None:
@@ -225,9 +236,13 @@ class Grammars:
     def _fill(self, followers: Sequence[Follower | str]) -> Masks:
         """What the grammars allow: uint32 [n, words], nothing for those that are only a fault."""
         masks = np.zeros((len(followers), self._words), np.uint32)
-        matchers = [(found.matcher, i) for i, found in enumerate(followers) if isinstance(found, Follower)]
-        if matchers:
-            self._filler.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
+        start, size = masks.ctypes.data, masks.strides[0]
+        asked = [(found.matcher, i) for i, found in enumerate(followers) if isinstance(found, Follower)]
+        if masks.size < _ALONE:
+            for matcher, row in asked:
+                matcher.unsafe_compute_mask_ptr(start + row * size, size)
+        else:
+            self._filler.unsafe_compute_mask_ptr(asked, start, size, len(masks))
         return masks
 
     def _keep_allowed(self, logits: Tensor, where: Rows, masks: Masks) -> Masked | None:
