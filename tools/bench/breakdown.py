@@ -122,8 +122,10 @@ _RESULTS: Decoder[StepDone] = Decoder(StepDone)
 def _through(ring: Ring, message: Any, decoder: Decoder[Any]) -> Any:
     """What arrives at the other end of a ring."""
     assert ring.write_nowait(encode(message), 0)
-    (record,) = ring.read_batch(1)
-    return decoder(record.payload)
+    batch = ring.read_batch(1)
+    assert batch is not None
+    _incarnation, (payload,) = batch
+    return decoder(payload)
 
 
 def _plans(core: Core, mail: Sequence[Mail]) -> collections.deque[Plan]:
