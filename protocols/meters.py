@@ -97,4 +97,16 @@ class Count(enum.IntEnum):
     REPLAYED = 8 * _ROOM + 4
 
 
-METER_WORDS = 9 * _ROOM
+NAMED = 16
+"""Adapters in a list at most."""
+
+
+class Named(enum.IntEnum):
+    """Index of the first word of a list of adapters' ids, 0 behind the last: those through which requests
+    run on a scheduler, and those through which they wait there."""
+
+    RUNNING = 9 * _ROOM
+    WAITING = 9 * _ROOM + NAMED
+
+
+METER_WORDS = 10 * _ROOM

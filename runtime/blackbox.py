@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from protocols.errors import PeerError
-from protocols.meters import METER_WORDS, Count, Histogram
+from protocols.meters import METER_WORDS, NAMED, Count, Histogram, Named
 from protocols.spans import RECORD, RECORD_BYTES, SpanName
 from runtime import segment
 
@@ -175,6 +176,16 @@ class BlackBox:
     def count(self, counter: Count, n: int = 1) -> None:
         """Count."""
         self._meters[counter] += n
+
+    def name(self, what: Named, ids: Sequence[int]) -> None:
+        """Write a list of ids, as far as there is room."""
+        words = [*ids[:NAMED], *[0] * (NAMED - len(ids))]
+        for index, id in enumerate(words, what):
+            self._meters[index] = id
+
+    def named(self, what: Named) -> list[int]:
+        """The ids of a list."""
+        return [id for id in self._meters[what : what + NAMED] if id]
 
     def buckets(self, histogram: Histogram) -> tuple[list[int], int]:
         """How many values fell into each bucket, the last one beyond all bounds; and their sum."""

@@ -8,13 +8,15 @@ incarnations: what a row of the board had counted when its actor died is kept by
 from __future__ import annotations
 
 import dataclasses
+import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from protocols.adapters import Adapter
 from protocols.board import Column
 from protocols.config import Config
-from protocols.meters import HISTOGRAMS, Count, Histogram
+from protocols.meters import HISTOGRAMS, Count, Histogram, Named
 from runtime.blackbox import BlackBox
 from runtime.board import Row
 from runtime.notices import Lost, Notice, Ready
@@ -125,7 +127,7 @@ class Past:
 
 
 class Collector:
-    """Reads one company. websockets: see `Column.WEBSOCKETS`."""
+    """Reads one company. adapters: those that are loaded, now."""
 
     def __init__(
         self,
@@ -134,7 +136,10 @@ class Collector:
         rows: Mapping[str, Row],
         boxes: Mapping[str, BlackBox],
         past: Past,
+        adapters: Callable[[], Iterable[Adapter]] = tuple,
     ) -> None:
+        self._max_loras = config.max_loras
+        self._adapters = adapters
         self._labels: Labels = (("model_name", config.model.name),)
         self._children = children
         self._rows, self._boxes, self._past = rows, boxes, past
@@ -144,6 +149,7 @@ class Collector:
         yield from self._of_schedulers()
         for histogram in HISTOGRAMS:
             yield self._histogram(histogram)
+        yield self._of_adapters()
         yield from self._of_frontends()
         yield from self._of_actors()
         yield self._past.recoveries()
@@ -179,6 +185,23 @@ class Collector:
             "Tokens computed again after a retraction or a death.",
             tuple(replayed),
         )
+
+    def _of_adapters(self) -> Family:
+        """Which are in use, as routers between several companies want to know it; the value is the time."""
+        names = {adapter.id: adapter.name for adapter in self._adapters()}
+        samples = []
+        for child in self._of_kind("scheduler"):
+            box = self._boxes[child.name]
+            lists = {what: [names[id] for id in box.named(what) if id in names] for what in Named}
+            labels = (
+                *_engine(child),
+                ("max_lora", str(self._max_loras)),
+                ("running_lora_adapters", ",".join(lists[Named.RUNNING])),
+                ("waiting_lora_adapters", ",".join(lists[Named.WAITING])),
+            )
+            samples.append(Sample(time.time(), labels))
+        text = "Adapters through which requests run and wait; the value is the time."
+        return Family("lora_requests_info", "gauge", text, tuple(samples))
 
     def _of_frontends(self) -> Iterator[Family]:
         frontends = self._of_kind("frontend")

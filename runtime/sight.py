@@ -33,7 +33,9 @@ class Sight:
         rows = {name: wiring.row(name) for name in children}
         self.boxes = {**wiring.boxes, NAME: own}
         self._past = Past()
-        self._collector = Collector(config, children, rows, wiring.boxes, self._past)
+        self._collector = Collector(
+            config, children, rows, wiring.boxes, self._past, lambda: wiring.standing.adapters
+        )
         self._notices: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._number = 0
         self._news = trio.lowlevel.ParkingLot()

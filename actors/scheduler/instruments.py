@@ -7,7 +7,7 @@ something when it comes, when a plan opens or prefills it, and when it ends; for
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from actors.scheduler.commands import Resume
 from actors.scheduler.core import Mail
 from protocols.messages import Submit, TokenRow
-from protocols.meters import DECODE, ITERATION, PREFILL, QUEUE, Count
+from protocols.meters import DECODE, ITERATION, PREFILL, QUEUE, Count, Named
 from protocols.plan import Plan, StepDone
 from protocols.request import Finish
 from protocols.spans import SpanName, is_sampled
@@ -29,9 +29,9 @@ _NONE = Finish.NONE
 class _Request:
     """What is known of an open choice. waits, opened, first: when it began to wait for a plan, when one
     opened it, when its first token came (nanoseconds, 0: not yet). resumed: an earlier incarnation had it.
-    again: what is prefilled now was computed before."""
+    again: what is prefilled now was computed before. place: among those of its adapter; None: it is over."""
 
-    __slots__ = ("again", "first", "opened", "resumed", "rid", "traced", "waits")
+    __slots__ = ("adapter", "again", "first", "opened", "place", "resumed", "rid", "traced", "waits")
 
     def __init__(self, submit: Submit, now: int, *, resumed: bool) -> None:
         self.rid = submit.rid
@@ -39,6 +39,8 @@ class _Request:
         self.waits = now
         self.opened = self.first = 0
         self.resumed = self.again = resumed
+        self.adapter = submit.adapter
+        self.place: Named | None = None
 
 
 class _Share(NamedTuple):
@@ -70,6 +72,9 @@ class Instruments:
         self._flights: deque[_Flight] = deque()
         self._traced = 0
         self._epoch = -1
+        self._users: dict[Named, Counter[int]] = {place: Counter() for place in Named}
+        for place in Named:
+            box.name(place, ())
 
     def heard(self, message: Mail) -> None:
         """The core is about to be told this."""
@@ -87,6 +92,7 @@ class Instruments:
         if submit.rid not in self._requests:
             request = self._requests[submit.rid] = _Request(submit, time.monotonic_ns(), resumed=resumed)
             self._traced += request.traced
+            self._put(request, Named.WAITING)
 
     def ended(self, rid: int) -> None:
         """It takes no more part in any step."""
@@ -94,6 +100,7 @@ class Instruments:
         if request is None:
             return
         self._traced -= request.traced
+        self._put(request, None)
         if request.first:
             self._box.observe(DECODE, time.monotonic_ns() - request.first)
 
@@ -115,6 +122,7 @@ class Instruments:
             request = self._requests.get(opening.rid)
             if request is not None:
                 self._slots[opening.slot] = request
+                self._put(request, Named.RUNNING)
                 self._open(request, now, opening.prompt_len)
         tokens = len(plan.decodes) // 4 * plan.rounds
         firsts: tuple[_Request, ...] = ()
@@ -168,6 +176,22 @@ class Instruments:
             request = self._slots.pop(slot, None)
             if request is not None:
                 request.waits = now
+                if request.place is not None:
+                    self._put(request, Named.WAITING)
+
+    def _put(self, request: _Request, place: Named | None) -> None:
+        """Count it where it is now among those who go through its adapter, and show who is where."""
+        before, request.place = request.place, place
+        if not request.adapter or before is place:
+            return
+        for where, more in ((before, -1), (place, 1)):
+            if where is None:
+                continue
+            users = self._users[where]
+            users[request.adapter] += more
+            if not users[request.adapter]:
+                del users[request.adapter]
+            self._box.name(where, sorted(users))
 
     def _prefilled(self, plan: Plan) -> tuple[_Request, ...]:
         firsts = []

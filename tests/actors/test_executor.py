@@ -20,6 +20,7 @@ from protocols.board import Column, State
 from protocols.config import Config, ExecutorKind, ModelCard
 from protocols.ledger import Layout
 from protocols.messages import SchedulerMail
+from protocols.orders import Adjust, Done, Settings
 from protocols.plan import Chunk, ExecutorReady, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
 from runtime.actor import Context
@@ -223,3 +224,19 @@ def test_without_a_model_it_needs_no_torch() -> None:
         "a._load(t._config(), print); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+async def test_it_waits_before_each_step_as_long_as_it_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Time is virtual: what passes is what was waited for."""
+    delay, plans = 7.0, _plans(_driver(), 6)
+    async with _running(_config()) as desk:
+        await desk.mail(1)
+        for settings, some in ((Settings(step_delay=delay), plans[:3]), (Settings(), plans[3:])):
+            assert await desk.context.carry_out(Adjust(settings)) == Done()
+            begun = trio.current_time()
+            desk.outbox.send_nowait("executor.0", *some)
+            await desk.mail(3)
+            steps_waited = (trio.current_time() - begun) / delay
+            assert int(steps_waited) == (3 if settings.step_delay else 0)

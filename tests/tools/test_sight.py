@@ -111,16 +111,54 @@ def test_counts_and_times_of_what_was_served(company: Company) -> None:
         assert all(s.labels["model_name"] == company.model for s in family.samples)
 
 
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """Type and labels of every metric in the table of docs/operations.md."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    table = text.partition("| metrics | type |")[2].partition("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    return {
+        name: (kind.strip(), {"model_name", *re.findall(r"`(\w+)`", labels)})
+        for names, kind, labels in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+
+
+def test_what_is_exported_is_what_is_documented(company: Company) -> None:
+    wanted = documented()
+    families = ctl_metrics(company)
+    assert {name.removeprefix("troupe:") for name in families} == set(wanted)
+    for name, family in families.items():
+        kind, labels = wanted[name.removeprefix("troupe:")]
+        assert family["type"] == kind, name
+        assert family["help"].endswith("."), name
+        for sample in family["samples"]:
+            assert set(sample["labels"]) - {"le"} == labels, name
+
+
+def ctl_metrics(company: Company) -> dict[str, Any]:
+    """The same as values, by name."""
+    told = json.loads(ctl(company, "metrics", "-o", "json").stdout)["metrics"]
+    return {family["name"]: family for family in told}
+
+
+INTERFACE = """
+num_requests_running num_requests_waiting kv_cache_usage_perc num_preemptions_total prompt_tokens_total
+prompt_tokens_cached_total generation_tokens_total request_success_total prefix_cache_queries_total
+prefix_cache_hits_total time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds
+request_queue_time_seconds request_prefill_time_seconds request_decode_time_seconds iteration_tokens_total
+lora_requests_info websocket_connections_active actor_restarts_total recovery_seconds actor_ring_depth_bytes
+replayed_tokens_total
+""".split()
+"""What vLLM's dashboards ask for, and what is ours."""
+
+
 def test_every_name_of_the_interface_is_there(company: Company) -> None:
-    exact = {sample.name for family in exported(company).values() for sample in family.samples}
-    for name in (
-        *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"),
-        *("prompt_tokens_total", "prompt_tokens_cached_total", "generation_tokens_total"),
-        *("request_success_total", "prefix_cache_queries_total", "prefix_cache_hits_total"),
-        *("websocket_connections_active", "actor_restarts_total", "recovery_seconds_count"),
-        *("actor_ring_depth_bytes", "replayed_tokens_total"),
-    ):
-        assert f"troupe:{name}" in exact
+    assert set(INTERFACE) <= set(documented())
+    typed = {name: family.type for name, family in exported(company).items()}
+    for name in INTERFACE:
+        kind = documented()[name][0]
+        family = name.removesuffix("_total") if kind == "counter" else name
+        assert typed[f"troupe:{family}"] == kind, "read by Prometheus's own parser"
 
 
 def test_the_dashboard_asks_for_nothing_that_is_not_exported(company: Company) -> None:
