@@ -59,6 +59,14 @@ def describe(address: str) -> str:
     return f"named {address.split('-', 2)[2]}" if address.startswith("@") else f"at {address}"
 
 
+def names() -> list[str]:
+    """The companies of this user whose sockets are abstract."""
+    prefix = address("")
+    with open("/proc/net/unix") as table:
+        ends = {line.split()[-1] for line in table}
+    return sorted(end.removeprefix(prefix) for end in ends if end.startswith(prefix))
+
+
 def native(address: str) -> str:
     """The address as the socket module wants it."""
     return f"\0{address[1:]}" if address.startswith("@") else address
@@ -174,7 +182,9 @@ async def _connect(address: str) -> trio.SocketStream:
         await sock.connect(native(address))
     except OSError as error:
         sock.close()
-        raise Unreachable(f"no company {describe(address)} is running ({error.strerror}).") from error
+        others = f"; there are {', '.join(known)}" if (known := names()) else ""
+        reason = error.strerror or error
+        raise Unreachable(f"no company {describe(address)} is running ({reason}){others}.") from error
     stream = trio.SocketStream(sock)
     _, uid = peer(stream.socket)
     if not is_trusted(uid):

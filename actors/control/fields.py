@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import enum
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import TypeVar, get_args
+
+import msgspec
 
 from protocols.errors import VerbError
 from runtime.admin import Request
 
 E = TypeVar("E", bound=enum.StrEnum)
+S = TypeVar("S", bound=msgspec.Struct)
 
 LONGEST = 86400.0
 """Seconds that anybody may be asked to wait."""
@@ -43,6 +47,19 @@ def flag(request: Request, key: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise VerbError("usage", f"{key} must be true or false.")
     return bool(value)
+
+
+def typed(values: Mapping[str, object], kind: type[S]) -> S:
+    """Several fields as a struct, or a sentence that names the one that is wrong."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        name = where.rstrip("`")
+        choices = next((each.type for each in msgspec.structs.fields(kind) if each.name == name), None)
+        words = [word.value for one in get_args(choices) if isinstance(one, enum.EnumType) for word in one]
+        sentence = f"must be one of {', '.join(words)}" if words else f"{what[:1].lower()}{what[1:]}"
+        raise VerbError("usage", f"{name}: {sentence}.") from error
 
 
 def label(request: Request, key: str) -> str:

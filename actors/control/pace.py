@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from actors.control.fields import LONGEST, choice, number
+from actors.control.fields import LONGEST, choice, number, typed
 from actors.control.progress import until_none
 from protocols.board import Column
 from protocols.config import Speculate
@@ -114,10 +114,7 @@ async def _adjust(root: Root, request: Request, changes: Mapping[str, object]) -
     seconds = _seconds(request)
     with root.alone("another change"):
         values = {**msgspec.to_builtins(root.standing.settings), **changes}
-        try:
-            settings = msgspec.convert(values, Settings)
-        except msgspec.ValidationError as error:
-            raise VerbError("usage", f"{error}.") from error
+        settings = typed(values, Settings)
         _check(root, settings)
         root.decide(settings=settings)
         for kind in ("executor", "scheduler"):

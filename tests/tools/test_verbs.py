@@ -16,11 +16,12 @@ from collections.abc import Iterator
 import click
 import pytest
 import yaml
+from click.shell_completion import ShellComplete
 
 from protocols.keys import digest_of
 from tests.faults.stage import until
 from tests.serving import Company, actorctl, serving
-from tests.streams import Stream
+from tests.streams import Stream, completion_id
 from tests.tools.verb_cases import CASES, CLIENT, Case, Stand
 from tools.actorctl.main import main
 from tools.actorctl.output import FORMATS
@@ -227,6 +228,70 @@ def test_watching_looks_again_until_interrupted(
         done = actorctl(*verb, "--name", stand.company.name, "-o", "name", option)
         assert done.returncode == 130
         assert done.stdout == once.stdout * 3 and slept == [seconds] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "wanted"),
+    [
+        (("engine",), "re", ["release-memory", "resume", "resume-memory"]),
+        (("actor", "kill"), "", ["executor.0", "scheduler.0", "tokenizer.0", "frontend.0"]),
+        (("logs", "--actor"), "sch", ["scheduler.0"]),
+        (("lora", "unload"), "", ["first"]),
+        (("request", "abort"), "", []),
+        (("status", "-o"), "j", ["json"]),
+    ],
+)
+def test_names_are_completed(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, words: Verb, begun: str, wanted: list[str]
+) -> None:
+    monkeypatch.setenv("TROUPE_NAME", stand.company.name)
+    completion = ShellComplete(main, {}, "actorctl", "_ACTORCTL_COMPLETE")
+    assert [item.value for item in completion.get_completions(list(words), begun)] == wanted
+    monkeypatch.setenv("TROUPE_NAME", "nobody-here")
+    alone = [item.value for item in completion.get_completions(list(words), begun)]
+    assert alone == (wanted if words in (("engine",), ("status", "-o")) else [])
+    named = completion.get_completions(["status", "--name"], stand.company.name[:9])
+    assert stand.company.name in [item.value for item in named]
+
+
+def test_whoever_mistakes_the_name_hears_of_those_there_are(stand: Stand) -> None:
+    done = actorctl("status", "--name", "nobody-here")
+    assert done.returncode == 69 and stand.company.name in done.stderr.partition("; there are ")[2]
+    assert actorctl("status", "--name", "x" * 200).stderr.startswith("actorctl: no company named xxx")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("trace", "record", "--duration", "100ms", "-f"), ("keys", "add"), ("trace", "export", "--endpoint")],
+)
+def test_what_the_system_refuses_is_a_sentence(stand: Stand, command: Verb) -> None:
+    where = {"keys": ["/nowhere/keys.toml", "name"]}.get(command[0], ["/nowhere/file"])
+    target = ["--name", stand.company.name] if command[0] == "trace" else []
+    completion_id(stand.company, CLIENT)
+    done = actorctl(*command, *where, *target, *(["--once"] if "export" in command else []))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("actorctl: ") and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("policy=random", "actorctl: policy: must be one of fcfs, lpm, priority."),
+        ("speculate_tokens=many", "actorctl: speculate_tokens: expected `int | null`, got `str`."),
+        ("port=1", "actorctl: settings are some of policy, "),
+        ("policy", "Error: Invalid value for KEY=VALUE: 'policy' is not KEY=VALUE."),
+    ],
+)
+def test_a_wrong_setting_is_named(stand: Stand, setting: str, sentence: str) -> None:
+    done = actorctl("engine", "set", setting, "--name", stand.company.name)
+    assert done.returncode == 2 and sentence in done.stderr
+
+
+def test_options_are_shown_as_they_are_now(stand: Stand) -> None:
+    ask = ("--name", stand.company.name)
+    shown = dict(line.split(maxsplit=1) for line in actorctl("engine", "info", *ask).stdout.splitlines())
+    assert (shown["policy"].strip(), shown["speculate_rows"].strip()) == ("fcfs", "24")
+    assert shown["model"].strip().endswith("demo/model") and shown["draining"].strip() == "no"
 
 
 def test_whoever_waits_hears_how_far_it_is(fresh: Company) -> None:

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.tree import Tree
 
+from tools.actorctl import completing
 from tools.actorctl.output import done, facts, output_option, show, watch_option, watching
 from tools.actorctl.status import HEADINGS, WIDE, actor_rows
 from tools.actorctl.target import NOT_FOUND, Ask, administers, confirmed, fail, yes_option
@@ -65,7 +66,7 @@ def list_actors(ask: Ask, output: str, watch: float | None) -> None:
 
 
 @actor.command()
-@click.argument("actor_name", metavar="NAME")
+@click.argument("actor_name", metavar="NAME", shell_complete=completing.actors)
 @output_option
 @administers
 def get(ask: Ask, actor_name: str, output: str) -> None:
@@ -79,7 +80,7 @@ def get(ask: Ask, actor_name: str, output: str) -> None:
 
 
 @actor.command()
-@click.argument("actor_name", metavar="NAME")
+@click.argument("actor_name", metavar="NAME", shell_complete=completing.actors)
 @output_option
 @administers
 def restart(ask: Ask, actor_name: str, output: str) -> None:
@@ -89,7 +90,7 @@ def restart(ask: Ask, actor_name: str, output: str) -> None:
 
 
 @actor.command()
-@click.argument("actor_name", metavar="NAME")
+@click.argument("actor_name", metavar="NAME", shell_complete=completing.actors)
 @output_option
 @administers
 def stack(ask: Ask, actor_name: str, output: str) -> None:
@@ -102,7 +103,7 @@ def stack(ask: Ask, actor_name: str, output: str) -> None:
 
 
 @actor.command()
-@click.argument("actor_name", metavar="NAME")
+@click.argument("actor_name", metavar="NAME", shell_complete=completing.actors)
 @yes_option
 @output_option
 @administers

@@ -131,8 +131,15 @@ def flush_cache(ask: Ask, output: str) -> None:
 def info(ask: Ask, output: str) -> None:
     """Every option, and what has changed since the start."""
     reply = ask({"verb": "server.info"})
-    flat = reply if output in ("json", "yaml") else {**reply.pop("options"), **reply.pop("settings"), **reply}
-    facts(flat, output, reply["state"])
+    facts(reply if output in ("json", "yaml") else _flat(reply), output, reply["state"])
+
+
+def _flat(reply: dict[str, Any]) -> dict[str, Any]:
+    """Options as they are now, then how the company is."""
+    options, settings = reply["options"], reply["settings"]
+    changed = {name: value for name, value in settings.items() if value is not None}
+    rest = {name: value for name, value in reply.items() if name not in ("options", "settings")}
+    return {**options, "model": options["model"]["path"], **changed, **rest}
 
 
 def _setting(text: str) -> tuple[str, Any]:

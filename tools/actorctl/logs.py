@@ -12,12 +12,18 @@ from typing import Any
 import click
 
 from runtime.logs import LEVELS, human
+from tools.actorctl import completing
 from tools.actorctl.output import done, output_option
 from tools.actorctl.target import Ask, administers
 
 
 @click.command()
-@click.option("--actor", default="", help="Of this actor alone; the supervisor is one too.")
+@click.option(
+    "--actor",
+    default="",
+    shell_complete=completing.actors,
+    help="Of this actor alone; the supervisor is one too.",
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with the lines to come, until interrupted.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=100, show_default=True, help="Of each actor.")
 @click.option(
@@ -73,7 +79,7 @@ def _for_people() -> Callable[[str], None]:
 
 @click.command("log-level")
 @click.argument("level", type=click.Choice([*LEVELS, "default"]))
-@click.option("--actor", default="", help="For this actor alone.")
+@click.option("--actor", default="", shell_complete=completing.actors, help="For this actor alone.")
 @output_option
 @administers
 def log_level(ask: Ask, level: str, actor: str, output: str) -> None:

@@ -9,6 +9,7 @@ import click
 
 from protocols.adapters import Adapter, check_name, digest_of
 from protocols.errors import StartError, UserError
+from tools.actorctl import completing
 from tools.actorctl.output import facts, output_option, show
 from tools.actorctl.target import Ask, orders, patient
 
@@ -44,7 +45,7 @@ def load(ask: Ask, adapter: str, path: pathlib.Path, pinned: bool, replace: bool
 
 
 @lora.command()
-@click.argument("adapter", metavar="NAME")
+@click.argument("adapter", metavar="NAME", shell_complete=completing.adapters)
 @click.option("--drain", is_flag=True, help="Wait until no request goes through it; else that is refused.")
 @output_option
 @patient

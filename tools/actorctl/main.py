@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -19,13 +20,28 @@ from tools.actorctl.output import done, facts, output_option
 from tools.actorctl.request import request
 from tools.actorctl.serve import serve
 from tools.actorctl.status import status
-from tools.actorctl.target import Ask, administers
+from tools.actorctl.target import FAILED, Ask, administers, fail
 from tools.actorctl.top import top
 from tools.actorctl.trace import trace
 from tools.actorctl.weights import weights
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    """What the system refuses ends a command with a sentence; a reader who has gone, with none."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            fail(f"{place}{error.strerror or error}.", FAILED)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 def main() -> None:
     """Serve language models with Troupe, and look after a running company.
 

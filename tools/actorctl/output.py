@@ -127,5 +127,11 @@ def _cell(value: object) -> str:
             return "-"
         case float():
             return f"{value:.1f}"
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ", ".join(map(_cell, value)) or "-"
+        case "":
+            return "-"
         case _:
             return str(value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tools.actorctl import completing
 from tools.actorctl.output import Heading, facts, output_option, show, watch_option, watching
 from tools.actorctl.target import USAGE, Ask, confirmed, fail, orders, yes_option
 
@@ -46,7 +47,7 @@ def list_requests(ask: Ask, output: str, watch: float | None) -> None:
 
 
 @request.command()
-@click.argument("request_id", metavar="ID")
+@click.argument("request_id", metavar="ID", shell_complete=completing.requests)
 @output_option
 @orders
 def get(ask: Ask, request_id: str, output: str) -> None:
@@ -56,7 +57,7 @@ def get(ask: Ask, request_id: str, output: str) -> None:
 
 
 @request.command()
-@click.argument("ids", nargs=-1, metavar="ID...")
+@click.argument("ids", nargs=-1, metavar="ID...", shell_complete=completing.requests)
 @click.option("--all", "everything", is_flag=True, help="All that are open.")
 @yes_option
 @output_option

@@ -11,6 +11,7 @@ import click
 
 from protocols.errors import VerbError
 from runtime import admin
+from tools.actorctl.completing import companies
 
 TIMEOUT, INTERRUPTED = 124, 130
 OK, FAILED, USAGE, UNHEALTHY, NOT_FOUND, CONFLICT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
@@ -70,7 +71,12 @@ def administers(
     """
 
     @click.option(
-        "--name", default="troupe", show_default=True, envvar="TROUPE_NAME", help="Name of the company."
+        "--name",
+        default="troupe",
+        show_default=True,
+        envvar="TROUPE_NAME",
+        shell_complete=companies,
+        help="Name of the company.",
     )
     @click.option("--socket", default="", help="Its admin socket, if it was started with --socket.")
     @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any
@@ -22,12 +23,13 @@ TOGETHER = 512
 
 def run(ask: Ask, endpoint: str, interval: float, *, once: bool) -> None:
     """Export at each `interval` seconds, for ever or once."""
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     exporter: SpanExporter = OTLPSpanExporter(endpoint, timeout=PATIENCE)
     status = ask({"verb": "status"})
     converter = Converter(status["name"], status["model"])
     try:
         while True:
-            _export(ask, exporter, converter)
+            _export(ask, exporter, converter, endpoint)
             if once:
                 return
             time.sleep(interval)
@@ -35,7 +37,7 @@ def run(ask: Ask, endpoint: str, interval: float, *, once: bool) -> None:
         exporter.shutdown()
 
 
-def _export(ask: Ask, exporter: SpanExporter, converter: Converter) -> None:
+def _export(ask: Ask, exporter: SpanExporter, converter: Converter, endpoint: str) -> None:
     parts: dict[str, list[bytes]] = {}
 
     def take(reply: dict[str, Any]) -> None:
@@ -45,6 +47,6 @@ def _export(ask: Ask, exporter: SpanExporter, converter: Converter) -> None:
     spans = list(converter.spans(Tapes(parts), clocks["time_ns"] - clocks["monotonic_ns"]))
     for begin in range(0, len(spans), TOGETHER):
         if exporter.export(spans[begin : begin + TOGETHER]) is not SpanExportResult.SUCCESS:
-            fail("the collector does not take the spans.", FAILED)
+            fail(f"the collector at {endpoint} does not take the spans.", FAILED)
     if spans:
         click.echo(f"{len(spans)} spans sent", err=True)

@@ -62,7 +62,7 @@ def test_lists_loads_and_unloads_by_command(company: Company, folder: pathlib.Pa
     header, *rows = lora("list").splitlines()
     assert header.split() == ["NAME", "ID", "PINNED", "REQUESTS"]
     assert [row.split()[0] for row in rows] == ["first", "second"]
-    assert rows[1].split()[2:] == ["True", "0"]
+    assert rows[1].split()[2:] == ["yes", "0"]
     listed = json.loads(lora("list", "-o", "json"))
     assert listed["slots"] == 3 and listed["adapters"][1]["path"] == path
     assert "already" in lora("load", "second", path, code=CONFLICT)
