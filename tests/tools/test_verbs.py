@@ -18,13 +18,16 @@ import pytest
 import yaml
 from click.shell_completion import ShellComplete
 
+from actors.frontend.admin_routes import ROUTES
+from actors.frontend.operations import OPERATIONS
 from protocols.keys import digest_of
 from tests.faults.stage import until
-from tests.serving import Company, actorctl, serving
+from tests.serving import ROOT, Company, actorctl, serving
 from tests.streams import Stream, completion_id
 from tests.tools.verb_cases import CASES, CLIENT, Case, Stand
 from tools.actorctl.main import main
 from tools.actorctl.output import FORMATS
+from tools.actorctl.top import Screen
 
 Verb = tuple[str, ...]
 VERBS = tuple(CASES)
@@ -100,6 +103,16 @@ def fresh() -> Iterator[Company]:
 def test_every_verb_has_a_case() -> None:
     assert PARSED.keys() == CASES.keys(), "add it to tests/tools/verb_cases.py"
     assert all(case.asks for verb, case in CASES.items() if _has(verb, "yes"))
+
+
+def test_every_verb_and_every_name_stands_in_the_docs() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text().partition("## All verbs")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line[:3] == "| `"
+    ]
+    assert sorted(row[0] for row in rows) == sorted(f"`{_id(verb)}`" for verb in PARSED)
+    told = set(re.findall(r"/[a-z0-9_/]+", " ".join(row[1] for row in rows)))
+    assert set(ROUTES) <= told <= {each.path for each in OPERATIONS}
 
 
 def _command(stand: Stand, verb: Verb, *arguments: str) -> list[str]:
@@ -292,6 +305,17 @@ def test_options_are_shown_as_they_are_now(stand: Stand) -> None:
     shown = dict(line.split(maxsplit=1) for line in actorctl("engine", "info", *ask).stdout.splitlines())
     assert (shown["policy"].strip(), shown["speculate_rows"].strip()) == ("fcfs", "24")
     assert shown["model"].strip().endswith("demo/model") and shown["draining"].strip() == "no"
+
+
+def test_of_progress_only_the_latest_is_shown() -> None:
+    def event(number: int, kind: str, actor: str) -> dict[str, object]:
+        return {"number": number, "time": 0.0, "kind": kind, "actor": actor, "text": f"{actor} {number}"}
+
+    screen = Screen()
+    events = [event(1, "lost", "a"), event(2, "progress", "a"), event(3, "progress", "a")]
+    screen.take({"status": {}, "events": [*events, event(4, "progress", "b")]})
+    screen.take({"events": [event(5, "progress", "b"), event(6, "ready", "b")]})
+    assert [each["number"] for each in screen.events] == [1, 3, 5, 6]
 
 
 def test_whoever_waits_hears_how_far_it_is(fresh: Company) -> None:

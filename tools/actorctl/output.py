@@ -114,7 +114,8 @@ def make_table(rows: Sequence[Row], headings: Sequence[Heading]) -> Table:
     """A rich table: numbers to the right, everything else to the left."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key, title in headings:
-        numeric = bool(rows) and all(isinstance(row.get(key), int | float) for row in rows)
+        values = [value for row in rows if (value := row.get(key)) is not None]
+        numeric = bool(values) and all(isinstance(value, int | float) for value in values)
         table.add_column(title, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row.get(key)) for key, _ in headings))

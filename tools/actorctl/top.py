@@ -44,7 +44,7 @@ def top(ask: Ask, output: str, interval: float, iterations: int | None) -> None:
     if output != "table" or not console.is_terminal:
         _print_once(ask, min(interval, 1.0), output)
         return
-    screen = _Screen()
+    screen = Screen()
     with Live(console=console, screen=iterations is None, auto_refresh=False) as live:
 
         def take(reply: dict[str, Any]) -> None:
@@ -62,17 +62,21 @@ def _print_once(ask: Ask, interval: float, output: str) -> None:
     show(looks[-1], looks[-1]["actors"], output, headings=_HEADINGS)
 
 
-class _Screen:
-    """What was seen last, and what has happened."""
+class Screen:
+    """What was seen last, and what has happened (`events`, the latest of them)."""
 
     def __init__(self) -> None:
         self._status: dict[str, Any] = {}
-        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
+        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
 
     def take(self, reply: dict[str, Any]) -> None:
-        """A frame of the verb's."""
+        """A frame of the verb's. How far an actor is takes the place of how far it was."""
         self._status = reply.get("status", self._status)
-        self._events.extend(reply.get("events", ()))
+        for event in reply.get("events", ()):
+            last = self.events[-1] if self.events else {}
+            if event["kind"] == last.get("kind") == "progress" and event["actor"] == last.get("actor"):
+                self.events.pop()
+            self.events.append(event)
 
     def shown(self) -> Group:
         """All of it."""
@@ -81,7 +85,7 @@ class _Screen:
         head = f"{status['name']}  {status['state']}  {status['model']}  {status['url']}  {total:.0f} tok/s"
         events = [
             Text(f"{_clock(event['time'])}  {event['text']}", _STYLES.get(event["kind"], ""))
-            for event in self._events
+            for event in self.events
         ]
         return Group(Text(head, style="bold"), Text(), make_table(rows, _HEADINGS), Text(), *events)
 
