@@ -57,7 +57,8 @@ def typed(values: Mapping[str, object], kind: type[S]) -> S:
         what, _, where = str(error).partition(" - at `$.")
         name = where.rstrip("`")
         choices = next((each.type for each in msgspec.structs.fields(kind) if each.name == name), None)
-        words = [word.value for one in get_args(choices) if isinstance(one, enum.EnumType) for word in one]
+        kinds = [one for one in get_args(choices) if isinstance(one, type) and issubclass(one, enum.Enum)]
+        words = [str(word.value) for one in kinds for word in one]
         sentence = f"must be one of {', '.join(words)}" if words else f"{what[:1].lower()}{what[1:]}"
         raise VerbError("usage", f"{name}: {sentence}.") from error
 
