@@ -92,9 +92,9 @@ def _show(
 ) -> dict[str, list[float]]:
     print(title)
     for form, numbers in values.items():
-        print(f"  {form:<22}{spread(numbers)}")
+        print(f"  {form:<32}{spread(numbers)}")
     for pair, numbers in compared.items():
-        print(f"  {pair:<22}x {spread(numbers)}")
+        print(f"  {pair:<32}x {spread(numbers)}")
     print(flush=True)
     return values | compared
 
