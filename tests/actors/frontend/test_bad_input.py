@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from actors.frontend.access import Scope
+from actors.frontend.operations import OPERATIONS
 from tests.actors.frontend.harness import Answer, Raw, World, ask, chat_body, look, world
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -308,6 +310,21 @@ async def test_every_refusal_of_anthropics_api_has_its_shape(
         body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
         refused(await ask(w.port, path, body, key), 500, "api_error")
         assert (await ask(w.port, CHAT, {})).error["code"] == "invalid_api_key"
+
+
+async def test_every_route_needs_its_key() -> None:
+    """But for those that are open to everybody; a client's key opens no administrator's route."""
+    async with world(api_keys=("one",)) as w:
+        for each in OPERATIONS:
+            for token, refused in (
+                ("", each.scope is not Scope.OPEN),
+                ("two", each.scope is not Scope.OPEN),
+                ("one", each.scope in (Scope.ADMIN, Scope.WATCH)),
+            ):
+                headers = [f"authorization: Bearer {token}"] if token else []
+                if refused:
+                    answer = await look(w.port, each.path.replace("{id}", "x"), *headers, method=each.method)
+                    assert answer.status in ((401,) if each.scope is Scope.CLIENT else (401, 403)), each.path
 
 
 async def test_keys() -> None:

@@ -108,6 +108,8 @@ def test_thoughts_come_first_and_are_free() -> None:
     [
         (Syntax.REGEX, r"a/b\/c\\/[^\"]+", "a/b/c\\/zz", "a"),
         (Syntax.REGEX, "^ab$", "ab", "^ab$"),
+        (Syntax.REGEX, "(a+)+b", "a" * 40 + "b", "a" * 40),
+        (Syntax.REGEX, "((x+x+)+y){1,9}", "xxxy" * 9, "xxxy" * 9 + "x"),
         (Syntax.CHOICE, '["a b", "é\\n", "x/\\"y"]', 'x/"y', "a"),
         (Syntax.GRAMMAR, 'root ::= "a" [0-9]+', "a12", "a"),
         (Syntax.GRAMMAR, 'start: "a" B\nB: /[0-9]+/', "a12", "a"),
