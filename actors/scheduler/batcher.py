@@ -270,11 +270,11 @@ class Batcher:
         wanting = [self.running[slot] for slot in short]
         if len(wanting) > self.cache.available:
             self._make_room(wanting)
-        for slot, sequence in zip(short, wanting, strict=True):
-            if sequence.stage is Stage.DECODE and self.running.grow(sequence):
-                self._grant(sequence, len(sequence.pages) - 1, draft)
-            else:
-                rows[slot] = False
+            wanting = [sequence for sequence in wanting if sequence.stage is Stage.DECODE]
+            wanting = wanting[: self.cache.available]
+        rows[short] = False
+        draft.grants += self.running.grow_each(wanting)
+        rows[[sequence.slot for sequence in wanting]] = True
         rows &= self.running.decoding
 
     def _make_room(self, wanting: list[Sequence]) -> None:

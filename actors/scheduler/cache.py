@@ -83,15 +83,23 @@ class KvCache:
                 self._tree.release(node)
             return False
         sequence.node, sequence.shared, sequence.fill = node, len(pages), fill
-        sequence.pages = pages + self._take(needed - len(pages))
+        sequence.pages = pages + self.take(needed - len(pages))
         return True
 
     def grow(self, sequence: Sequence, pages: int) -> bool:
         """So many pages more for `sequence`; False, and nothing changes, when there are too few."""
         if pages > self.available:
             return False
-        sequence.pages += self._take(pages)
+        sequence.pages += self.take(pages)
         return True
+
+    def take(self, count: int) -> list[int]:
+        """Pages for sequences; the caller has looked that as many are available."""
+        short = count - len(self._pool)
+        if short > 0:
+            self._pool.give(self._tree.evict(max(short, EVICT_PAGES)))
+        self.owned += count
+        return self._pool.take(count)
 
     def publish(self, sequence: Sequence, end: int) -> None:
         """The KV of the first `end` tokens of `sequence.fill` is computed: share its full pages.
@@ -151,10 +159,3 @@ class KvCache:
         if sequence.reads:
             return 0
         return (len(fill) - 4) // self._tree.page_bytes
-
-    def _take(self, count: int) -> list[int]:
-        short = count - len(self._pool)
-        if short > 0:
-            self._pool.give(self._tree.evict(max(short, EVICT_PAGES)))
-        self.owned += count
-        return self._pool.take(count)

@@ -31,30 +31,40 @@ class Committer:
         return notes
 
     def commit(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
-        """One token at most for each of `slots`. The hot loop: once a token."""
+        """One token at most for each of `slots`. The hot loop: once a token, nearly all of which come to a
+        sequence that has some and goes on."""
         tokens = np.frombuffer(done.tokens, "<i4").tolist()
         logprobs = dict(done.logprobs)
         commit, rows = self._role.commit, self._requests.rows
         none, ended, committed, weights = Finish.NONE, Stage.ENDED, 0, self.weights
+        plain = self._role.goes_on and not logprobs
         for index, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
             sequence = by_slot[slot]
             if sequence is None or sequence.stage is ended:
                 continue
+            output = sequence.output
+            start = len(output)
+            if (
+                plain
+                and 0 < start < sequence.allowance - 1
+                and token not in sequence.stops
+                and sequence.serial == weights
+            ):
+                output.append(token)
+                sequence.deaths = 0
+                committed += 1
+                rows[sequence.origin].append(TokenRow(sequence.rid, start, (token,), none, sequence.cached))
+                continue
             if not sequence.allowance:
                 self._requests.finish(sequence, Finish.LENGTH)
                 continue
-            start = len(sequence.output)
             prompt_output = None if start else sequence.prompt_output()
             if sequence.serial != weights:
                 self._note(sequence)
             finish = commit(sequence, token)
             committed += 1
-            if finish is none and not logprobs and prompt_output is None:
-                row = TokenRow(sequence.rid, start, (token,), none, sequence.cached)
-            else:
-                told = () if not logprobs or index not in logprobs else (logprobs[index],)
-                row = _full_row(sequence, start, (token,), finish, told, prompt_output)
-            rows[sequence.origin].append(row)
+            told = (logprobs[index],) if index in logprobs else ()
+            rows[sequence.origin].append(_full_row(sequence, start, (token,), finish, told, prompt_output))
             if finish is not none:
                 self._end(sequence, committed)
                 committed = 0

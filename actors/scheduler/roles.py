@@ -22,12 +22,17 @@ class Role(Protocol):
     def admit(self, batcher: Batcher, draft: Draft) -> None:
         """Let waiting sequences run, and give them rows."""
 
+    goes_on: bool
+    """Whether a token that neither stops a sequence nor is its last is appended and does no more."""
+
     def commit(self, sequence: Sequence, token: int) -> Finish:
         """`token` was sampled for `sequence`: append it, and say whether the sequence ends with it."""
 
 
 class Unified:
     """Prefill and decode on one executor."""
+
+    goes_on = True
 
     def plan(self, batcher: Batcher, draft: Draft) -> None:
         """Decodes first, then chunks of the prefills under way."""

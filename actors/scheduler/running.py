@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from actors.scheduler.cache import KvCache
 from actors.scheduler.estimate import CLIP
 from actors.scheduler.sequence import RUNS, Sequence, Stage
 from actors.scheduler.sharing import Upcoming
+from protocols.plan import PageGrant
 
 Mask = npt.NDArray[np.bool_]
 
@@ -146,6 +148,16 @@ class Running:
             return False
         self.capacity[sequence.slot] += pages * self.cache.page_size
         return True
+
+    def grow_each(self, sequences: Items[Sequence]) -> list[PageGrant]:
+        """A page more for each of `sequences`; the caller has looked that there are as many."""
+        grants = []
+        for sequence, page in zip(sequences, self.cache.take(len(sequences)), strict=True):
+            pages = sequence.pages
+            grants.append(PageGrant(sequence.slot, len(pages), page.to_bytes(4, "little")))
+            pages.append(page)
+        self.capacity[[grant.slot for grant in grants]] += self.cache.page_size
+        return grants
 
     def decode(self, rows: Mask, rounds: int) -> None:
         """So many decodes of each slot in `rows` are planned; who reached its limit is not planned again."""
