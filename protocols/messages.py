@@ -52,7 +52,8 @@ class Submit(Message, frozen=True, array_like=True, tag=2):
 
     tokens: prompt ids, little-endian int32. sampling: complete (seed, max_tokens and EOS ids filled in).
     origin: index of the tokenizer that wants the tokens. dispatch: the balancer's running number of
-    this submission to this replica, 0 without a balancer. adapter: see Generate.
+    this submission to this replica, 0 without a balancer. adapter: see Generate. whole: its tokens may come
+    many at a time, as nobody looks at them before the last.
     """
 
     rid: int
@@ -66,6 +67,7 @@ class Submit(Message, frozen=True, array_like=True, tag=2):
     arrived_ns: int = 0
     dispatch: int = 0
     adapter: int = 0
+    whole: bool = False
 
 
 class Abort(Message, frozen=True, array_like=True, tag=3):

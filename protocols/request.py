@@ -77,6 +77,7 @@ class OutputOptions(msgspec.Struct, frozen=True, array_like=True):
     stop: strings that end the text; never shown unless `include_stop`. echo: the prompt's text comes
     first. token_ids: the rows carry the ids too. `skip_special` leaves special tokens out. thoughts: the tags
     of the model's thoughts, whose tokens are counted; thinking: the prompt ends behind the opening one.
+    whole: nobody sees the text before all of it is there.
     """
 
     stop: tuple[str, ...] = ()
@@ -86,6 +87,7 @@ class OutputOptions(msgspec.Struct, frozen=True, array_like=True):
     token_ids: bool = False
     thoughts: tuple[str, ...] = ()
     thinking: bool = False
+    whole: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):

@@ -91,7 +91,7 @@ async def stream(exchange: Exchange, engine: Engine, job: Job, source: Source) -
 
 async def collect(engine: Engine, job: Job, sink: Sink) -> None:
     """Run a job to its end; aborted when cancelled. Raises UserError when it was refused or failed."""
-    generation = await engine.start(job, sink)
+    generation = await engine.start(job.whole(), sink)
     try:
         await generation.done.wait()
     finally:

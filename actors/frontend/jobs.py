@@ -38,6 +38,10 @@ class Job:
     adapter: Adapter | None = None
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def whole(self) -> Job:
+        """The same for a client who sees nothing before the end."""
+        return dataclasses.replace(self, output=msgspec.structs.replace(self.output, whole=True))
+
 
 def mails_of(job: Job, rids: tuple[int, ...], origin: int, salt: str) -> tuple[Generate, ...]:
     """One message for each prompt, with `job.n` of `rids`. origin: of the frontend. salt: see Generate."""

@@ -119,8 +119,8 @@ class Batcher:
         draft.budget -= slots.size
         if self.speculation.rows:
             self._speculate(slots, rows, draft)
-        elif self._stride.rounds > 1 and not running.prefilling and not (len(self.queue) and running.room):
-            self._repeat(rows, draft)
+        elif not running.prefilling and not (len(self.queue) and running.room):
+            self._repeat(rows, self._stride.rounds(watched=bool((rows & running.watched).any())), draft)
         running.decode(rows, draft.rounds)
         self._ratio.decoded(draft.rounds)
 
@@ -238,12 +238,12 @@ class Batcher:
         draft.budget -= int(guesses.sum())
         self._extend(np.where(guesses, self.speculation.horizon(running) - running.capacity, 0), draft)
 
-    def _repeat(self, rows: Mask, draft: Draft) -> None:
-        """Let the decodes run several times, as far as budget, ends and pages go."""
+    def _repeat(self, rows: Mask, rounds: int, draft: Draft) -> None:
+        """Let the decodes run so many `rounds`, as far as budget, ends and pages go."""
+        if rounds == 1:
+            return
         running, count = self.running, int(rows.sum())
-        most = min(
-            self._stride.rounds, self._chunk_size // count, int((running.limit - running.planned)[rows].min())
-        )
+        most = min(rounds, self._chunk_size // count, int((running.limit - running.planned)[rows].min()))
         self._extend(np.where(rows, running.planned + most - running.capacity, 0), draft)
         draft.rounds = min(most, int((running.capacity - running.planned)[rows].min()))
 

@@ -60,6 +60,7 @@ class Running:
         self.upcoming = Upcoming(cache.page_size)
         self.decoding: Mask = np.zeros(slots, np.bool_)
         self.draftable: Mask = np.zeros(slots, np.bool_)
+        self.watched: Mask = np.zeros(slots, np.bool_)
         self.landed = np.zeros(slots, np.int64)
         self.planned = np.zeros(slots, np.int64)
         self.capacity = np.zeros(slots, np.int64)
@@ -117,6 +118,7 @@ class Running:
         sequence.slot = slot
         self.landed[slot] = self.planned[slot] = cached
         self.draftable[slot] = sequence.sampling.draftable
+        self.watched[slot] = not sequence.whole
         self._distrusted[slot] = False
         self.filled[slot] = len(sequence.fill) // 4
         self.capacity[slot] = len(sequence.pages) * self.cache.page_size

@@ -69,7 +69,8 @@ class Sequence:
     allowance: output tokens at most. cached: prompt tokens found in the prefix cache at the first admission.
     made: by which weights; serial: of the last of them that is noted. order: number of its arrival. deaths:
     see DEATHS_ALONE. prompt_logprobs, pooled: what this prefill has told of the prompt.
-    adapter: id of its LoRA adapter, 0 for none. namespace: of its prefixes, for adapter and salt.
+    whole: see Submit. adapter: id of its LoRA adapter, 0 for none. namespace: of its prefixes, for adapter
+    and salt.
     """
 
     __slots__ = (
@@ -101,6 +102,7 @@ class Sequence:
         "slot",
         "stage",
         "stops",
+        "whole",
     )
 
     def __init__(
@@ -111,6 +113,7 @@ class Sequence:
         self.arrived_ns = submit.arrived_ns
         self.origin = submit.origin
         self.choice = submit.choice
+        self.whole = submit.whole
         self.sampling = submit.sampling
         self.priority = submit.priority
         self.adapter = submit.adapter

@@ -350,5 +350,6 @@ def _stored(message: Generate, prompted: Prompted, rid: int, index: int) -> Stor
             message.trace,
             message.arrived_ns,
             adapter=message.adapter,
+            whole=output.whole and not output.stop,
         ),
     )

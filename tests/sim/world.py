@@ -143,6 +143,7 @@ class World:
         temperature: float = 1.0,
         penalty: float = 1.0,
         deliver: bool = True,
+        whole: bool = False,
     ) -> Submit:
         """A new request."""
         sampling = SamplingParams(
@@ -152,7 +153,7 @@ class World:
             max_tokens=max_tokens,
             stop_token_ids=stops,
         )
-        submit = Submit(rid, origin, choice, prompt, sampling, priority, salt, adapter=adapter)
+        submit = Submit(rid, origin, choice, prompt, sampling, priority, salt, adapter=adapter, whole=whole)
         self.submits[rid] = submit
         self.truths[rid] = Truth(submit)
         self.output[rid] = []

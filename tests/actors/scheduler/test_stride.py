@@ -18,12 +18,13 @@ def rounds(world: World) -> list[int]:
 
 def test_the_longer_a_step_the_fewer_rounds() -> None:
     stride = Stride(8_000)
-    assert stride.rounds == 1, "nothing is known yet"
+    assert stride.rounds(watched=True) == 1, "nothing is known yet"
     for elapsed, rounds in ((1_000, 8), (8_000, 1), (20_000, 1), (10, MOST)):
         for _ in range(20):
             stride.took(elapsed * 2, 2)
-        assert stride.rounds == rounds
-    assert Stride(0).rounds == 1
+        assert stride.rounds(watched=True) == rounds
+        assert stride.rounds(watched=False) == min(MOST, max(1, 4 * 8_000 // elapsed))
+    assert Stride(0).rounds(watched=False) == 1
 
 
 def test_without_a_burst_every_step_is_by_itself() -> None:
@@ -99,3 +100,18 @@ def test_the_tokens_of_a_burst_come_together() -> None:
         world.step()
         most = max(most, len(world.output.get(1, ())) - before)
     assert most > 4
+
+
+def test_answers_that_nobody_watches_may_wait_longer() -> None:
+    world = World(depth=1, pages=200, burst_us=2 * STEP_US)
+    for rid in (1, 2):
+        world.submit(rid, tokens_of(rid, 2, 3), max_tokens=60, whole=True)
+    for _ in range(12):
+        world.step()
+    unwatched = world.plans[-1].rounds
+    world.submit(3, tokens_of(7, 8), max_tokens=40)
+    for _ in range(4):
+        world.step()
+    assert 0 < world.plans[-1].rounds < unwatched
+    world.drain()
+    world.verify()
