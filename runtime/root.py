@@ -28,6 +28,7 @@ from runtime.holdings import Holdings
 from runtime.incarnation import Incarnation
 from runtime.lifecycle import Act, Lifecycle
 from runtime.orders import Gone
+from runtime.sessions import Sessions
 from runtime.sight import Sight
 from runtime.tree import Company, leaves
 from runtime.vault import load_keys
@@ -61,6 +62,7 @@ class Root:
         self.sight = sight
         self.log = log
         self.holdings = holdings
+        self.sessions = Sessions()
         self.said: dict[str, str] = {}
         self._company = company
         self._wiring = wiring

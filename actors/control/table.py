@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.control import adapters, company, logs, memory, pace, requests, traces, watching, weights
+from actors.control import (
+    adapters,
+    company,
+    logs,
+    memory,
+    pace,
+    requests,
+    sessions,
+    traces,
+    watching,
+    weights,
+)
 from runtime.verbs import Verb
 
 VERBS: Mapping[str, Verb] = {
@@ -14,6 +25,7 @@ VERBS: Mapping[str, Verb] = {
     **memory.VERBS,
     **pace.VERBS,
     **requests.VERBS,
+    **sessions.VERBS,
     **traces.VERBS,
     **watching.VERBS,
     **weights.VERBS,

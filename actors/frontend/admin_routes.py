@@ -30,13 +30,15 @@ KEYS = "/admin/keys"
 
 @dataclasses.dataclass(frozen=True)
 class AdminRoute:
-    """A verb, what it does, and what its body may hold. refused: fields that must not be there, and why."""
+    """A verb, what it does, and what its body may hold. refused: fields that must not be there, and why.
+    answer: the one field of the reply that is told."""
 
     verb: str
     summary: str
     body: type[AdminBody] = AdminBody
     methods: tuple[str, ...] = ("POST",)
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    answer: str = ""
 
 
 _PICKLED = (
@@ -70,6 +72,8 @@ ROUTES: Mapping[str, AdminRoute] = {
     ),
     "/get_weight_version": AdminRoute("weights.info", "Which weights serve", methods=("GET",)),
     "/abort_request": AdminRoute("request.abort", "End requests", bodies.AbortRequest),
+    "/open_session": AdminRoute("session.open", "Open a session", bodies.OpenSession, answer="session_id"),
+    "/close_session": AdminRoute("session.close", "Close one", bodies.CloseSession),
     "/release_memory_occupation": AdminRoute("memory.release", "Give memory back", bodies.Occupation),
     "/resume_memory_occupation": AdminRoute("memory.restore", "Take it again", bodies.Occupation),
     "/slow_down": AdminRoute("engine.slow-down", "Wait before each step", bodies.SlowDown),
@@ -85,16 +89,21 @@ _DECODERS = {route.body: msgspec.json.Decoder(route.body) for route in ROUTES.va
 
 async def forward(config: Config, route: AdminRoute, exchange: Exchange) -> None:
     """Ask the supervisor and answer with what it says."""
-    request: admin.Request = {**fields(route, await exchange.body()), "verb": route.verb}
+    reply = await asked(config, {**fields(route, await exchange.body()), "verb": route.verb})
+    told = reply[route.answer] if route.answer else {"success": True, **reply}
+    await exchange.respond(200, msgspec.json.encode(told))
+
+
+async def asked(config: Config, request: admin.Request) -> admin.Reply:
+    """What the supervisor answers. Raises UserError."""
     try:
-        reply = await admin.call(admin.address(config.name, config.socket), request)
+        return await admin.call(admin.address(config.name, config.socket), request)
     except VerbError as error:
         status = STATUSES.get(error.code, 500)
         kind = "server_error" if status >= 500 else "invalid_request_error"
         raise UserError(str(error), status=status, type=kind, code=error.code) from error
     except admin.Unreachable as error:
         raise UserError(str(error), status=503, type="server_error", retry_after=1) from error
-    await exchange.respond(200, msgspec.json.encode({"success": True, **reply}))
 
 
 def fields(route: AdminRoute, data: bytes) -> admin.Request:

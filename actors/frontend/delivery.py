@@ -7,6 +7,7 @@ has drained, the connection's writer pumps again.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
@@ -71,8 +72,15 @@ async def begun(generation: Generation, seconds: float = PATIENCE) -> None:
         raise UserError.from_body(generation.error)
 
 
-async def stream(exchange: Exchange, engine: Engine, job: Job, source: Source) -> None:
-    """Run a job and stream what `source` makes of it; aborted when the client goes away."""
+async def stream(
+    exchange: Exchange,
+    engine: Engine,
+    job: Job,
+    source: Source,
+    before_end: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Run a job and stream what `source` makes of it; aborted when the client goes away. before_end: is done
+    once all has come, and until then the source keeps the end back."""
     delivery = Delivery(exchange, source)
     generation = await engine.start(job, delivery)
     try:
@@ -80,6 +88,10 @@ async def stream(exchange: Exchange, engine: Engine, job: Job, source: Source) -
         exchange.start_nowait(200, kind=EVENT_STREAM, headers=STREAM_HEADERS)
         exchange.transport.on_drained = delivery.pump
         delivery.pump()
+        if before_end is not None:
+            await generation.done.wait()
+            await before_end()
+            delivery.pump()
         await delivery.ended.wait()
         if not source.ended:
             raise RuntimeError("the stream broke off")

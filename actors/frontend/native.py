@@ -6,11 +6,12 @@ import math
 
 import msgspec
 
-from actors.frontend import delivery, parameters, prompts
+from actors.frontend import delivery, parameters, prompts, sessions
 from actors.frontend.choices import MAX_CHOICES
 from actors.frontend.jobs import Job
 from actors.frontend.rules import rules_of
 from actors.frontend.service import Service, new_id, read
+from actors.frontend.sessions import Turn
 from protocols.errors import ErrorBody, UserError
 from protocols.messages import TextLogprob, TextRow
 from protocols.openai import native
@@ -42,18 +43,20 @@ _NAMES = {
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /generate`."""
     request = await read(_decoder, await exchange.body())
-    job = native_job(request, service, service.trace_of(exchange))
-    answers = Answers(request, job)
+    turn = await sessions.begin(service, request)
+    job = native_job(request, service, service.trace_of(exchange), turn)
+    answers = Answers(request, job, turn)
     if request.stream:
-        await delivery.stream(exchange, service.engine, job, answers)
+        await delivery.stream(exchange, service.engine, job, answers, answers.keep if turn else None)
         return
     await delivery.collect(service.engine, job, answers)
+    await answers.keep()
     shown = answers.documents()
     await exchange.respond(200, msgspec.json.encode(shown[0] if answers.single else shown))
 
 
-def native_job(request: NativeRequest, service: Service, trace: str) -> Job:
-    """The validated job; raises UserError."""
+def native_job(request: NativeRequest, service: Service, trace: str, turn: Turn | None = None) -> Job:
+    """The validated job; raises UserError. turn: that it takes in a session."""
     sampling = request.sampling_params or NativeSampling()
     refuse_unserved(request, native.NEUTRAL)
     refuse_unserved(sampling, native.SAMPLING_NEUTRAL)
@@ -65,7 +68,7 @@ def native_job(request: NativeRequest, service: Service, trace: str) -> Job:
     fields = _fields(request, sampling)
     return parameters.job(
         fields,
-        _prompts(request, service.model.vocab_size),
+        _prompts(request, service.model.vocab_size) if turn is None else (turn.prompt,),
         service.model.vocab_size,
         max_tokens=sampling.max_new_tokens,
         logprobs=top,
@@ -153,9 +156,11 @@ class _Answer:
 
 
 class Answers:
-    """All choices of one request: a stream's source, and the sink of an answer that is sent whole."""
+    """All choices of one request: a stream's source, and the sink of an answer that is sent whole. turn: that
+    it takes in a session, which has to keep it before its end is told."""
 
-    def __init__(self, request: NativeRequest, job: Job) -> None:
+    def __init__(self, request: NativeRequest, job: Job, turn: Turn | None = None) -> None:
+        self._turn = turn
         self.ended = False
         self.single = len(job.prompts) * job.n == 1 and not isinstance(request.text, list)
         self.single = self.single and not (request.input_ids and isinstance(request.input_ids[0], list))
@@ -179,8 +184,16 @@ class Answers:
     def pump(self) -> None:
         """Nothing is sent before the end of an answer that is sent whole."""
 
+    async def keep(self) -> None:
+        """All has come: the session, if there is one, keeps it."""
+        turn, self._turn = self._turn, None
+        if turn is not None and self._error is None:
+            await turn.keep(self._all[0].id, self._all[0].ids)
+
     def take(self) -> bytes:
         """The stream's events that are to be sent now."""
+        if self._turn is not None and not self._open and self._error is None:
+            return b""
         out = [self._event(index) for index in self._dirty if self._all[index].last is not None]
         self._dirty.clear()
         if self._error is not None:

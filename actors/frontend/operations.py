@@ -74,7 +74,7 @@ def _administration() -> Iterator[Operation]:
                 path,
                 route.summary,
                 body=route.body if method == "POST" else None,
-                answer=Carried,
+                answer=str if route.answer else Carried,
                 scope=Scope.ADMIN,
                 statuses=(*_WITH_BODY, 409, 504),
             )

@@ -116,6 +116,19 @@ class AbortRequest(AdminBody, kw_only=True):
     all: bool | None = field(default=None, name="abort_all")
 
 
+class OpenSession(AdminBody, kw_only=True):
+    """`/open_session`. capacity: tokens. timeout: seconds for which it is kept when nobody uses it."""
+
+    id: str | None = field(default=None, name="session_id")
+    capacity: int | None = field(default=None, name="capacity_of_str_len")
+
+
+class CloseSession(AdminBody, kw_only=True):
+    """`/close_session`."""
+
+    id: str = field(name="session_id")
+
+
 class Occupation(AdminBody, kw_only=True):
     """`/release_memory_occupation`, `/resume_memory_occupation`."""
 

@@ -45,6 +45,18 @@ class NativeSampling(msgspec.Struct, kw_only=True):
     spaces_between_special_tokens: Any = None
 
 
+class SessionParams(msgspec.Struct, kw_only=True):
+    """How a request goes on in a session. id: of the session. rid: of the request that it continues, null for
+    none. offset: tokens of that which count. drop_previous_output: without its output. replace: what has
+    continued it before is forgotten."""
+
+    id: str | None = None
+    rid: str | None = None
+    offset: Int | None = None
+    replace: bool | None = None
+    drop_previous_output: bool | None = None
+
+
 class NativeRequest(msgspec.Struct, kw_only=True):
     """Body of a generate request: `text` or `input_ids`, one or a list.
 
@@ -61,13 +73,13 @@ class NativeRequest(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     priority: Int | None = None
     cache_salt: str | None = None
+    session_params: SessionParams | None = None
 
     lora_path: Any = None
     lora_name: Any = None
     image_data: Any = None
     audio_data: Any = None
     input_embeds: Any = None
-    session_params: Any = None
     return_hidden_states: Any = None
     custom_logit_processor: Any = None
 
@@ -76,7 +88,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "image_data": ([],),
     "audio_data": ([],),
     "input_embeds": (),
-    "session_params": (),
     "return_hidden_states": (False,),
     "custom_logit_processor": (),
 }

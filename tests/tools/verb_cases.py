@@ -127,6 +127,8 @@ _wake = _verb("engine.wake")
 _restore = _verb("memory.restore")
 _release = _verb("memory.release", tags=["kv_cache"])
 _unload = _verb("lora.unload", name="extra")
+_open = _verb("session.open", id="talk")
+_close = _verb("session.close", id="talk")
 _kv = _say("kv_cache")
 
 
@@ -322,6 +324,23 @@ CASES: dict[tuple[str, ...], Case] = {
         before=_load,
         wrong=Wrong(4, "no adapter 'extra'"),
     ),
+    ("session", "open"): _case(
+        "session_id capacity timeout",
+        "262144",
+        r"talk\n",
+        arguments=_say("talk"),
+        after=_close,
+        wrong=Wrong(5, "there is a session 'talk' already", before=_open, after=_close),
+    ),
+    ("session", "close"): _case(
+        "session_id",
+        "talk",
+        r"talk\n",
+        arguments=_say("talk"),
+        before=_open,
+        wrong=Wrong(4, "no session 'talk'"),
+    ),
+    ("session", "list"): _case("sessions", "TOKENS", r"talk\n", before=_open, after=_close),
     ("keys", "list"): _case("keys", "TOKENS/MIN", r"boss\nuser\n"),
     ("keys", "reload"): _case(
         "keys",

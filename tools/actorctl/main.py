@@ -19,6 +19,7 @@ from tools.actorctl.metrics import metrics
 from tools.actorctl.output import done, facts, output_option
 from tools.actorctl.request import request
 from tools.actorctl.serve import serve
+from tools.actorctl.session import session
 from tools.actorctl.status import status
 from tools.actorctl.target import FAILED, Ask, administers, fail
 from tools.actorctl.top import top
@@ -81,7 +82,7 @@ def stop(ask: Ask, now: bool, output: str) -> None:
 
 
 for command in (
-    *(serve, status, actor, engine, request, lora, keys, top, chat, weights),
+    *(serve, status, actor, engine, request, session, lora, keys, top, chat, weights),
     *(trace, metrics, logs, log_level, doctor),
 ):
     main.add_command(command)

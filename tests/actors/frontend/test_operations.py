@@ -74,7 +74,7 @@ async def test_administrative_bodies_are_described() -> None:
         schema = body["content"]["application/json"]["schema"] | {"components": document["components"]}
         least = {"lora_name": "a", "lora_path": "/a", "model_path": "/a", "group_name": "g", "name": "w"}
         least |= {"names": ["w"], "dtypes": ["float32"], "shapes": [[1]], "server_args": {}}
-        least |= {"master_address": "localhost", "master_port": 1, "world_size": 2}
+        least |= {"master_address": "localhost", "master_port": 1, "world_size": 2, "session_id": "s"}
         jsonschema.validate(least, schema)
         assert admin_routes.fields(route, json.dumps(least).encode()) is not None
         if body["required"]:
