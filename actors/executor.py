@@ -23,7 +23,16 @@ from actors.staging import Staging, Versions
 from protocols.board import Column
 from protocols.config import Config, ExecutorKind
 from protocols.messages import ExecutorMail
-from protocols.orders import Answer, Order, ReadAdapter, SetAdapters
+from protocols.orders import (
+    Answer,
+    Done,
+    ExpertRows,
+    Order,
+    ReadAdapter,
+    RecordExperts,
+    SetAdapters,
+    TakeExperts,
+)
 from protocols.plan import ExecutorReady, Plan, StepDone
 from protocols.spans import SpanName
 from protocols.weights import ORIGINAL, Weights
@@ -52,6 +61,12 @@ class Executor(Occupied, Protocol):
     @property
     def adapters(self) -> adapting.Table:
         """Its LoRA adapters."""
+
+    def record_experts(self, on: bool) -> None:
+        """Count the rows of each expert of a mixture, or no more."""
+
+    def take_experts(self) -> dict[int, tuple[int, ...]]:
+        """What was counted."""
 
     def launch(self, plan: Plan) -> Any:
         """Begin a step; the result is a flight."""
@@ -93,6 +108,7 @@ async def run(context: Context[ExecutorMail]) -> None:
         executor = _load(context.config, context.progress, context.index, context.standing.weights)
         first = context.incarnation <= 1
         adapting.begin(executor.adapters, context.standing.adapters, context.log, first=first)
+        executor.record_experts(bool(context.standing.recording))
     await _announce(context, executor)
     await serve(context, executor)
 
@@ -113,6 +129,11 @@ async def _obey(context: Context[ExecutorMail], executor: Executor, staging: Sta
     match order:
         case ReadAdapter() | SetAdapters():
             return await adapting.obey(executor.adapters, order, context.log)
+        case RecordExperts(on):
+            executor.record_experts(on)
+            return Done()
+        case TakeExperts():
+            return ExpertRows(executor.take_experts())
         case _:
             return await staging.obey(order)
 

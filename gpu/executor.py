@@ -26,6 +26,7 @@ from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, Recorder
 from gpu.cuda.memory import GRAPHS_BYTES, largest_step, step_bytes
 from gpu.cuda.staging import to_device
 from gpu.device import choose_device, team_size, use_threads
+from gpu.expert_counts import ExpertCounts
 from gpu.flight import Flight
 from gpu.grammar import Grammars
 from gpu.kv_pool import KvPool, choose_pages
@@ -75,6 +76,7 @@ class Executor:
         self.adapters = AdapterTable(
             ModelShelf(model.lora, config.max_lora_rank), config.max_loras, config.max_running
         )
+        self._experts = ExpertCounts(pool.device)
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
         self._speculator = Speculator.of(config)
         self._keepers: list[SlotKeeper] = [self._table, self._sampler, self._prompt_outputs, self.adapters]
@@ -154,7 +156,9 @@ class Executor:
     def refresh(self) -> None:
         """The model's tensors, or the pages, lie elsewhere than before: whatever was recorded is recorded
         again. No flight may be under way."""
-        self._record()
+        self._experts.follow(self._model)
+        if not self._experts.on:
+            self._record()
 
     def release_graphs(self) -> None:
         """Give up what was recorded, until `refresh`: steps are launched operation by operation."""
@@ -222,6 +226,21 @@ class Executor:
         if not self._missing:
             self.refresh()
         return {tag.value: size for tag, size in sizes.items()}
+
+    def record_experts(self, on: bool) -> None:
+        """Count the rows of each expert from now on, or no more; idempotent. VerbError where there are no
+        experts."""
+        if on and not self._experts.on:
+            self._experts.start(self._model)
+            self.release_graphs()
+        elif self._experts.on and not on:
+            self._experts.stop(self._model)
+            if not self._missing:
+                self.refresh()
+
+    def take_experts(self) -> dict[int, tuple[int, ...]]:
+        """Rows of each expert by layer, counted since the last time."""
+        return self._experts.take()
 
     def commit(self, serial: int) -> bool:
         """The weights of `serial`, which have been made ready, serve from the next plan on; whether they

@@ -40,6 +40,7 @@ Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 DEFAULT_PAGES = 4096
+EXPERTS = 8
 
 _EMPTY = -1
 _ASTRAY = np.uint64(0x9E3779B95BD1E995)
@@ -109,6 +110,8 @@ class HashExecutor:
         self._busy_until_ns = self._landed_ns = 0
         self._epoch = -1
         self.adapters = AdapterTable(HashShelf(), adapters, slots)
+        self._recording = False
+        self._experts: Ints | None = None
         self._forget()
 
     @classmethod
@@ -144,6 +147,23 @@ class HashExecutor:
             time.sleep(wait_ns / 1e9)
         since_ns, self._landed_ns = max(flight.begins_ns, self._landed_ns), time.monotonic_ns()
         return msgspec.structs.replace(flight.done, elapsed_us=(self._landed_ns - since_ns) // 1000)
+
+    def record_experts(self, on: bool) -> None:
+        """See `gpu.executor.Executor.record_experts`. A row's expert is its token, modulo their number."""
+        if on and not self._recording:
+            self._experts = np.zeros(EXPERTS, np.int64)
+        self._recording = on
+
+    def take_experts(self) -> dict[int, tuple[int, ...]]:
+        """See `gpu.executor.Executor.take_experts`."""
+        if self._experts is None:
+            return {}
+        taken, self._experts = tuple(self._experts.tolist()), np.zeros(EXPERTS, np.int64)
+        return {0: taken}
+
+    def _count(self, tokens: Ints) -> None:
+        if self._recording and self._experts is not None:
+            self._experts += np.bincount(tokens % EXPERTS, minlength=EXPERTS)
 
     def release(self, tags: tuple[Memory, ...]) -> dict[str, int]:
         """See `gpu.executor.Executor.release`. What lay in the pages does not read back."""
@@ -313,6 +333,7 @@ class HashExecutor:
         self._tokens[table] = held.reshape(len(table), self.page_size)
         self._digests[table] = self._digest(self._tokens[table])
         self._position[chunk.slot] = end
+        self._count(tokens)
         if chunk.sample:
             self._settle(chunk.slot, end)
 
@@ -334,6 +355,7 @@ class HashExecutor:
 
     def _decode(self, slots: Ints) -> None:
         """Write each slot's last token at its next position, and see that its context is as expected."""
+        self._count(self._last[slots])
         positions, tokens = self._position[slots], self._last[slots]
         entry, offset = np.divmod(positions, self.page_size)
         pages = self._tables[slots, entry]

@@ -57,7 +57,8 @@ class Standing(msgspec.Struct, frozen=True):
     number: counts the changes. paused: how generation was paused, None while it runs. draining: no new
     request is let in. released: memory that executors have given back. settings: see there. weights: those
     that serve; before: those that did, for a rollback; labels: what the latest are called, by their serial.
-    adapters: those that are loaded; loads: how many ever were.
+    adapters: those that are loaded; loads: how many ever were. recording: while experts are counted, which
+    incarnations of the executors have counted from the beginning.
     """
 
     number: int = 0
@@ -67,6 +68,7 @@ class Standing(msgspec.Struct, frozen=True):
     labels: dict[int, str] = msgspec.field(default_factory=lambda: {ORIGINAL.serial: ORIGINAL.version})
     adapters: tuple[Adapter, ...] = ()
     loads: int = 0
+    recording: tuple[int, ...] = ()
     draining: bool = False
     released: tuple[Memory, ...] = ()
     settings: Settings = Settings()
@@ -164,6 +166,16 @@ class Freeze(msgspec.Struct, frozen=True, tag="freeze"):
     """Anybody: collect garbage now, and never look again at what is left. Answered by Frozen."""
 
 
+class RecordExperts(msgspec.Struct, frozen=True, tag="record_experts"):
+    """Executor: count the rows of each expert from now on, or no more. Answered by Done."""
+
+    on: bool
+
+
+class TakeExperts(msgspec.Struct, frozen=True, tag="take_experts"):
+    """Executor: tell what was counted, and begin at 0. Answered by ExpertRows."""
+
+
 class Stack(msgspec.Struct, frozen=True, tag="stack"):
     """Anybody: where is every task and thread? Answered by Stacked."""
 
@@ -184,6 +196,8 @@ Order = (
     | Inquire
     | EndRequests
     | Freeze
+    | RecordExperts
+    | TakeExperts
     | Stack
     | changes.Order
 )
@@ -262,6 +276,12 @@ class Stacked(msgspec.Struct, frozen=True, tag="stacked"):
     text: str
 
 
+class ExpertRows(msgspec.Struct, frozen=True, tag="expert_rows"):
+    """By layer, for each expert."""
+
+    layers: dict[int, tuple[int, ...]]
+
+
 class AdapterRead(msgspec.Struct, frozen=True, tag="adapter_read"):
     """It fits. digest: of its files."""
 
@@ -284,6 +304,7 @@ Answer = (
     | Ended
     | Frozen
     | Stacked
+    | ExpertRows
     | AdapterRead
     | Users
     | changes.Answer

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from actors.control import (
     adapters,
     company,
+    experts,
     logs,
     memory,
     pace,
@@ -21,6 +22,7 @@ from runtime.verbs import Verb
 VERBS: Mapping[str, Verb] = {
     **adapters.VERBS,
     **company.VERBS,
+    **experts.VERBS,
     **logs.VERBS,
     **memory.VERBS,
     **pace.VERBS,

@@ -74,6 +74,11 @@ ROUTES: Mapping[str, AdminRoute] = {
     "/abort_request": AdminRoute("request.abort", "End requests", bodies.AbortRequest),
     "/open_session": AdminRoute("session.open", "Open a session", bodies.OpenSession, answer="session_id"),
     "/close_session": AdminRoute("session.close", "Close one", bodies.CloseSession),
+    "/start_expert_distribution_record": AdminRoute("experts.start", "Count experts", methods=_BOTH),
+    "/stop_expert_distribution_record": AdminRoute("experts.stop", "Count no more", methods=_BOTH),
+    "/dump_expert_distribution_record": AdminRoute(
+        "experts.dump", "Rows of each expert since the last time", methods=_BOTH
+    ),
     "/release_memory_occupation": AdminRoute("memory.release", "Give memory back", bodies.Occupation),
     "/resume_memory_occupation": AdminRoute("memory.restore", "Take it again", bodies.Occupation),
     "/slow_down": AdminRoute("engine.slow-down", "Wait before each step", bodies.SlowDown),

@@ -35,6 +35,7 @@ from gpu.layers import Linear
 from gpu.lora.packed import PackedSlots
 from gpu.models.base import Greedy, Inputs, Model
 from gpu.models.llama import Decoder, Layer
+from gpu.models.mixture import Mixture
 from gpu.weights import Tensors, fill
 
 _UNIT_ROWS = 256
@@ -87,6 +88,11 @@ class FusedDecoder:
     def kv(self) -> tuple[KvShape, ...]:
         """See `Model.kv`."""
         return (self.spec.kv,) * len(self._layers)
+
+    @property
+    def mixtures(self) -> dict[int, Mixture]:
+        """There are none that can be counted."""
+        return {}
 
     def take_adapters(self, other: Model) -> None:
         """See `Model.take_adapters`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from gpu.attention import StepAttention
 from gpu.kv_pool import KvShape
 from gpu.lora.base import LoraSlots
+from gpu.models.mixture import Mixture
 from gpu.weights import Tensors
 
 
@@ -76,6 +77,11 @@ class Model(Protocol):
     @property
     def greedy(self) -> Greedy | None:
         """Rounds of decodes in a row; None for a model that has to be asked for each."""
+        ...
+
+    @property
+    def mixtures(self) -> Mapping[int, Mixture]:
+        """Its mixtures of experts that can be counted, by layer."""
         ...
 
     def take_adapters(self, other: Model) -> None:

@@ -185,6 +185,11 @@ class Decoder:
         """See `Model.kv`."""
         return (self.spec.kv,) * len(self.layers)
 
+    @property
+    def mixtures(self) -> dict[int, Mixture]:
+        """See `Model.mixtures`."""
+        return {layer.index: layer.mixture for layer in self.layers if layer.mixture is not None}
+
     def take_adapters(self, other: Model) -> None:
         """See `Model.take_adapters`."""
         assert isinstance(other, Decoder)

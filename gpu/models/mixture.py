@@ -50,7 +50,8 @@ def _positive(name: str, value: Any) -> int:
 
 
 class Mixture:
-    """Router and experts of one layer."""
+    """Router and experts of one layer. counts: int64 [experts], to which the rows of each expert are added;
+    None while nobody counts."""
 
     def __init__(
         self,
@@ -61,6 +62,8 @@ class Mixture:
         device: torch.device,
     ) -> None:
         self._spec, self._hidden, self._activation = spec, hidden, activation
+        self.experts = spec.experts
+        self.counts: Tensor | None = None
         rows = 2 * spec.experts * spec.inner
         self.router = Linear(hidden, spec.experts, bias=False, dtype=dtype, device=device)
         self.gate_up = Linear(hidden, rows, bias=False, dtype=dtype, device=device)
@@ -86,6 +89,8 @@ class Mixture:
         asked, order = experts.flatten().sort(stable=True)
         every = torch.arange(spec.experts, device=x.device)
         ends = torch.searchsorted(asked, every, right=True).to(torch.int32)
+        if self.counts is not None:
+            self.counts += ends.diff(prepend=ends.new_zeros(1))
         rows = x.index_select(0, order // spec.chosen)
         gate_up = self.gate_up.weight.view(spec.experts, 2 * spec.inner, self._hidden)
         both = grouped_mm(rows, gate_up.transpose(1, 2), offs=ends)

@@ -22,6 +22,7 @@ from gpu.attention import Spec, StepAttention
 from gpu.cpu.library import Kernels
 from gpu.kv_pool import KvShape
 from gpu.models.base import Inputs, Model, Tap
+from gpu.models.mixture import Mixture
 from gpu.models.self_test import check_paged
 from gpu.weights import Tensors, fill
 from protocols.config import ModelCard
@@ -121,6 +122,11 @@ class TransformersModel:
     def kv(self) -> tuple[KvShape, ...]:
         """See `Model.kv`."""
         return self._kv
+
+    @property
+    def mixtures(self) -> dict[int, Mixture]:
+        """There are none that can be counted."""
+        return {}
 
     def take_adapters(self, other: Model) -> None:
         """There are none."""

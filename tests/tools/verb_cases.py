@@ -127,6 +127,7 @@ _wake = _verb("engine.wake")
 _restore = _verb("memory.restore")
 _release = _verb("memory.release", tags=["kv_cache"])
 _unload = _verb("lora.unload", name="extra")
+_start, _stop = _verb("experts.start"), _verb("experts.stop")
 _open = _verb("session.open", id="talk")
 _close = _verb("session.close", id="talk")
 _kv = _say("kv_cache")
@@ -341,6 +342,24 @@ CASES: dict[tuple[str, ...], Case] = {
         wrong=Wrong(4, "no session 'talk'"),
     ),
     ("session", "list"): _case("sessions", "TOKENS", r"talk\n", before=_open, after=_close),
+    ("experts", "start"): _case(
+        "recording",
+        "true",
+        r"experts\n",
+        after=_stop,
+        wrong=Wrong(5, "being counted already", before=_start, after=_stop),
+    ),
+    ("experts", "stop"): _case(
+        "recording complete", "true", r"experts\n", before=_start, wrong=Wrong(5, "not being counted")
+    ),
+    ("experts", "dump"): _case(
+        "recording complete layers",
+        "BUSIEST",
+        r"0\n",
+        before=_start,
+        after=_stop,
+        wrong=Wrong(5, "no experts have been counted", fresh=True),
+    ),
     ("keys", "list"): _case("keys", "TOKENS/MIN", r"boss\nuser\n"),
     ("keys", "reload"): _case(
         "keys",

@@ -12,6 +12,7 @@ from tools.actorctl.actor import actor
 from tools.actorctl.chat import chat
 from tools.actorctl.doctor import doctor
 from tools.actorctl.engine import engine
+from tools.actorctl.experts import experts
 from tools.actorctl.keys import keys
 from tools.actorctl.logs import log_level, logs
 from tools.actorctl.lora import lora
@@ -82,7 +83,7 @@ def stop(ask: Ask, now: bool, output: str) -> None:
 
 
 for command in (
-    *(serve, status, actor, engine, request, session, lora, keys, top, chat, weights),
+    *(serve, status, actor, engine, request, session, lora, experts, keys, top, chat, weights),
     *(trace, metrics, logs, log_level, doctor),
 ):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""`python -m tools.chaos [failpoints|total|soak|weights]`: torment a company and check every receipt.
+"""`python -m tools.chaos [failpoints|total|soak|weights|adapters]`: torment a company, check it all.
 
 Without a command: random kills, stops and double kills while clients stream.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from protocols.config import Speculate
+from tools.chaos.adapters import adapters
 from tools.chaos.failpoints import failpoints
 from tools.chaos.report import draw
 from tools.chaos.siege import random_faults
@@ -51,6 +52,7 @@ main.add_command(failpoints)
 main.add_command(total)
 main.add_command(soak)
 main.add_command(weights)
+main.add_command(adapters)
 
 if __name__ == "__main__":
     main()

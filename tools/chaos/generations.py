@@ -30,12 +30,17 @@ class Generation:
 
 
 async def generate(
-    company: Company, prompt: Sequence[int], tokens: int, into: Generation | None = None, key: str = ""
+    company: Company,
+    prompt: Sequence[int],
+    tokens: int,
+    into: Generation | None = None,
+    key: str = "",
+    **fields: str,
 ) -> Generation:
-    """Stream a greedy answer of so many tokens; `into` is filled meanwhile."""
+    """Stream a greedy answer of so many tokens; `into` is filled meanwhile. fields: of the request."""
     seen = into or Generation(list(prompt))
     sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0, "sampling_seed": 1}
-    body = {"input_ids": list(prompt), "sampling_params": sampling, "stream": True}
+    body = {"input_ids": list(prompt), "sampling_params": sampling, "stream": True, **fields}
     headers = (("authorization", f"Bearer {key}"),) if key else ()
     try:
         async with request(company.host, company.port, "POST", "/generate", body, headers) as answer:

@@ -59,7 +59,7 @@ def load(streams: int, tokens: int, rounds: int) -> None:
     with perturbed(1) as path, company(["--max-running", str(streams)], model=str(DEMO_MODEL)) as subject:
         wrong = trio.run(_load, subject, str(path), streams, tokens, rounds)
         wrong += subject.end()
-    _conclude(wrong)
+    conclude(wrong)
 
 
 @weights.command()
@@ -75,7 +75,7 @@ def kill(rounds: int, streams: int) -> None:
     ):
         wrong = trio.run(_kill, subject, pathlib.Path(folder), rounds, streams)
         wrong += subject.end()
-    _conclude(wrong)
+    conclude(wrong)
 
 
 @weights.command()
@@ -92,10 +92,11 @@ def trainer(updates: int, streams: int) -> None:
         with company(["--keys", str(keys)], model=str(DEMO_MODEL)) as subject:
             wrong = trio.run(_train, subject, updates, streams)
             wrong += subject.end()
-    _conclude(wrong)
+    conclude(wrong)
 
 
-def _conclude(wrong: list[str]) -> None:
+def conclude(wrong: list[str]) -> None:
+    """Tell what is wrong, and exit 1 where something is."""
     for line in wrong:
         click.echo(f"WRONG: {line}")
     click.echo("nothing is wrong" if not wrong else f"{len(wrong)} things are wrong")
@@ -293,10 +294,11 @@ async def _sizes(subject: Company) -> dict[str, tuple[int, int]]:
     status = await subject.status()
     pids = {"supervisor": status["pid"]}
     pids |= {actor["name"]: actor["pid"] for actor in status["actors"] if actor["kind"] == "executor"}
-    return {name: (_resident(pid), len(os.listdir(f"/proc/{pid}/fd"))) for name, pid in pids.items()}
+    return {name: (resident(pid), len(os.listdir(f"/proc/{pid}/fd"))) for name, pid in pids.items()}
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Bytes of a process."""
     lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 

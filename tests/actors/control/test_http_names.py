@@ -63,6 +63,7 @@ def _load(company: Company, folder: pathlib.Path) -> None:
 
 
 _unload = _verb("lora.unload", name="a")
+_start, _stop = _verb("experts.start"), _verb("experts.stop")
 _open = _verb("session.open", id="s")
 _close = _verb("session.close", id="s")
 _release = _verb("memory.release", tags=["kv_cache"])
@@ -158,6 +159,11 @@ CASES: dict[str, Route] = {
         needs=("session_id",),
         wrong={"session_id": 5},
     ),
+    "/start_expert_distribution_record": Route(
+        "recording", after=_stop, refused=Refused(409, {}, _start, _stop)
+    ),
+    "/stop_expert_distribution_record": Route("recording", before=_start, refused=Refused(409, {})),
+    "/dump_expert_distribution_record": Route("layers", before=_start, after=_stop),
     "/release_memory_occupation": Route(
         "bytes",
         _KV,
