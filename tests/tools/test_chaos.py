@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -95,3 +97,10 @@ def test_growth_is_that_of_the_medians_after_the_warm_up() -> None:
     assert soak.growth(flat) == 0
     assert soak.growth([*flat[:-1], 1e9]) == 0, "one outlier is no growth"
     assert soak.growth([float(value) for value in range(100)]) > 0.3
+
+
+def test_adapters_come_and_go_under_load() -> None:
+    command = [sys.executable, "-m", "tools.chaos", "adapters", "--rounds", "12", "--kill-every", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "nothing is wrong"), done.stdout
+    assert "12 loads and unloads" in done.stdout and "2 executors killed" in done.stdout
