@@ -344,13 +344,13 @@ CASES: dict[tuple[str, ...], Case] = {
     ("session", "list"): _case("sessions", "TOKENS", r"talk\n", before=_open, after=_close),
     ("experts", "start"): _case(
         "recording",
-        "true",
+        "recording",
         r"experts\n",
         after=_stop,
         wrong=Wrong(5, "being counted already", before=_start, after=_stop),
     ),
     ("experts", "stop"): _case(
-        "recording complete", "true", r"experts\n", before=_start, wrong=Wrong(5, "not being counted")
+        "recording complete", "complete", r"experts\n", before=_start, wrong=Wrong(5, "not being counted")
     ),
     ("experts", "dump"): _case(
         "recording complete layers",
