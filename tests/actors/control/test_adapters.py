@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import threading
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from protocols.adapters import CONFIG, WEIGHTS
 from protocols.errors import VerbError
 from protocols.keys import digest_of
-from tests.faults.stage import until
 from tests.serving import Company, actorctl, serving
 from tests.streams import Stream, admin_http, ask
 from tools.actorctl.target import CONFLICT, NOT_FOUND, OK, USAGE
@@ -121,23 +119,6 @@ def test_loading_and_unloading_under_load(company: Company, folder: pathlib.Path
         thread.join()
     assert len(set(ended)) == 2 and {finish for _, finish in ended} == {"length"}
     assert company.pids() == before and names(company) == ["first"]
-
-
-def test_metrics_name_the_adapters_in_use(company: Company) -> None:
-    """As vLLM does: those of running requests, and of waiting ones."""
-    ask(company, "engine.pause", mode="in_place")
-    stream = Stream(company, "waits", 5, model="first")
-    until(lambda: 'waiting_lora_adapters="first"' in metrics(company), "it waits")
-    assert 'running_lora_adapters=""' in metrics(company) and 'max_lora="3"' in metrics(company)
-    ask(company, "engine.resume")
-    stream.done()
-    until(lambda: "first" not in metrics(company), "nobody uses it")
-
-
-def metrics(company: Company) -> str:
-    """The lines of `lora_requests_info`."""
-    with urllib.request.urlopen(f"http://{company.host}:{company.port}/metrics", timeout=60) as answer:
-        return "".join(line for line in answer.read().decode().splitlines() if "lora_requests_info{" in line)
 
 
 @pytest.mark.parametrize("actor", ["executor.0", "executor.1", "scheduler.0", "frontend.0"])
