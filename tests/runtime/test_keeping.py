@@ -58,7 +58,7 @@ def test_several_files_of_weights(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "index", ["", "[]", "{}", '{"weight_map": {"x": 1}}', '{"weight_map": {"x": "../y"}}']
+    "index", ["x", "[]", "{}", '{"weight_map": {"x": 1}}', '{"weight_map": {"x": "../y"}}']
 )
 def test_what_tells_of_no_files(tmp_path: pathlib.Path, index: str) -> None:
     path = write(tmp_path / "m", "y")
