@@ -4,7 +4,8 @@ One company and one bare executor serve the whole run. After a round that only w
 rounds has fresh prompts and takes the same load over HTTP, over WebSocket (first in every other round) and to
 the bare executor, as batches. The served figure divided by the bare one of the same round is what everything
 but the model costs; where it goes is told by the processor time of each actor, of the supervisor and of the
-load itself for each token. How much of the cores others took is told too: beside them, rates say little.
+load itself for each token. How much of the cores others took is told too, and rounds in which it was much
+give no ratio: it would say little.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from tools.launch import launched
 
 _WORDS = "def class return import value name self index list count while result string number data".split()
 _CLIENTS: dict[str, type[load.Dialogue]] = {"http": load.HttpDialogue, "websocket": load.SocketDialogue}
+QUIET = 0.05
+"""The share of the cores that others may have in a round of which a ratio is told."""
 _LOAD = "load"
 """The name under which the clients' own processor time is told."""
 
@@ -186,19 +189,24 @@ def table(figures: dict[str, Any]) -> list[str]:
     columns = ("requests_per_s", "tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms")
     titles = ("req/s", "tok/s", "TTFT p50 ms", "TTFT p99 ms", "ITL p50 ms", "ITL p99 ms")
     lines = [f"| over | {' | '.join(titles)} | served ÷ bare |", "|---" * (len(titles) + 2) + "|"]
+    quiet = [round_ for round_ in rounds if "bare" in round_ and disturbance(round_) <= QUIET]
     for name in _CLIENTS:
         cells = [str(spread([round_[name][column] for round_ in rounds])) for column in columns]
-        ratios = [round_[name]["tokens_per_s"] / round_["bare"] for round_ in rounds if "bare" in round_]
+        ratios = [round_[name]["tokens_per_s"] / round_["bare"] for round_ in quiet]
         lines.append(f"| {name} | {' | '.join(cells)} | {spread(ratios) if ratios else ''} |")
     lines.append(f"\n{number(figures['clients'])} clients, medians (low–high)")
     if rates := [round_["bare"] for round_ in rounds if "bare" in round_]:
         lines.append(f"bare executor: {spread(rates)} tok/s")
-    shares = [round_[name]["others"] for round_ in rounds for name in _CLIENTS]
-    shares += [round_["bare_others"] for round_ in rounds if "bare" in round_]
-    lines.append(f"share of the cores that others took: {spread(shares)}")
+    lines.append(f"others took so much of the cores: {spread([disturbance(round_) for round_ in rounds])}")
+    lines.append(f"served ÷ bare is of the {len(quiet)} rounds in which that was {QUIET:g} at most")
     for name in _CLIENTS:
         lines += ["", f"{name}: for each token", *_processor_table([round_[name] for round_ in rounds])]
     return lines
+
+
+def disturbance(round_: dict[str, Any]) -> float:
+    """The largest share of the cores that others took while one of the figures of a round was taken."""
+    return max(*(float(round_[name]["others"]) for name in _CLIENTS), float(round_.get("bare_others", 0.0)))
 
 
 def _processor_table(runs: Sequence[dict[str, Any]]) -> list[str]:
