@@ -1,12 +1,9 @@
-"""Where and in which precision a model runs, and on how many threads."""
+"""Where and in which precision a model runs."""
 
 from __future__ import annotations
 
-import os
-
 import torch
 
-from protocols.config import Config
 from protocols.errors import StartError
 
 _DTYPES = {
@@ -51,26 +48,3 @@ def choose_dtype(name: str, stored: torch.dtype | None, device: torch.device) ->
 
 def _multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def team_size(config: Config) -> int:
-    """Threads of the CPU's kernels: `config.threads`, or this replica's share of all cores.
-
-    They take their work in small pieces and sleep between steps, so that sharing a core with another actor
-    costs them little: on 2 cores two threads measure 1.3 times the tokens served by one.
-    """
-    return config.threads or max(1, _cores() // config.dp)
-
-
-def use_threads(config: Config) -> None:
-    """Set torch's threads to `config.threads`, or to this replica's share of all cores but the one that the
-    other actors need.
-
-    A parallel region ends when its slowest thread does: one thread that has to share its core with
-    another process makes all the others wait for a turn of the scheduler, at each operation.
-    """
-    torch.set_num_threads(config.threads or max(1, (_cores() - 1) // config.dp))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

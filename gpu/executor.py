@@ -9,6 +9,7 @@ speculates guesses from the tokens, so its `launch` waits for those of the step 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -20,12 +21,13 @@ from torch import Tensor
 from gpu.attention.choice import choose
 from gpu.attention.paged import PagedAttention
 from gpu.block_tables import BlockTables, SlotKeeper, Step
+from gpu.cpu import cores
 from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
 from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, Recorder
 from gpu.cuda.memory import GRAPHS_BYTES, largest_step, step_bytes
 from gpu.cuda.staging import to_device
-from gpu.device import choose_device, team_size, use_threads
+from gpu.device import choose_device
 from gpu.expert_counts import ExpertCounts
 from gpu.flight import Flight
 from gpu.grammar import Grammars
@@ -102,9 +104,10 @@ class Executor:
         device = choose_device(config.device, replica)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # events are recorded on the current device
-        use_threads(config)
+        threads = cores.threads(len(os.sched_getaffinity(0)), config.dp, config.threads)
+        torch.set_num_threads(threads.torch)
         wanted = device.type == "cpu" and config.kernels is KernelChoice.AUTO
-        kernels = start(team_size(config), progress) if wanted else None
+        kernels = start(threads.kernels, progress) if wanted else None
         with torch.inference_mode():
             try:
                 model, dtype = load_model(config, device, progress, kernels, weights)
