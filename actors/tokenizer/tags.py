@@ -102,8 +102,8 @@ class TagGrammar:
         """Text, up to the first of `ends`, or to the end of all."""
         if ends:
             return self._either(map(self._up_to, ends))
-        texts = "|".join(re.escape(each) for each in without if isinstance(self._special(each)[0], str))
-        return self._terminal(f"{_TEXT} & ~/(?s:.*)({texts.replace('/', '[/]')})(?s:.*)/" if texts else _TEXT)
+        texts = "|".join(_pattern(each) for each in without if isinstance(self._special(each)[0], str))
+        return self._terminal(f"{_TEXT} & ~/(?s:.*)({texts})(?s:.*)/" if texts else _TEXT)
 
     def _up_to(self, closing: str) -> str:
         """Any text, then the first `closing`."""

@@ -62,6 +62,7 @@ def _triggered(**fields: Any) -> dict[str, Any]:
     return {"format": {"type": "triggered_tags", "triggers": ["<a", "<b>"], "tags": tags, **fields}}
 
 
+STRANGE = ("//", "\n\n", "\r\n", ']"\\/', "(?s:")
 ONE = '<a>{"x": 1}</a>'
 CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "the older form": (
@@ -119,6 +120,17 @@ CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         {"format": _tag("<all>", _triggered()["format"], "</all>")},
         ["<all></all>", f"<all>x {ONE} y</all>"],
         ["<all>", "<all><a></all>", f"<all>{ONE}</all>."],
+    ),
+    "triggers that mean something in a grammar": (
+        {
+            "format": {
+                "type": "triggered_tags",
+                "triggers": ["/", "\n", "\r", ']"\\', "(?"],
+                "tags": [_tag(begin, {"type": "regex", "pattern": "/"}, "\n") for begin in STRANGE],
+            }
+        },
+        ["", "a [b", *(f"x{begin}/\ny" for begin in STRANGE)],
+        [*(f"x{begin}" for begin in STRANGE), "a/b", "a\nb"],
     ),
     "only text": ({"format": {"type": "any_text"}}, ["", "a <tag> {"], []),
 }
