@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import torch
 
 from protocols.errors import StartError
@@ -31,6 +34,12 @@ def choose_device(name: str, replica: int = 0) -> torch.device:
     if int(index or 0) >= count:
         raise StartError(f"device {name} is not there: torch sees {count} CUDA devices.")
     return torch.device("cuda", int(index) if index else replica % count)
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton is there and can run on the device: on a GPU, or in its interpreter."""
+    able = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return able and importlib.util.find_spec("triton") is not None
 
 
 def choose_dtype(name: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:

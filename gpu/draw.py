@@ -37,7 +37,17 @@ def exponentials(logits: Tensor, best: Tensor, temperature: Tensor, out: Tensor)
     """
     # As a power of two: on a CPU torch's exp takes up to twenty times as long for what is far below the best
     # logit, or minus infinity, as most tokens are under a grammar or at a low temperature.
-    return torch.sub(logits, best, out=out).mul_(_LOG2_E / temperature).exp2_().mul_(SCALE)
+    return torch.sub(logits, best, out=out).mul_(factor(temperature)).exp2_().mul_(SCALE)
+
+
+def factor(temperature: Tensor) -> Tensor:
+    """What the distance of a logit to the best is multiplied with, for a power of two."""
+    return _LOG2_E / temperature.float()
+
+
+def floor(min_p: Tensor) -> Tensor:
+    """The least exponential that min-p keeps, float32."""
+    return min_p.float() * SCALE
 
 
 def padded(vocab: int) -> int:
@@ -118,15 +128,17 @@ class Limits:
     deepest: int
 
 
-def choose(logits: Tensor, best: Tensor, limits: Limits) -> Tensor:
-    """Tokens of n rows at once, without waiting for the device: int64 [n].
+def choose(logits: Tensor, rows: Tensor, best: Tensor, limits: Limits) -> Tensor:
+    """Tokens of n rows of the logits at once, without waiting for the device: int64 [n].
 
-    logits: [n, vocab]. best: float32 [n, 1], their maxima. A row whose best is not finite gets some token.
+    logits: [., vocab]. rows: int64 [n]. best: float32 [.], the maxima of all logits. A row whose best is not
+    finite gets some token.
     """
+    logits, best = logits[rows], best[rows][:, None]
     vocab = logits.shape[1]
     powers = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    exponentials(logits, best, limits.temperature.float(), out=powers)
-    least = limits.min_p.float() * SCALE
+    exponentials(logits, best, limits.temperature, out=powers)
+    least = floor(limits.min_p)
     if len(limits.by_rank):
         rows = limits.by_rank
         top_k, top_p = limits.top_k[rows].long(), limits.top_p[rows]

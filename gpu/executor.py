@@ -31,7 +31,7 @@ from gpu.device import choose_device
 from gpu.expert_counts import ExpertCounts
 from gpu.flight import Flight
 from gpu.grammar import Grammars
-from gpu.kv_pool import KvPool, choose_pages
+from gpu.kv_pool import KvPool, choose_pages, stored_as
 from gpu.lora.peft import ModelShelf
 from gpu.lora.table import AdapterTable
 from gpu.models.base import Inputs, Model
@@ -76,7 +76,7 @@ class Executor:
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device, self._grammars)
         self._prompt_outputs = PromptOutputs(pool.device)
         self.adapters = AdapterTable(
-            ModelShelf(model.lora, config.max_lora_rank), config.max_loras, config.max_running
+            ModelShelf(model.lora, config.max_lora_rank, self.refresh), config.max_loras, config.max_running
         )
         self._experts = ExpertCounts(pool.device)
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
@@ -114,9 +114,10 @@ class Executor:
             except torch.OutOfMemoryError as error:
                 raise StartError(f"the weights of {config.model.name} do not fit on {device}.") from error
             reserved = cls._step_memory(config, model, dtype, device) if device.type == "cuda" else 0
-            pages = choose_pages(config, model.kv, dtype, device, reserved)
-            pool = KvPool(model.kv, pages, config.page_size, dtype, device)
-        progress(f"{pages} pages of {config.page_size} tokens in {dtype} on {device}")
+            stored = stored_as(config, dtype, device)
+            pages = choose_pages(config, model.kv, stored, device, reserved)
+            pool = KvPool(model.kv, pages, config.page_size, dtype, device, stored)
+        progress(f"{pages} pages of {config.page_size} tokens in {stored} on {device}")
         executor = cls(config, model, pool, kernels, weights, progress)
         executor._grammars.preload()
         executor.warm_up()
@@ -131,7 +132,8 @@ class Executor:
     def _step_memory(cls, config: Config, model: Model, dtype: torch.dtype, device: torch.device) -> int:
         """Bytes of a GPU that steps need, measured: the largest one runs over a small pool."""
         plan, pages = largest_step(config)
-        small = cls(config, model, KvPool(model.kv, pages, config.page_size, dtype, device))
+        stored = stored_as(config, dtype, device)
+        small = cls(config, model, KvPool(model.kv, pages, config.page_size, dtype, device, stored))
         try:
             needed = step_bytes(lambda: small.finish(small.launch(plan)), device)
         except torch.OutOfMemoryError as error:
@@ -335,8 +337,8 @@ class Executor:
         # A wasted row past the end must not ask a model for a position that it does not have.
         clipped = np.minimum(step.batch.positions, self._context - 1)
         places = self.adapters.rows(step.slots, step.batch.query_lens)
-        if self._graphs is not None and places is None and len(step.known_tokens) == 0:
-            replayed = self._graphs.run(step.decodes, step.batch, clipped)
+        if self._graphs is not None and len(step.known_tokens) == 0:
+            replayed = self._graphs.run(step.decodes, step.batch, clipped, places)
             if replayed is not None:
                 return self._sample(step, replayed), None
         attention = self.attention.prepare(step.batch)

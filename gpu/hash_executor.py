@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import msgspec
@@ -69,6 +69,9 @@ class HashShelf:
             return None, adapter.digest_now()
         except OSError as error:
             raise UserError(f"cannot read {adapter.path} and its weights: {error.strerror}.") from error
+
+    def reserve(self, slots: int, adapters: Sequence[None]) -> None:
+        """See `Shelf.reserve`."""
 
     def put(self, slot: int, prepared: None) -> None:
         """See `Shelf.put`."""

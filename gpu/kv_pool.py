@@ -4,6 +4,9 @@ Pages are [page_size, kv_heads, head_dim], so that the token at place p = page *
 row p of the flat view. The pool has one page more than it grants: it holds zeros for ever, and
 padded index tensors point there, because other pages may hold anything (not-a-number times a
 weight of zero is not zero).
+
+Keys and values of 8 bits (e4m3) have a scale for each head of each token, a function of that token
+alone: so what is read is the same in any crowd, and after a recovery.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 from gpu.cpu import memory
 from gpu.cuda.memory import FRACTION, pool_bytes
 from gpu.occupation import discard, reclaim
-from protocols.config import Config
+from protocols.config import Config, KernelChoice, KvCacheDtype
 from protocols.errors import StartError
 
 DEFAULT_CPU_BYTES = 4 << 30
@@ -27,6 +30,10 @@ CPU_FRACTION = 0.25
 WORTHWHILE = 4
 """What running sequences do not fill serves the prefix cache, which has enough at some point."""
 _MAX_PLACES = 2**31 - 1
+
+EIGHT_BITS = torch.float8_e4m3fn
+GREATEST = 448.0
+"""Of its numbers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,12 +53,15 @@ class KvShape:
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerPages:
     """keys [pages + 1, page_size, kv_heads, key_dim] and values [..., value_dim] of one layer,
-    and the same memory as one row a place: [(pages + 1) * page_size, kv_heads * dim]."""
+    and the same memory as one row a place: [(pages + 1) * page_size, kv_heads * dim]. key_scales,
+    value_scales: float32 [(pages + 1) * page_size, kv_heads] of what has 8 bits, else None."""
 
     keys: Tensor
     values: Tensor
     key_rows: Tensor
     value_rows: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
 
 class KvPool:
@@ -64,16 +74,19 @@ class KvPool:
         page_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        stored: torch.dtype | None = None,
     ) -> None:
-        """`pages` grantable pages. StartError when the memory cannot be had."""
+        """`pages` grantable pages for a model that computes in `dtype`, where keys and values are kept as
+        `stored`, `dtype` if not told. StartError when the memory cannot be had."""
         if (pages + 1) * page_size > _MAX_PLACES:
             raise StartError(f"{pages} pages of {page_size} tokens are more than 2**31 tokens.")
         self.pages, self.page_size = pages, page_size
         self.shapes, self.dtype, self.device = tuple(shapes), dtype, device
+        self.stored = dtype if stored is None else stored
         try:
             self.layers = tuple(self._layer(shape) for shape in shapes)
         except (RuntimeError, MemoryError, OSError) as error:
-            size = token_bytes(shapes, dtype) * page_size * pages
+            size = token_bytes(shapes, self.stored) * page_size * pages
             raise StartError(f"cannot allocate a KV pool of {size / 2**30:.1f} GiB.") from error
 
     @property
@@ -94,7 +107,8 @@ class KvPool:
 
     def _tensors(self) -> Iterator[Tensor]:
         for layer in self.layers:
-            yield from (layer.keys, layer.values)
+            every = layer.keys, layer.values, layer.key_scales, layer.value_scales
+            yield from (tensor for tensor in every if tensor is not None)
 
     @property
     def zero_place(self) -> int:
@@ -105,20 +119,48 @@ class KvPool:
         keys = self._pages(shape.kv_heads, shape.key_dim)
         values = self._pages(shape.kv_heads, shape.value_dim)
         places = (self.pages + 1) * self.page_size
-        return LayerPages(keys, values, keys.view(places, -1), values.view(places, -1))
+        rows = keys.view(places, -1), values.view(places, -1)
+        if self.stored is not EIGHT_BITS:
+            return LayerPages(keys, values, *rows)
+        size = places, shape.kv_heads
+        scales = (torch.zeros(size, dtype=torch.float32, device=self.device) for _ in range(2))
+        return LayerPages(keys, values, *rows, *scales)
 
     def _pages(self, kv_heads: int, dim: int) -> Tensor:
         size = (self.pages + 1, self.page_size, kv_heads, dim)
         if self.device.type == "cpu":
-            return memory.zeros(math.prod(size) * self.dtype.itemsize).view(self.dtype).view(size)
-        pages = torch.empty(size, dtype=self.dtype, device=self.device)
+            return memory.zeros(math.prod(size) * self.stored.itemsize).view(self.stored).view(size)
+        pages = torch.empty(size, dtype=self.stored, device=self.device)
         pages[-1].zero_()
         return pages
 
 
 def token_bytes(shapes: Sequence[KvShape], dtype: torch.dtype) -> int:
-    """Bytes that one token takes in all layers."""
-    return sum(shape.elements for shape in shapes) * dtype.itemsize
+    """Bytes that one token takes in all layers, kept as `dtype`."""
+    scales = sum(8 * shape.kv_heads for shape in shapes) if dtype is EIGHT_BITS else 0
+    return sum(shape.elements for shape in shapes) * dtype.itemsize + scales
+
+
+def stored_as(config: Config, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What keys and values of a model in `dtype` are kept as. StartError where the device cannot."""
+    if config.kv_cache_dtype is KvCacheDtype.AUTO:
+        return dtype
+    if device.type == "cpu" and config.kernels is not KernelChoice.TORCH:
+        raise StartError("--kv-cache-dtype fp8 is for GPUs; on a CPU it needs --kernels torch.", exit_code=2)
+    check_eight_bits(device, "--kv-cache-dtype fp8")
+    return EIGHT_BITS
+
+
+def check_eight_bits(device: torch.device, option: str) -> None:
+    """StartError where a GPU has no 8-bit floating-point numbers."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise StartError(f"{option} needs a GPU of compute capability 8.9 or more.", exit_code=2)
+
+
+def in_eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Heads [rows, heads, dim] as e4m3 of the same shape, and the scale of each, float32 [rows, heads]."""
+    scales = x.float().abs().amax(2).clamp_(min=1e-12) / GREATEST
+    return (x.float() / scales[:, :, None]).to(EIGHT_BITS), scales
 
 
 def choose_pages(

@@ -7,11 +7,14 @@ fastest to multiply with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from gpu.quantized import Quantized
+from protocols.config import Quantization
 
 
 class Linear:
@@ -19,7 +22,8 @@ class Linear:
 
     On the CPU, float32 weights lie transposed (for the few rows of a decode step MKL's kernels for that
     layout measure 1.5 to 2 times as fast), and bfloat16 weights are prepacked for oneDNN when sealed
-    (1.3 to 2 times as fast); `weight` is gone then. Tied embeddings are copied for it.
+    (1.3 to 2 times as fast); `weight` is gone then. Tied embeddings are copied for it, and for weights of 8
+    bits.
     """
 
     def __init__(
@@ -42,9 +46,14 @@ class Linear:
             self.weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
         self.bias = torch.empty(out_features, dtype=dtype, device=device) if bias else None
         self._packed: Tensor | None = None
+        self.quantized: Quantized | None = None
 
-    def seal(self) -> None:
+    def seal(self, quantization: Quantization = Quantization.NONE) -> None:
         """The weights are final: choose the fastest layout, once."""
+        if quantization is not Quantization.NONE:
+            assert self.weight is not None
+            self.quantized, self.weight = Quantized.of(self.weight, quantization), None
+            return
         if self.weight is None or self.weight.device.type != "cpu":
             return
         if self.weight.dtype == torch.float32:
@@ -57,11 +66,24 @@ class Linear:
         """The weights as they were before they were sealed: [out_features, in_features]."""
         if self.weight is not None:
             return self.weight
+        if self.quantized is not None:
+            return self.quantized.rows()
         assert self._packed is not None
         return self._packed.to_dense()
 
+    def parts(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """What is computed with, as it lies in memory."""
+        if self.quantized is not None:
+            yield from ((f"{name}.weight", self.quantized.numbers), (f"{name}.scale", self.quantized.scale))
+        else:
+            yield f"{name}.weight", self.rows()
+        if self.bias is not None:
+            yield f"{name}.bias", self.bias
+
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
+        if self.quantized is not None:
+            return self.quantized.linear(x, self.bias)
         if self._packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         assert self.weight is not None

@@ -22,11 +22,16 @@ _IN_PROMPT = 1 << 30
 """Flag beside the output count: repetition penalty sees prompt and output, the others the output only."""
 
 
+_AGAIN = -1
+"""In the list of what occurred, for a token that is there already."""
+
+
 class Penalties:
     """Token counts of the penalised slots, in tables that grow as they are needed."""
 
-    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, slots: int, vocab_size: int, device: torch.device, *, fused: bool = False) -> None:
+        """fused: by Triton's kernels."""
+        self._device, self._fused = device, fused
         self._row_of = np.full(slots, -1, np.intp)
         self._free: list[int] = []
         self._counts = torch.zeros((0, vocab_size), dtype=torch.int32, device=device)
@@ -44,9 +49,9 @@ class Penalties:
         counts = np.bincount(place[opening.prompt_len :], minlength=len(seen))
         counts[place[: opening.prompt_len]] |= _IN_PROMPT
         self._widen(len(seen))
-        ids = torch.from_numpy(seen).to(self._device)
+        ids = self._to_device(seen)
         self._counts[row].zero_()
-        self._counts[row].index_copy_(0, ids, torch.from_numpy(counts.astype(np.int32)).to(self._device))
+        self._counts[row].index_copy_(0, ids, to_device(counts.astype(np.int32), self._device))
         self._seen[row, : len(seen)] = ids
         self._seen_len[row] = len(seen)
         sampling = opening.sampling
@@ -70,12 +75,18 @@ class Penalties:
         each occurrence.
         """
         rows = self._row_of[slots]
-        index = self._to_device(rows)[:, None]
+        strengths = to_device(self._strength[rows], self._device)
+        index, at = self._to_device(rows), self._to_device(where)
+        if self._fused:
+            from gpu.cuda.sample_kernels import penalise
+
+            lengths = self._seen_len[rows]
+            tables = self._to_device(lengths), strengths, self._counts, self._seen
+            penalise(logits, at, index, *tables, int(lengths.max()), _IN_PROMPT - 1)
+            return
+        index, at = index[:, None], at[:, None]
         ids = self._visited(rows, index)
-        at = self._to_device(where)[:, None]
-        repetition, presence, frequency = (
-            torch.from_numpy(self._strength[rows]).to(self._device).T[:, :, None]
-        )
+        repetition, presence, frequency = strengths.T[:, :, None]
         output = self._counts[index, ids] & (_IN_PROMPT - 1)
         values = logits[at, ids]
         values = torch.where(values > 0, values / repetition, values * repetition)
@@ -85,18 +96,26 @@ class Penalties:
         """Count the tokens [n] just sampled in rows `where`; a failed row's -1 is counted as token 0."""
         rows = self._row_of[slots]
         self._widen(int(self._seen_len[rows].max()) + 1)
-        index, sampled = self._to_device(rows), tokens[self._to_device(where)].clamp(min=0)
-        self._counts[index, sampled] += 1
-        self._seen[index, self._to_device(self._seen_len[rows])] = sampled
+        index, at, ends = (self._to_device(each) for each in (rows, where, self._seen_len[rows]))
         self._seen_len[rows] += 1
+        if self._fused:
+            from gpu.cuda.sample_kernels import count
+
+            count(tokens, at, index, ends, self._counts, self._seen)
+            return
+        sampled = tokens[at].clamp(min=0)
+        before = self._counts[index, sampled]
+        self._counts[index, sampled] = before + 1
+        self._seen[index, ends] = torch.where(before == 0, sampled, _AGAIN)
 
     def _visited(self, rows: Rows, index: Tensor) -> Tensor:
-        """Ids of the tokens seen, [rows, longest]; shorter rows repeat their first, which changes nothing."""
+        """Ids of the tokens seen, [rows, longest]; where there is none a row has its first, which changes
+        nothing."""
         lengths = self._to_device(self._seen_len[rows])[:, None]
         longest = int(self._seen_len[rows].max())
         columns = torch.arange(longest, device=self._device)
         ids = self._seen[index, columns]
-        return torch.where(columns < lengths, ids, ids[:, :1])
+        return torch.where((columns < lengths) & (ids != _AGAIN), ids, ids[:, :1])
 
     def _take_row(self) -> int:
         if not self._free:

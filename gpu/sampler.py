@@ -12,7 +12,7 @@ read when `SampleResult` is asked for it.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gpu import draw
 from gpu.cuda.staging import to_device
+from gpu.device import runs_triton
 from gpu.draw_cpu import CpuDraw, DrawKind
 from gpu.grammar import Allowed, Grammars
 from gpu.logprobs import LogprobRows, RawLogprobs
@@ -138,17 +139,27 @@ class Sampler:
     needed as soon as a slot asks for one."""
 
     def __init__(
-        self, slots: int, vocab_size: int, device: torch.device, grammars: Grammars | None = None
+        self,
+        slots: int,
+        vocab_size: int,
+        device: torch.device,
+        grammars: Grammars | None = None,
+        *,
+        fused: bool | None = None,
     ) -> None:
+        """fused: by Triton's kernels; on a GPU where they can be had, if not told."""
+        if fused is None:
+            fused = device.type == "cuda" and runs_triton(device)
         assert vocab_size <= draw.MAX_VOCAB
         self._vocab, self._device = vocab_size, device
         self._slots = np.zeros(slots, _PARAMETERS)
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}
         self._stops: dict[int, Tensor] = {}
-        self._penalties = Penalties(slots, vocab_size, device)
+        self._penalties = Penalties(slots, vocab_size, device, fused=fused)
         self._grammars = grammars
         self._uniforms = Uniforms(slots)
-        self._cpu = CpuDraw(vocab_size) if device.type == "cpu" else None
+        self._cpu = CpuDraw(vocab_size) if device.type == "cpu" and not fused else None
+        self._draw = _fused_draw() if fused else draw.choose
 
     def open(self, opening: SlotOpen) -> None:
         """A sequence takes a slot. `opening.sampling` has its seed filled in."""
@@ -270,7 +281,7 @@ class Sampler:
         tokens, best = greatest.indices, greatest.values.float()
         if len(drawn):
             at = self._to_device(drawn)
-            chosen = draw.choose(logits[at], best[at][:, None], self._limits(asked[drawn], uniform[drawn]))
+            chosen = self._draw(logits, at, best, self._limits(asked[drawn], uniform[drawn]))
             tokens = tokens.index_copy(0, at, chosen)
         return torch.where(torch.isfinite(best), tokens, -1), best
 
@@ -288,6 +299,12 @@ class Sampler:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return to_device(values, self._device)
+
+
+def _fused_draw() -> Callable[[Tensor, Tensor, Tensor, draw.Limits], Tensor]:
+    from gpu.cuda.sample_kernels import choose
+
+    return choose
 
 
 def _kind(sampling: SamplingParams, top_k: int, vocab_size: int) -> DrawKind:

@@ -132,10 +132,20 @@ def graph_sizes(option: str, max_running: int) -> tuple[int, ...]:
 
 
 class Quantization(enum.StrEnum):
-    """How weights are kept: as they are, or as 8-bit integers with a scale for each row."""
+    """How weights are kept: as they are, or as 8-bit integers or floating-point numbers (e4m3) with a scale
+    for each row."""
 
     NONE = "none"
     INT8 = "int8"
+    FP8 = "fp8"
+
+
+class KvCacheDtype(enum.StrEnum):
+    """How keys and values are kept: as they are computed, or as 8-bit floating-point numbers (e4m3) with a
+    scale for each head of each token."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -200,6 +210,7 @@ class Config(msgspec.Struct, frozen=True):
     threads: int = 0
     kernels: KernelChoice = KernelChoice.AUTO
     quantization: Quantization = Quantization.NONE
+    kv_cache_dtype: KvCacheDtype = KvCacheDtype.AUTO
     attention_backend: str = "auto"
     cuda_graphs: str = "auto"
     api_keys: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from gpu.attention.paged import PagedAttention, PagedKernel
 from gpu.attention.torch_sdpa import TorchAttention
 from gpu.cpu.attention import CpuAttention, supports
 from gpu.cpu.library import Kernels
-from gpu.kv_pool import KvPool
+from gpu.kv_pool import EIGHT_BITS, KvPool
 from protocols.config import AttentionKind, attention_kinds
 from protocols.errors import StartError
 
@@ -22,7 +22,8 @@ from protocols.errors import StartError
 class Facts:
     """What decides. flash: name of the FlashAttention that is installed, "" for none; misfit: why it cannot
     serve the pool; reads: whether it reads pages of this size. plain: the model's attention neither caps
-    scores nor has sinks. triton, flashinfer: installed, and there is a GPU (or Triton's interpreter)."""
+    scores nor has sinks. triton, flashinfer: installed, and there is a GPU (or Triton's interpreter).
+    eight_bits: keys and values are kept in 8 bits."""
 
     flash: str
     misfit: str
@@ -31,6 +32,7 @@ class Facts:
     triton: bool
     flashinfer: bool
     page_size: int
+    eight_bits: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,8 @@ def refusal(kind: AttentionKind, facts: Facts, *, decodes: bool) -> str:
         case AttentionKind.TRITON:
             return "" if facts.triton else "Triton needs a CUDA device, and is installed with torch there"
         case AttentionKind.FLASHINFER:
+            if facts.flashinfer and facts.eight_bits:
+                return "FlashInfer does not read keys and values that have scales for each token"
             return "" if facts.flashinfer else "FlashInfer needs a CUDA device, and is not there"
         case AttentionKind.FLASH:
             if not facts.triton or not facts.flash:
@@ -125,6 +129,7 @@ def _facts(pool: KvPool, library: Library | None, *, plain: bool) -> Facts:
         triton=runs and importlib.util.find_spec("triton") is not None,
         flashinfer=pool.device.type == "cuda" and importlib.util.find_spec("flashinfer") is not None,
         page_size=pool.page_size,
+        eight_bits=pool.stored is EIGHT_BITS,
     )
 
 

@@ -144,6 +144,8 @@ def misfit(pool: KvPool) -> str:
     """Why FlashAttention cannot serve this pool; nothing where it can."""
     if pool.dtype not in (torch.float16, torch.bfloat16):
         return f"FlashAttention computes in 16 bits, not in {str(pool.dtype).removeprefix('torch.')}"
+    if pool.stored is not pool.dtype:
+        return "FlashAttention does not read keys and values that have scales for each token"
     for shape in pool.shapes:
         if shape.key_dim != shape.value_dim or shape.key_dim > 256 or shape.key_dim % 8:
             return f"FlashAttention has no heads of {shape.key_dim} and {shape.value_dim} numbers"

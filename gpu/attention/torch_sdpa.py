@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gpu.attention.base import Batch, Spec
 from gpu.cuda.staging import to_device
-from gpu.kv_pool import KvPool
+from gpu.kv_pool import KvPool, in_eight_bits
 
 _SPLIT_ABOVE = 4096
 """Padded places of a decode group above which sequences shorter than half its longest get their own."""
@@ -64,8 +64,8 @@ class TorchStep:
     ) -> Tensor:
         """See `StepAttention.attend`."""
         pages = self._pool.layers[layer]
-        pages.key_rows.index_copy_(0, self._places, key.flatten(1))
-        pages.value_rows.index_copy_(0, self._places, value.flatten(1))
+        _store(pages.key_rows, pages.key_scales, self._places, key)
+        _store(pages.value_rows, pages.value_scales, self._places, value)
         groups = self._groups.get(spec.window)
         if groups is None:
             groups = self._groups[spec.window] = self._plan(spec.window)
@@ -90,8 +90,8 @@ class TorchStep:
         """Attention of one group, [rows, heads, dim] in and out."""
         if group.places is not None:
             pages, shape = self._pool.layers[layer], (group.count, group.length, key.shape[1], -1)
-            key = pages.key_rows.index_select(0, group.places).view(shape)
-            value = pages.value_rows.index_select(0, group.places).view(shape)
+            key = _load(pages.key_rows, pages.key_scales, group.places, query.dtype).view(shape)
+            value = _load(pages.value_rows, pages.value_scales, group.places, query.dtype).view(shape)
         else:
             key, value = key[None], value[None]
         if group.count == query.shape[0]:
@@ -113,11 +113,13 @@ class TorchStep:
         start = context - length
         first = max(0, start - window + 1) if window else 0
         causal = start == 0 and not 0 < window < context
+        # What has 8 bits is read as it is kept from the first time on.
+        one, gathers = np.array([sequence]), start > 0 or self._pool.stored is not self._pool.dtype
         return _Group(
             rows=slice(row, row + length),
             count=1,
             length=context - first,
-            places=self._gather(np.array([sequence]), np.array([first]), context - first) if start else None,
+            places=self._gather(one, np.array([first]), context - first) if gathers else None,
             mask=None if causal else self._mask(_chunk_mask(start, first, context, window)),
             causal=causal,
         )
@@ -156,6 +158,25 @@ class TorchStep:
 
     def _to_device(self, values: npt.NDArray[np.integer]) -> Tensor:
         return to_device(values, self._pool.device)
+
+
+def _store(rows: Tensor, scales: Tensor | None, places: Tensor, heads: Tensor) -> None:
+    """Heads [T, heads, dim] into their places."""
+    if scales is None:
+        rows.index_copy_(0, places, heads.flatten(1))
+        return
+    numbers, found = in_eight_bits(heads)
+    rows.view(torch.uint8).index_copy_(0, places, numbers.flatten(1).view(torch.uint8))
+    scales.index_copy_(0, places, found)
+
+
+def _load(rows: Tensor, scales: Tensor | None, places: Tensor, dtype: torch.dtype) -> Tensor:
+    """What lies in places: [n, heads * dim], or, from 8 bits, [n, heads, dim]."""
+    if scales is None:
+        return rows.index_select(0, places)
+    numbers = rows.view(torch.uint8).index_select(0, places).view(rows.dtype).float()
+    found = scales.index_select(0, places)
+    return (numbers.view(*found.shape, -1) * found[:, :, None]).to(dtype)
 
 
 def _clip(contexts: npt.NDArray[np.int64], window: int) -> npt.NDArray[np.int64]:

@@ -67,6 +67,7 @@ class TritonKernel:
             "BLOCK": 32 if wide or widest > 128 else 64,
             "CAPPED": spec.softcap > 0,
             "WINDOWED": spec.window > 0,
+            "SCALED": pages.key_scales is not None,
             "PRECISION": "ieee" if wide else "tf32",
             "num_warps": 4 if widest <= 128 else 8,
             "num_stages": 1 if wide else 2,
@@ -77,6 +78,8 @@ class TritonKernel:
             levels,
             pages.keys,
             pages.values,
+            pages.key_scales,
+            pages.value_scales,
             sinks,
             rows.starts,
             rows.contexts,
@@ -87,6 +90,7 @@ class TritonKernel:
             out.stride(1),
             pages.key_rows.stride(0),
             pages.value_rows.stride(0),
+            pages.keys.shape[2],
             rows.tables.stride(0),
             spec.scale,
             spec.softcap,
@@ -157,23 +161,26 @@ class _Decode:
 def store(pages: LayerPages, places: Tensor, key: Tensor, value: Tensor) -> None:
     """Write keys and values [T, kv_heads, dim] into their places, int32 [T], if not negative."""
     key, value = _flat(key), _flat(value)
-    keys, values = key.shape[1] * key.shape[2], value.shape[1] * value.shape[2]
+    heads = key.shape[1]
     kernels.store[(len(places),)](
         key,
         value,
         pages.keys,
         pages.values,
+        pages.key_scales,
+        pages.value_scales,
         places,
         key.stride(0),
         key.stride(1),
         value.stride(0),
         value.stride(1),
+        HEADS=heads,
+        PAD_HEADS=triton.next_power_of_2(heads),
         KEY=key.shape[2],
-        KEYS=keys,
-        PAD_KEYS=triton.next_power_of_2(keys),
+        PAD_KEY=triton.next_power_of_2(key.shape[2]),
         VALUE=value.shape[2],
-        VALUES=values,
-        PAD_VALUES=triton.next_power_of_2(values),
+        PAD_VALUE=triton.next_power_of_2(value.shape[2]),
+        SCALED=pages.key_scales is not None,
     )
 
 

@@ -31,6 +31,9 @@ def _walk(
     values,
     key_stride,
     value_stride,  # of a place
+    key_scales,
+    value_scales,  # float32, of what has 8 bits
+    scale_stride,
     scale,
     cap,
     window,
@@ -43,6 +46,7 @@ def _walk(
     BLOCK: tl.constexpr,
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Sum of weighted values [ROWS, PAD_VALUE], greatest score [ROWS], sum of weights [ROWS]."""
@@ -61,7 +65,9 @@ def _walk(
             mask=known[None, :] & (key_dims < KEY)[:, None],
             other=0.0,
         )
-        scores = tl.dot(query, key, input_precision=PRECISION) * scale
+        scores = tl.dot(query, key.to(query.dtype), input_precision=PRECISION) * scale
+        if SCALED:
+            scores *= tl.load(key_scales + place * scale_stride, mask=known, other=0.0)[None, :]
         if CAPPED:
             small = tl.exp(-2.0 * tl.abs(scores / cap))
             bent = cap * (1.0 - small) / (1.0 + small)
@@ -80,6 +86,9 @@ def _walk(
             other=0.0,
         )
         total = total * shrink + tl.sum(weights, 1)
+        if SCALED:
+            weights *= tl.load(value_scales + place * scale_stride, mask=known, other=0.0)[None, :]
+        value = value.to(query.dtype)
         sums = sums * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
         best = higher
     return sums, best, total
@@ -102,6 +111,8 @@ def attend(
     levels,  # float32 [sequences, heads, SPLITS, 2]; none without parts
     keys,
     values,
+    key_scales,
+    value_scales,
     sinks,
     starts,
     contexts,
@@ -112,6 +123,7 @@ def attend(
     out_head_stride,
     key_stride,
     value_stride,
+    scale_stride,
     table_stride,
     scale,
     cap,
@@ -129,6 +141,7 @@ def attend(
     LEAST: tl.constexpr,
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SCALED: tl.constexpr,
     SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -178,6 +191,9 @@ def attend(
         values + head * VALUE,
         key_stride,
         value_stride,
+        key_scales + head if SCALED else key_scales,
+        value_scales + head if SCALED else value_scales,
+        scale_stride,
         scale,
         cap,
         window,
@@ -190,6 +206,7 @@ def attend(
         BLOCK,
         CAPPED,
         WINDOWED,
+        SCALED,
         PRECISION,
     )
     target = out + row[:, None] * out_stride + heads[:, None] * out_head_stride + value_dims[None, :]
@@ -257,31 +274,49 @@ def join(
 
 
 @triton.jit
+def put(x, pages, scales, place, here, HEADS: tl.constexpr, DIM: tl.constexpr, SCALED: tl.constexpr):
+    """Heads x [heads, dims] of a row into its place; here: the pairs (head, dim) that there are."""
+    head, at = tl.arange(0, x.shape[0]), tl.arange(0, x.shape[1])
+    if SCALED:
+        scale = tl.maximum(tl.max(tl.abs(tl.where(here, x.to(tl.float32), 0.0)), 1), 1e-12) / 448.0
+        tl.store(scales + place * HEADS + head, scale, mask=head < HEADS)
+        x = x.to(tl.float32) / scale[:, None]
+    target = pages + place * HEADS * DIM + head[:, None] * DIM + at[None, :]
+    tl.store(target, x.to(pages.dtype.element_ty), mask=here)
+
+
+@triton.jit
 def store(
     key,
     value,
     keys,
     values,
+    key_scales,
+    value_scales,
     places,
     key_row,
     key_head,
     value_row,
     value_head,
+    HEADS: tl.constexpr,
+    PAD_HEADS: tl.constexpr,
     KEY: tl.constexpr,
-    KEYS: tl.constexpr,
-    PAD_KEYS: tl.constexpr,
+    PAD_KEY: tl.constexpr,
     VALUE: tl.constexpr,
-    VALUES: tl.constexpr,
-    PAD_VALUES: tl.constexpr,
+    PAD_VALUE: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
-    """Grid (rows,): the KEYS and VALUES numbers of a row into its place; none where the place is negative."""
+    """Grid (rows,): the keys and values of a row's heads into its place; none where the place is negative."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.load(places + row).to(tl.int64)
     if place < 0:
         return
-    at = tl.arange(0, PAD_KEYS)
-    vector = tl.load(key + row * key_row + at // KEY * key_head + at % KEY, mask=at < KEYS)
-    tl.store(keys + place * KEYS + at, vector, mask=at < KEYS)
-    at = tl.arange(0, PAD_VALUES)
-    vector = tl.load(value + row * value_row + at // VALUE * value_head + at % VALUE, mask=at < VALUES)
-    tl.store(values + place * VALUES + at, vector, mask=at < VALUES)
+    head = tl.arange(0, PAD_HEADS)
+    at = tl.arange(0, PAD_KEY)
+    here = (head < HEADS)[:, None] & (at < KEY)[None, :]
+    vectors = tl.load(key + row * key_row + head[:, None] * key_head + at[None, :], mask=here)
+    put(vectors, keys, key_scales, place, here, HEADS, KEY, SCALED)
+    at = tl.arange(0, PAD_VALUE)
+    here = (head < HEADS)[:, None] & (at < VALUE)[None, :]
+    vectors = tl.load(value + row * value_row + head[:, None] * value_head + at[None, :], mask=here)
+    put(vectors, values, value_scales, place, here, HEADS, VALUE, SCALED)

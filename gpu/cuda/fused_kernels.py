@@ -79,6 +79,17 @@ def gated(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
+def _store_scaled(low, high, target, scales, here, HALF: tl.constexpr):
+    """The halves of heads [BLOCK, PADDED] as 8-bit numbers, and the scale of each head."""
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    greatest = tl.max(tl.where(here, tl.maximum(tl.abs(low), tl.abs(high)), 0.0), 1)
+    scale = tl.maximum(greatest, 1e-12) / 448.0
+    tl.store(scales, scale, mask=tl.max(here.to(tl.int32), 1) > 0)
+    tl.store(target, (low / scale[:, None]).to(target.dtype.element_ty), mask=here)
+    tl.store(target + HALF, (high / scale[:, None]).to(target.dtype.element_ty), mask=here)
+
+
+@triton.jit
 def _turn_and_store(
     qkv,
     row_stride,
@@ -89,6 +100,8 @@ def _turn_and_store(
     eps,
     keys,
     values,
+    key_scales,
+    value_scales,
     places,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -97,6 +110,7 @@ def _turn_and_store(
     HALF: tl.constexpr,
     PADDED: tl.constexpr,
     NORMS: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """Grid (rows, blocks of HEADS + 2 * KV_HEADS): queries first, then keys, then values. PADDED >= HALF."""
     row = tl.program_id(0).to(tl.int64)
@@ -124,6 +138,13 @@ def _turn_and_store(
     place = tl.load(places + row).to(tl.int64)
     key = keys + (place * KV_HEADS + head - HEADS)[:, None] * DIM + at[None, :]
     is_key = turns & (head >= HEADS)[:, None] & (place >= 0)
+    if SCALED:
+        number = place * KV_HEADS + head - HEADS
+        _store_scaled(turned, turned_high, key, key_scales + number, is_key, HALF)
+        value = values + (number - KV_HEADS)[:, None] * DIM + at[None, :]
+        is_value = there & (head >= HEADS + KV_HEADS)[:, None] & (place >= 0)
+        _store_scaled(low, high, value, value_scales + number - KV_HEADS, is_value, HALF)
+        return
     tl.store(key, turned, mask=is_key)
     tl.store(key + HALF, turned_high, mask=is_key)
     value = values + (place * KV_HEADS + head - HEADS - KV_HEADS)[:, None] * DIM + at[None, :]
@@ -160,6 +181,8 @@ def turn_and_store(
         eps,
         pages.keys,
         pages.values,
+        pages.key_scales,
+        pages.value_scales,
         places,
         HEADS=heads,
         KV_HEADS=kv_heads,
@@ -168,6 +191,7 @@ def turn_and_store(
         HALF=dim // 2,
         PADDED=triton.next_power_of_2(dim // 2),
         NORMS=norms is not None,
+        SCALED=pages.key_scales is not None,
         num_warps=4,
     )
     return qkv[:, : heads * dim].view(len(qkv), heads, dim)

@@ -4,7 +4,10 @@ A graph is recorded for each size of a ladder; a step of n sequences replays the
 rows. All read the same buffers, which a step fills first. Rows past the n-th have the place -1 and the
 context 0: they are written nowhere, see nothing, and nobody reads what they give.
 
-    one buffer, one copy, [size] each:  slots int64 | positions int64 | contexts int32 | places int32
+    one buffer, one copy, [size] each:  slots, positions, adapters int64 | contexts, places int32
+
+Steps with adapters have graphs of their own, recorded once there is room for adapters. What changes in a
+slot then changes in place; where slots had to move, `run` refuses until all is recorded anew.
 
 Sampling is not part of the graph: it depends on what each request asks for.
 """
@@ -21,10 +24,12 @@ from torch import Tensor
 
 from gpu.attention.base import Batch
 from gpu.attention.paged import PagedAttention, Rows
+from gpu.lora.base import LoraSlots
 from gpu.models.base import Inputs, Model
 from protocols.errors import StartError
 
-_ROW_BYTES = 8 + 8 + 4 + 4
+_LONG, _SHORT = 3, 2
+_ROW_BYTES = 8 * _LONG + 4 * _SHORT
 
 
 class Recorder(Protocol):
@@ -56,23 +61,29 @@ class CudaRecorder:
 
 @dataclasses.dataclass(frozen=True)
 class _Buffers:
-    """What graphs of one size read: slots, positions int64 [size], contexts, places int32 [size]."""
+    """What graphs of one size read: slots, positions, adapters int64 [size], contexts, places int32
+    [size]."""
 
     slots: Tensor
     positions: Tensor
+    adapters: Tensor
     contexts: Tensor
     places: Tensor
 
 
-def packed(slots: np.ndarray, batch: Batch, positions: np.ndarray, size: int) -> np.ndarray:
-    """The buffer of a step of n sequences for a graph of `size` rows: uint8 [size * 24]."""
+def packed(
+    slots: np.ndarray, batch: Batch, positions: np.ndarray, adapters: np.ndarray | None, size: int
+) -> np.ndarray:
+    """The buffer of a step of n sequences for a graph of `size` rows: uint8 [size * 32]."""
     count = len(slots)
     buffer = np.zeros(size * _ROW_BYTES, np.uint8)
-    long, short = buffer[: size * 16].view(np.int64), buffer[size * 16 :].view(np.int32)
-    long[:count], long[size : size + count] = slots, positions
-    short[:count] = batch.contexts
-    short[size:] = -1
-    short[size : size + count] = batch.places
+    long = buffer[: size * 8 * _LONG].view(np.int64).reshape(_LONG, size)
+    short = buffer[size * 8 * _LONG :].view(np.int32).reshape(_SHORT, size)
+    long[2], short[1] = -1, -1
+    long[0, :count], long[1, :count] = slots, positions
+    short[0, :count], short[1, :count] = batch.contexts, batch.places
+    if adapters is not None:
+        long[2, :count] = adapters
     return buffer
 
 
@@ -90,17 +101,23 @@ class DecodeGraphs:
         self._tables = torch.zeros(largest, width, dtype=torch.int32, device=device)
         self._starts = torch.arange(largest + 1, dtype=torch.int32, device=device)
         self._logits = torch.zeros(largest, vocab_size, dtype=torch.float32, device=device)
-        self._replays: dict[int, Callable[[], None]] = {}
+        self._replays: dict[tuple[int, bool], Callable[[], None]] = {}
+        self._lora: LoraSlots | None = None
+        self._moved = 0
 
     def record(self, model: Model, recorder: Recorder, progress: Callable[[str], None]) -> None:
         """Record every size of `model`, the largest first, since the others fit into its memory. To be called
         again when the model is exchanged, or anything has moved in memory."""
         self.release()
-        for done, size in enumerate(reversed(self.sizes)):
-            progress(f"recording CUDA graphs: {done} of {len(self.sizes)}")
+        self._lora = model.lora
+        self._moved = 0 if model.lora is None else model.lora.moved
+        ways = (False, True) if self._moved else (False,)
+        kinds = [(size, adapted) for size in reversed(self.sizes) for adapted in ways]
+        for done, (size, adapted) in enumerate(kinds):
+            progress(f"recording CUDA graphs: {done} of {len(kinds)}")
             self._packed.copy_(torch.from_numpy(self._padding(size)))
             try:
-                self._replays[size] = recorder.record(self._work(model, size))
+                self._replays[size, adapted] = recorder.record(self._work(model, size, adapted=adapted))
             except torch.OutOfMemoryError as error:
                 raise StartError(
                     "there is no memory for CUDA graphs: use --cuda-graphs off, or less --memory-fraction."
@@ -110,17 +127,21 @@ class DecodeGraphs:
         """Give up all graphs, and the memory that they work in."""
         self._replays.clear()
 
-    def run(self, slots: np.ndarray, batch: Batch, positions: np.ndarray) -> Tensor | None:
-        """Logits float32 [n, vocab] of a step of decodes, valid until the next; None where no graph fits."""
+    def run(
+        self, slots: np.ndarray, batch: Batch, positions: np.ndarray, adapters: np.ndarray | None
+    ) -> Tensor | None:
+        """Logits float32 [n, vocab] of a step of decodes, valid until the next; None where no graph fits.
+        adapters: int64 [n], slots or -1; None where no row has one."""
         count = len(slots)
-        size = next((size for size in self.sizes if size >= count), 0)
-        if size not in self._replays:
+        which = next((size for size in self.sizes if size >= count), 0), adapters is not None
+        stale = adapters is not None and self._lora is not None and self._lora.moved != self._moved
+        if stale or which not in self._replays:
             return None
-        buffer = packed(slots, batch, positions, size)
+        buffer = packed(slots, batch, positions, adapters, which[0])
         numbers, tables = self._backend.staging.upload(buffer, batch.block_tables)
         self._packed[: len(numbers)].copy_(numbers)
         self._tables[:count, : tables.shape[1]].copy_(tables)
-        self._replays[size]()
+        self._replays[which]()
         return self._logits[:count]
 
     def _padding(self, size: int) -> np.ndarray:
@@ -128,10 +149,10 @@ class DecodeGraphs:
         nobody = np.zeros(0, np.int64)
         empty = Batch(nobody, nobody, np.zeros((0, 0), np.int32), nobody, nobody, 0)
         buffer = np.zeros(len(self._packed), np.uint8)
-        buffer[: size * _ROW_BYTES] = packed(nobody, empty, nobody, size)
+        buffer[: size * _ROW_BYTES] = packed(nobody, empty, nobody, None, size)
         return buffer
 
-    def _work(self, model: Model, size: int) -> Callable[[], None]:
+    def _work(self, model: Model, size: int, *, adapted: bool) -> Callable[[], None]:
         buffers = self._buffers(size)
         rows = Rows(
             starts=self._starts[: size + 1],
@@ -144,11 +165,13 @@ class DecodeGraphs:
         def work() -> None:
             attention = self._backend.decoding(rows, buffers.places)
             tokens = self._last.index_select(0, buffers.slots)
-            self._logits[:size].copy_(model.forward(Inputs(tokens, buffers.positions, attention)))
+            adapters = buffers.adapters if adapted else None
+            inputs = Inputs(tokens, buffers.positions, attention, adapters=adapters)
+            self._logits[:size].copy_(model.forward(inputs))
 
         return work
 
     def _buffers(self, size: int) -> _Buffers:
-        long = self._packed[: size * 16].view(torch.int64)
-        short = self._packed[size * 16 : size * _ROW_BYTES].view(torch.int32)
-        return _Buffers(long[:size], long[size:], short[:size], short[size:])
+        long = self._packed[: size * 8 * _LONG].view(torch.int64).view(_LONG, size)
+        short = self._packed[size * 8 * _LONG : size * _ROW_BYTES].view(torch.int32).view(_SHORT, size)
+        return _Buffers(*long, *short)

@@ -36,18 +36,37 @@ Changes = Mapping[str, LowRank]
 
 class LoraSlots(Protocol):
     """Where a model keeps the adapters that a step may go through. shapes: (n, k) of each module that an
-    adapter may change, by name."""
+    adapter may change, by name. moved: how often what lies in slots has moved in memory."""
 
     shapes: Mapping[str, tuple[int, int]]
+    moved: int
 
     def prepare(self, changes: Changes) -> Any:
         """The adapter as this model multiplies with it, in the host's memory."""
+
+    def reserve(self, slots: int, adapters: Sequence[Any]) -> bool:
+        """Make room for any of these prepared adapters in any of so many slots; whether anything moved."""
 
     def put(self, slot: int, prepared: Any) -> None:
         """`prepared` takes the slot."""
 
     def clear(self, slot: int) -> None:
         """The slot is empty."""
+
+
+class StepLora(Protocol):
+    """The adapters of one step."""
+
+    def add(self, number: int, x: Tensor, y: Tensor) -> Tensor:
+        """y [T, n], what the base makes of x [T, k] in linear map `number`, with the changes added in
+        place."""
+
+
+class DecoderSlots(LoraSlots, Protocol):
+    """Slots of a decoder that asks for each linear map."""
+
+    def step(self, adapters: Tensor) -> StepLora:
+        """The adapters of a step's rows: int64 [T] on the device, slots or -1."""
 
 
 def shapes(layers: int, sizes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -27,15 +27,14 @@ class Stack:
     owner: Tensor
 
 
-class StepLora:
+class DenseStep:
     """The adapters of one step. adapters: int64 [T, 1], slot of each row's adapter, -1 for none."""
 
     def __init__(self, stacks: Sequence[Stack | None], adapters: Tensor) -> None:
         self._stacks, self._adapters = stacks, adapters
 
     def add(self, number: int, x: Tensor, y: Tensor) -> Tensor:
-        """y [T, n], what the base makes of x [T, k] in linear map `number`, with the changes added in
-        place."""
+        """See `StepLora.add`."""
         stack = self._stacks[number]
         if stack is None:
             return y
@@ -49,7 +48,7 @@ class DenseSlots:
     def __init__(
         self, layers: int, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.shapes = shapes
+        self.shapes, self.moved = shapes, 0
         self._layers, self._dtype, self._device = layers, dtype, device
         self._slots: dict[int, Sequence[Fused | None]] = {}
         self._stacks: Sequence[Stack | None] | None = None
@@ -57,6 +56,10 @@ class DenseSlots:
     def prepare(self, changes: Changes) -> Sequence[Fused | None]:
         """See `LoraSlots.prepare`."""
         return fused_maps(changes, self.shapes, self._layers)
+
+    def reserve(self, slots: int, adapters: Sequence[object]) -> bool:
+        """See `LoraSlots.reserve`."""
+        return False
 
     def put(self, slot: int, prepared: Sequence[Fused | None]) -> None:
         """See `LoraSlots.put`."""
@@ -67,11 +70,11 @@ class DenseSlots:
         if self._slots.pop(slot, None) is not None:
             self._stacks = None
 
-    def step(self, adapters: Tensor) -> StepLora:
-        """The adapters of a step's rows: int64 [T] on the device, slots or -1."""
+    def step(self, adapters: Tensor) -> DenseStep:
+        """See `DecoderSlots.step`."""
         if self._stacks is None:
             self._stacks = [self._stack(number) for number in range(len(next(iter(self._slots.values()))))]
-        return StepLora(self._stacks, adapters[:, None])
+        return DenseStep(self._stacks, adapters[:, None])
 
     def _stack(self, number: int) -> Stack | None:
         held = [(slot, change) for slot, maps in self._slots.items() if (change := maps[number]) is not None]

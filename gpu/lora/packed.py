@@ -49,7 +49,7 @@ class PackedSlots:
         dtype: torch.dtype,
         interleave: Callable[[Tensor], Tensor],
     ) -> None:
-        self.shapes = shapes
+        self.shapes, self.moved = shapes, 0
         self._layers, self._maps = layers, layers * len(PARTS)
         self._dtype, self._interleave = dtype, interleave
         self._slots: list[Prepared | None] = []
@@ -60,6 +60,10 @@ class PackedSlots:
         """See `LoraSlots.prepare`."""
         fused = fused_maps(changes, self.shapes, self._layers)
         return [self._pack(change, number % len(PARTS)) for number, change in enumerate(fused)]
+
+    def reserve(self, slots: int, adapters: Sequence[Prepared]) -> bool:
+        """See `LoraSlots.reserve`."""
+        return False
 
     def put(self, slot: int, prepared: Prepared) -> None:
         """See `LoraSlots.put`."""

@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -234,9 +234,12 @@ def _shown(value: object) -> str:
 class ModelShelf:
     """`gpu.lora.table.Shelf` of a model."""
 
-    def __init__(self, slots: LoraSlots | None, max_rank: int) -> None:
-        """slots: of the model, None for one that takes no adapters."""
-        self._slots, self._max_rank = slots, max_rank
+    def __init__(
+        self, slots: LoraSlots | None, max_rank: int, moved: Callable[[], None] = lambda: None
+    ) -> None:
+        """slots: of the model, None for one that takes no adapters. moved: is called when what lies in them
+        has moved in memory."""
+        self._slots, self._max_rank, self._moved = slots, max_rank, moved
 
     def read(self, adapter: Adapter) -> tuple[Any, str]:
         """See `Shelf.read`."""
@@ -244,6 +247,11 @@ class ModelShelf:
             raise refused("adapters need a model of the Llama, Mistral, Qwen2 or Qwen3 family.")
         changes, digest = read_adapter(adapter, self._slots.shapes, self._max_rank)
         return self._slots.prepare(changes), digest
+
+    def reserve(self, slots: int, adapters: Sequence[Any]) -> None:
+        """See `Shelf.reserve`."""
+        if self._slots is not None and self._slots.reserve(slots, adapters):
+            self._moved()
 
     def put(self, slot: int, prepared: Any) -> None:
         """See `Shelf.put`."""

@@ -10,7 +10,7 @@ no more adapters at once than there are slots, so there always is one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,9 @@ class Shelf(Protocol):
     def read(self, adapter: Adapter) -> tuple[Any, str]:
         """An adapter's files, ready to be put into a slot, and the digest of its files. UserError
         with a sentence where it cannot be served."""
+
+    def reserve(self, slots: int, adapters: Sequence[Any]) -> None:
+        """Any of these will come into any of so many slots."""
 
     def put(self, slot: int, prepared: Any) -> None:
         """It takes the slot."""
@@ -76,6 +79,8 @@ class AdapterTable:
                 self._loaded[id] = adapter, known[1] if known is not None else self._again(adapter)
             except UserError as error:
                 self._broken[id] = str(error)
+        prepared = [found for _, found in self._loaded.values()]
+        self._shelf.reserve(min(len(self._resident), len(prepared)), prepared)
         for id, (adapter, _) in self._loaded.items():
             if adapter.pinned and id not in self._resident and 0 in self._resident:
                 self._bring(id)

@@ -5,25 +5,19 @@ It computes what `Decoder` computes, from the same tensors, and leaves what it h
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from gpu.attention.paged import PagedStep
-from gpu.lora.base import DOWN, GATE_UP, OUTPUT, QKV
-from gpu.lora.dense import StepLora
+from gpu.lora.base import DOWN, GATE_UP, OUTPUT, QKV, StepLora
 from gpu.models.base import Inputs
 from gpu.models.llama import Decoder, Layer
+from gpu.models.mixture import Mixture
 from gpu.models.spec import DecoderSpec
 
-
-def runs_triton(device: torch.device) -> bool:
-    """Whether Triton is there and can run on the device: on a GPU, or in its interpreter."""
-    able = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return able and importlib.util.find_spec("triton") is not None
+GROUPED = ("cuda",)
+"""Types of devices whose adapters go through Triton's grouped product; its interpreter would be slow."""
 
 
 class TritonDecoder(Decoder):
@@ -32,6 +26,11 @@ class TritonDecoder(Decoder):
     def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, context: int) -> None:
         """context: positions that exist, at most."""
         super().__init__(spec, dtype, device)
+        if device.type in GROUPED:
+            # Triton is imported only where its kernels run.
+            from gpu.lora.grouped import GroupedSlots
+
+            self.lora = GroupedSlots(len(self.layers), spec.modules, dtype, device)
         cos, sin = self.rotary.tables(context)
         self._turns = cos.contiguous(), sin.contiguous()
 
@@ -40,7 +39,6 @@ class TritonDecoder(Decoder):
         attention = inputs.attention
         if not isinstance(attention, PagedStep):
             return super().forward(inputs)
-        # Triton is imported only where its kernels run.
         from gpu.cuda.fused_kernels import add_norm
 
         residual = functional.embedding(inputs.tokens, self.embedding)
@@ -85,7 +83,28 @@ class TritonDecoder(Decoder):
         attended = attention.attend_stored(layer.index, query, layer.attention)
         output = layer.mapped(OUTPUT, layer.output, attended.flatten(1), lora)
         x = add_norm(residual, output, layer.before_mlp.weight, spec.eps)
-        if layer.mixture is None and spec.activation in ("silu", "swish"):
+        if layer.mixture is not None:
+            return mixed(layer.mixture, x)
+        if spec.activation in ("silu", "swish"):
             gate_up = layer.mapped(GATE_UP, layer.gate_up, x, lora)
             return layer.mapped(DOWN, layer.down, gated(gate_up), lora)
         return layer.feed(x, lora)
+
+
+def mixed(mixture: Mixture, x: Tensor) -> Tensor:
+    """What the experts make of rows [T, hidden]: `Mixture.__call__` in two grouped products."""
+    from gpu.cuda.fused_kernels import gated
+    from gpu.cuda.grouped_kernels import Groups, grouped
+
+    spec, hidden = mixture.spec, x.shape[1]
+    factors, experts = mixture.route(x)
+    groups = Groups.of(experts.flatten(), spec.experts)
+    if mixture.counts is not None:
+        mixture.counts += groups.starts.diff()
+    gate_up, down = mixture.stacked()
+    both = x.new_empty(len(groups.order), 2 * spec.inner)
+    grouped(x, gate_up, groups, both, shared=spec.chosen)
+    inner = gated(both) if mixture.silu else mixture.activated(both)
+    out = x.new_empty(len(groups.order), hidden)
+    grouped(inner, down, groups, out, factors=factors.flatten())
+    return out.view(len(x), spec.chosen, hidden).sum(1)

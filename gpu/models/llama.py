@@ -20,13 +20,14 @@ from torch.nn import functional
 from gpu.attention import Spec, StepAttention
 from gpu.kv_pool import KvShape
 from gpu.layers import ACTIVATIONS, Linear, RMSNorm
-from gpu.lora.base import DOWN, GATE_UP, OUTPUT, PARTS, QKV
-from gpu.lora.dense import DenseSlots, StepLora
+from gpu.lora.base import DOWN, GATE_UP, OUTPUT, PARTS, QKV, DecoderSlots, StepLora
+from gpu.lora.dense import DenseSlots
 from gpu.models.base import Greedy, Inputs, Model
 from gpu.models.mixture import Mixture
 from gpu.models.spec import DecoderSpec
 from gpu.rotary import Rotary
 from gpu.weights import Tensors, fill
+from protocols.config import Quantization
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 """What a checkpoint calls the tensors outside of the layers."""
@@ -110,7 +111,7 @@ class Layer:
                 return dict(zip(parts, whole.split(list(parts.values())), strict=True))[part]
         raise KeyError(name)
 
-    def seal(self) -> None:
+    def seal(self, quantization: Quantization) -> None:
         """The weights are final."""
         if self.head_weights is not None:
             heads = self._spec.heads
@@ -118,7 +119,7 @@ class Layer:
             self.head_weights[heads + 1 :] = self.head_weights[heads]
         feed = (self.gate_up, self.down) if self.mixture is None else (self.mixture.router,)
         for linear in (self.qkv, self.output, *feed):
-            linear.seal()
+            linear.seal(quantization)
 
     def __call__(
         self,
@@ -173,12 +174,13 @@ class Decoder:
 
     def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> None:
         self.spec = spec
+        self._quantization = Quantization.NONE
         self.embedding = torch.empty(spec.vocab_size, spec.hidden, dtype=dtype, device=device)
         self.rotary = Rotary(spec.rope, spec.head_dim, dtype, device)
         self.layers = [Layer(spec, index, dtype, device) for index in range(len(spec.windows))]
         self.norm = RMSNorm(spec.hidden, spec.eps, dtype=dtype, device=device)
         self.head = _head(spec, self.embedding)
-        self.lora = DenseSlots(len(self.layers), spec.modules, dtype, device)
+        self.lora: DecoderSlots = DenseSlots(len(self.layers), spec.modules, dtype, device)
 
     @property
     def kv(self) -> tuple[KvShape, ...]:
@@ -218,7 +220,7 @@ class Decoder:
         """See `Model.renewed`."""
         fresh = self.blank(changed)
         fill(tensors, fresh.targets(self), progress)
-        fresh.seal()
+        fresh.seal(self._quantization, self)
         return fresh
 
     def blank(self, changed: Collection[str]) -> Decoder:
@@ -255,24 +257,24 @@ class Decoder:
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         """See `Model.parts`."""
-        yield from (("embedding", self.embedding), ("norm", self.norm.weight), ("head", self.head.rows()))
+        yield from (("embedding", self.embedding), ("norm", self.norm.weight), *self.head.parts("head"))
         for layer in self.layers:
             yield from ((f"{layer.prefix}{name}", vector) for name, vector in layer.vectors().items())
             for linear, pieces in layer.matrices():
-                name = "+".join(pieces)
-                yield f"{layer.prefix}{name}.weight", linear.rows()
-                if linear.bias is not None:
-                    yield f"{layer.prefix}{name}.bias", linear.bias
+                yield from linear.parts(f"{layer.prefix}{'+'.join(pieces)}")
 
     def ignores(self, name: str) -> bool:
         """Whether a checkpoint may hold `name` without our using it: stored frequencies, a tied head."""
         return name.endswith("rotary_emb.inv_freq") or (self.spec.tied and name == "lm_head.weight")
 
-    def seal(self) -> None:
-        """The weights are final: lay them out for speed."""
+    def seal(self, quantization: Quantization = Quantization.NONE, like: Decoder | None = None) -> None:
+        """The weights are final: lay them out for speed, once; what `like` shares is laid out already."""
+        self._quantization = quantization
         for layer in self.layers:
-            layer.seal()
-        self.head.seal()
+            if like is None or layer is not like.layers[layer.index]:
+                layer.seal(quantization)
+        if like is None or self.head is not like.head:
+            self.head.seal(quantization)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """See `Model.forward`."""

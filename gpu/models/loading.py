@@ -11,9 +11,10 @@ import torch
 from gpu.assembly import Assembly
 from gpu.cpu import fused
 from gpu.cpu.library import Kernels
-from gpu.device import choose_dtype
+from gpu.device import choose_dtype, runs_triton
+from gpu.kv_pool import check_eight_bits
 from gpu.models.base import Model
-from gpu.models.cuda import TritonDecoder, runs_triton
+from gpu.models.cuda import TritonDecoder
 from gpu.models.llama import Decoder
 from gpu.models.registry import NATIVE, check_architecture
 from gpu.models.spec import DecoderSpec, read_spec
@@ -23,8 +24,8 @@ from protocols.errors import StartError
 from protocols.weights import ORIGINAL, Weights
 
 _NOT_QUANTIZED = (
-    "--quantization int8 needs the CPU kernels, a model of the Llama, Mistral, Qwen2 or Qwen3 family, and to"
-    " compute in bfloat16."
+    "--quantization needs a model of the Llama, Mistral, Qwen2 or Qwen3 family without a mixture of experts;"
+    " on a CPU it is int8, computes in bfloat16 and needs the CPU kernels, or --kernels torch."
 )
 
 
@@ -47,7 +48,7 @@ def load_model(
         raise StartError(f"{card.path} holds quantised weights, which are not supported.")
     if card.architecture in NATIVE:
         return _native(config, settings, device, progress, kernels, weights)
-    if config.quantization is Quantization.INT8:
+    if config.quantization is not Quantization.NONE:
         raise StartError(_NOT_QUANTIZED)
     # Imported where needed: transformers takes seconds, and native models do without it.
     from gpu.models.transformers_backend import TransformersModel
@@ -73,7 +74,10 @@ def _native(
     weights: Weights,
 ) -> tuple[Model, torch.dtype]:
     """A model of our own."""
-    card, quantized = config.model, config.quantization is Quantization.INT8
+    card, quantization = config.model, config.quantization
+    quantized = quantization is not Quantization.NONE
+    if quantization is Quantization.FP8:
+        check_eight_bits(device, "--quantization fp8")
     spec = read_spec(card.architecture, settings)
     wanted = Decoder(spec, torch.float32, torch.device("meta")).targets().keys()
     with Assembly(card.own, weights.sources, wanted) as assembly:
@@ -81,12 +85,13 @@ def _native(
         decoder = _blank(spec, dtype, device, card.context)
         load_into(assembly, decoder.targets(), ignored=decoder.ignores, progress=progress)
         assembly.confirm()
-    if kernels is not None and fused.fits(decoder, dtype, device, quantized=quantized):
+    whole = quantization is not Quantization.FP8
+    if kernels is not None and whole and fused.fits(decoder, dtype, device, quantized=quantized):
         progress("packing weights" + (" as 8-bit integers" if quantized else ""))
         return fused.FusedDecoder(decoder, kernels, card.context, quantized=quantized), dtype
-    if quantized:
+    if quantized and (kernels is not None or spec.mixture is not None):
         raise StartError(_NOT_QUANTIZED)
-    decoder.seal()
+    decoder.seal(quantization)
     return decoder, dtype
 
 
@@ -100,6 +105,6 @@ def _dtype(config: Config, stored: Assembly, device: torch.device, weights: Weig
     """What to compute in; what it was before the weights changed, whatever they are stored in."""
     if weights.dtype:
         return choose_dtype(weights.dtype, None, device)
-    if config.quantization is Quantization.INT8 and config.dtype == "auto":
+    if config.quantization is not Quantization.NONE and config.dtype == "auto":
         return torch.bfloat16
     return choose_dtype(config.dtype, stored.dtype, device)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import grouped_mm
 
 from gpu.layers import Linear
@@ -61,7 +62,8 @@ class Mixture:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._spec, self._hidden, self._activation = spec, hidden, activation
+        self.spec, self._hidden, self._activation = spec, hidden, activation
+        self.silu = activation is functional.silu
         self.experts = spec.experts
         self.counts: Tensor | None = None
         rows = 2 * spec.experts * spec.inner
@@ -71,7 +73,7 @@ class Mixture:
 
     def matrices(self) -> list[tuple[Linear, dict[str, int]]]:
         """See `gpu.models.llama.Layer.matrices`."""
-        spec = self._spec
+        spec = self.spec
         each = [f"mlp.experts.{expert}." for expert in range(spec.experts)]
         return [
             (self.router, {"mlp.gate": spec.experts}),
@@ -79,24 +81,36 @@ class Mixture:
             (self.down, {f"{name}down_proj": self._hidden for name in each}),
         ]
 
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts that each row goes to, int64 [T, chosen], and what each counts, float32 [T, chosen];
+        the second first."""
+        weights, experts = self.router(x).float().softmax(-1).topk(self.spec.chosen, dim=-1)
+        return (weights / weights.sum(-1, keepdim=True) if self.spec.normed else weights), experts
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """[experts, 2 * inner, hidden] and [experts, hidden, inner]."""
+        spec = self.spec
+        assert self.gate_up.weight is not None and self.down.weight is not None
+        gate_up = self.gate_up.weight.view(spec.experts, 2 * spec.inner, self._hidden)
+        return gate_up, self.down.weight.view(spec.experts, self._hidden, spec.inner)
+
+    def activated(self, both: Tensor) -> Tensor:
+        """What gates let through: [., 2 * inner] -> [., inner]."""
+        return self._activation(both[:, : self.spec.inner]) * both[:, self.spec.inner :]
+
     def __call__(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        spec = self._spec
-        assert self.gate_up.weight is not None and self.down.weight is not None
-        weights, experts = self.router(x).float().softmax(-1).topk(spec.chosen, dim=-1)
-        if spec.normed:
-            weights = weights / weights.sum(-1, keepdim=True)
+        spec = self.spec
+        weights, experts = self.route(x)
         asked, order = experts.flatten().sort(stable=True)
         every = torch.arange(spec.experts, device=x.device)
         ends = torch.searchsorted(asked, every, right=True).to(torch.int32)
         if self.counts is not None:
             self.counts += ends.diff(prepend=ends.new_zeros(1))
         rows = x.index_select(0, order // spec.chosen)
-        gate_up = self.gate_up.weight.view(spec.experts, 2 * spec.inner, self._hidden)
+        gate_up, down = self.stacked()
         both = grouped_mm(rows, gate_up.transpose(1, 2), offs=ends)
-        inner = self._activation(both[:, : spec.inner]) * both[:, spec.inner :]
-        down = self.down.weight.view(spec.experts, self._hidden, spec.inner)
-        out = grouped_mm(inner, down.transpose(1, 2), offs=ends)
+        out = grouped_mm(self.activated(both), down.transpose(1, 2), offs=ends)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
         out = out.index_select(0, back).view(len(x), spec.chosen, self._hidden)
         return (out * weights.to(x.dtype)[:, :, None]).sum(1)

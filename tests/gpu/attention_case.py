@@ -26,6 +26,7 @@ class Case:
         dtype: torch.dtype = torch.float32,
         page: int = PAGE,
         heads: int = HEADS,
+        stored: torch.dtype | None = None,
     ) -> None:
         self.contexts, self.query_lens, self.shape, self.heads = contexts, query_lens, shape, heads
         generator = torch.Generator().manual_seed(len(contexts) * 1000 + sum(contexts))
@@ -38,11 +39,12 @@ class Case:
         self.queries = [random(size, heads, shape.key_dim) for size in query_lens]
         self.sinks = torch.randn(heads, generator=generator).to(dtype)
         self.page = page
-        self._lay_out(dtype)
+        self._lay_out(dtype, stored)
 
-    def _lay_out(self, dtype: torch.dtype) -> None:
+    def _lay_out(self, dtype: torch.dtype, stored: torch.dtype | None) -> None:
         pages = [math.ceil(size / self.page) for size in self.contexts]
-        self.pool = KvPool([self.shape], sum(pages) + 3, self.page, dtype, torch.device("cpu"))
+        cpu = torch.device("cpu")
+        self.pool = KvPool([self.shape], sum(pages) + 3, self.page, dtype, cpu, stored)
         numbers = np.random.default_rng(0).permutation(self.pool.pages).astype(np.int32)
         self.tables = np.zeros((len(pages), max(pages)), np.int32)
         layer = self.pool.layers[0]

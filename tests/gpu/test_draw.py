@@ -67,7 +67,9 @@ def _on_cpu(logits: torch.Tensor, limits: list[Limits], uniform: np.ndarray) -> 
     return tokens.tolist()
 
 
-def _on_any_device(logits: torch.Tensor, limits: list[Limits], uniform: np.ndarray) -> list[int]:
+def _on_any_device(
+    logits: torch.Tensor, limits: list[Limits], uniform: np.ndarray, choose: Any = draw.choose
+) -> list[int]:
     vocab = logits.shape[1]
     columns = [
         [row.temperature for row in limits],
@@ -83,7 +85,14 @@ def _on_any_device(logits: torch.Tensor, limits: list[Limits], uniform: np.ndarr
     numbers = torch.tensor(columns, dtype=torch.float64)[:, :, None]
     deepest = max([row.top_k for row in limits] + [1])
     on_device = draw.Limits(*numbers, *by_kind, deepest)
-    return draw.choose(logits, logits.amax(1, keepdim=True).float(), on_device).tolist()
+    return choose(logits, torch.arange(len(limits)), logits.amax(1).float(), on_device).tolist()
+
+
+def _in_triton(logits: torch.Tensor, limits: list[Limits], uniform: np.ndarray) -> list[int]:
+    pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested.")
+    from gpu.cuda import sample_kernels
+
+    return _on_any_device(logits, limits, uniform, sample_kernels.choose)
 
 
 def _powers(logits: torch.Tensor, limits: Limits) -> np.ndarray:
@@ -176,6 +185,21 @@ def test_tokens_that_are_out_stay_out() -> None:
     assert all(token % 2 for token in expected)
     assert _on_cpu(logits, limits, uniform) == expected
     assert _on_any_device(logits, limits, uniform) == expected
+
+
+@pytest.mark.parametrize("vocab", [1, 4100])
+def test_the_kernel_of_a_gpu_finds_the_exact_token(vocab: int) -> None:
+    """Among ties, ends of the vocabulary, tokens that are out, and the least and greatest numbers."""
+    rng = np.random.default_rng(vocab)
+    kinds = [KINDS[2], KINDS[3], KINDS[5], KINDS[8], KINDS[9], KINDS[10]]
+    limits = [dataclasses.replace(kind, top_k=min(kind.top_k, vocab)) for kind in kinds]
+    logits = torch.from_numpy(rng.normal(0, 3, (len(limits), vocab)).astype(np.float32))
+    logits[:, 1::3] = -torch.inf
+    logits[1:4] = (logits[1:4] * 0.5).round()
+    uniform = rng.random(len(limits))
+    uniform[0], uniform[-1] = 0.0, 1 - 2.0**-53
+    expected = _exactly(logits, limits, uniform)
+    assert _in_triton(logits, limits, uniform) == expected == _on_any_device(logits, limits, uniform)
 
 
 @pytest.mark.parametrize("way", [_on_cpu, _on_any_device])

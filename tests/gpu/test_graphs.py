@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from protocols.errors import StartError
 from protocols.plan import Plan
 from protocols.sampling import SamplingParams
 from tests.gpu import interpreted
+from tests.gpu.adapters import Oracle
 from tests.gpu.driver import GREEDY, Driver, Output
 from tests.gpu.tiny import Tiny, make, prompts
 
@@ -78,6 +79,49 @@ def test_a_model_on_triton_is_exact_and_its_replayed_decodes_too(executor: Execu
     assert again.replayed == replays
 
 
+@pytest.fixture(scope="module")
+def adapted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """Adapters of several ranks."""
+    oracle = Oracle(tiny, tmp_path_factory.mktemp("adapters"))
+    oracle.add("small", r=2, lora_alpha=4)
+    oracle.add("wide", r=17, lora_alpha=9, target_modules=["q_proj", "down_proj"])
+    oracle.add("late", r=33, lora_alpha=40)
+    return oracle
+
+
+def test_adapters_change_in_place_and_are_recorded_anew_when_they_move(
+    tiny: Tiny, adapted: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact in a batch of different ranks and a row without; three adapters share two slots."""
+    monkeypatch.setattr("gpu.models.cuda.GROUPED", ("cpu", "cuda"))
+    monkeypatch.setattr("gpu.attention.triton_paged._PROGRAMS", 2)
+    options = {"kernels": KernelChoice.TORCH, "attention_backend": "triton", "max_running": 3, "max_loras": 2}
+    executor, again = tiny.executor(**options), Again()
+    executor.use_graphs((3,), again, lambda _: None)
+    assert again.recorded == 1, "there is nothing to adapt yet"
+    assert not executor.adapters.set(adapted.adapters[:2])
+    assert again.recorded == 3
+    check(executor, adapted, ("small", "wide", ""))
+    replays = again.replayed
+    assert replays > 0
+    assert not executor.adapters.set(adapted.adapters)
+    assert again.recorded == 5, "a rank for which there was no room"
+    check(executor, adapted, ("late", "", "wide"))
+    check(executor, adapted, ("small", "late"))
+    assert again.recorded == 5 and again.replayed > replays
+
+
+def check(executor: Executor, oracle: Oracle, names: Sequence[str]) -> None:
+    driver = Driver(executor, budget=20, depth=2)
+    executor.finish(executor.launch(Plan(epoch=-1, step=0)))
+    ids = {adapter.name: adapter.id for adapter in oracle.adapters} | {"": 0}
+    running = [driver.submit(PROMPTS[i % 2], 4, GREEDY, ids[name]) for i, name in enumerate(names)]
+    while driver.turn():
+        pass
+    for name, sequence in zip(names, running, strict=True):
+        oracle.check(name, sequence.prompt, sequence.output)
+
+
 def run(executor: Executor) -> tuple[Output, Output]:
     """A greedy and a sampled sequence, in one batch."""
     driver = Driver(executor, budget=8, depth=2)
@@ -111,9 +155,11 @@ def test_the_buffer_of_a_padded_step() -> None:
         places=np.array([42, 7]),
         decodes=2,
     )
-    buffer = packed(slots, batch, positions, 3)
-    assert buffer[:48].view(np.int64).tolist() == [5, 2, 0, 10, 3, 0]
-    assert buffer[48:].view(np.int32).tolist() == [11, 4, 0, 42, 7, -1]
+    buffer = packed(slots, batch, positions, None, 3)
+    assert buffer[:72].view(np.int64).tolist() == [5, 2, 0, 10, 3, 0, -1, -1, -1]
+    assert buffer[72:].view(np.int32).tolist() == [11, 4, 0, 42, 7, -1]
+    adapted = packed(slots, batch, positions, np.array([1, -1]), 3)
+    assert adapted[48:72].view(np.int64).tolist() == [1, -1, -1] and bytes(adapted[:48]) == bytes(buffer[:48])
 
 
 @pytest.mark.parametrize(

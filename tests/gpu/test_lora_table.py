@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ class Shelf:
         if "x" in adapter.path:
             raise UserError(f"no {adapter.path}.")
         return adapter.path, f"digest {adapter.path}"
+
+    def reserve(self, slots: int, adapters: Sequence[Any]) -> None:
+        assert len(adapters) >= slots
 
     def put(self, slot: int, prepared: Any) -> None:
         assert slot not in self.held

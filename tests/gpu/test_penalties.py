@@ -37,10 +37,13 @@ def _plain(logits: np.ndarray, prompt: list[int], output: list[int], sampling: S
     return expected
 
 
-def test_rows_are_penalised_as_defined_while_they_grow() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_rows_are_penalised_as_defined_while_they_grow(fused: bool) -> None:
+    if fused:
+        pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested.")
     rng = np.random.default_rng(0)
     kinds = [_sampling(1.3), _sampling(0.8, 0.5), _sampling(1.0, -1.5, 0.25), _sampling(2.0, 0.1, -0.5)]
-    penalties = Penalties(8, VOCAB, CPU)
+    penalties = Penalties(8, VOCAB, CPU, fused=fused)
     slots = np.array([6, 1, 3, 0], np.int32)
     prompts = [rng.integers(0, VOCAB, length).tolist() for length in (1, 30, 7, 300)]
     outputs: list[list[int]] = [[], [4, 4, 9], [], [1]]

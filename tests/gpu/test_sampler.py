@@ -50,11 +50,11 @@ def _one(sampling: SamplingParams, logits: torch.Tensor, position: int = len(PRO
     return _sample(sampler, logits, [0], [position])
 
 
-@pytest.mark.parametrize("tiled", [True, False])
-def test_a_row_depends_on_nothing_but_itself(tiled: bool) -> None:
+@pytest.mark.parametrize("way", ["tiled", "torch", "fused"])
+def test_a_row_depends_on_nothing_but_itself(way: str) -> None:
     """The same rows alone, and in crowds that change from step to step, in other slots and orders; the crowd
     also as another device than a CPU would have it."""
-    steps, rng = 10, np.random.default_rng(0)
+    steps, rng = 4 if way == "fused" else 10, np.random.default_rng(0)
     logits = _logits(len(MANY), steps)
     alone, reports = [], []
     for i, sampling in enumerate(MANY):
@@ -64,8 +64,10 @@ def test_a_row_depends_on_nothing_but_itself(tiled: bool) -> None:
         alone.append([int(result.tokens[0]) for result in results])
         reports.append([dict(result.logprobs).get(0) for result in results])
     slots = rng.permutation(32)[: len(MANY)]
-    crowd = Sampler(32, VOCAB, CPU)
-    crowd._cpu = crowd._cpu if tiled else None
+    if way == "fused":
+        pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested.")
+    crowd = Sampler(32, VOCAB, CPU, fused=way == "fused")
+    crowd._cpu = crowd._cpu if way == "tiled" else None
     for i, sampling in enumerate(MANY):
         _open(crowd, int(slots[i]), sampling, choice=i)
     done = [0] * len(MANY)

@@ -14,6 +14,7 @@ from protocols.config import (
     ExecutorKind,
     Keep,
     KernelChoice,
+    KvCacheDtype,
     Policy,
     Quantization,
     Speculate,
@@ -187,7 +188,14 @@ _POSITIVE = click.IntRange(min=1)
     type=click.Choice([each.value for each in Quantization]),
     default=Quantization.NONE.value,
     show_default=True,
-    help="Keep weights as 8-bit integers (CPU): half the memory to read for each token.",
+    help="Keep weights as 8-bit integers, or (GPU) as 8-bit floats: half the memory to read for each token.",
+)
+@click.option(
+    "--kv-cache-dtype",
+    type=click.Choice([each.value for each in KvCacheDtype]),
+    default=KvCacheDtype.AUTO.value,
+    show_default=True,
+    help="On a GPU: keep keys and values in 8 bits, for twice the context in the same memory.",
 )
 @click.option(
     "--executor",

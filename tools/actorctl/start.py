@@ -20,6 +20,7 @@ from protocols.config import (
     ExecutorKind,
     Keep,
     KernelChoice,
+    KvCacheDtype,
     ModelCard,
     Policy,
     Quantization,
@@ -44,6 +45,7 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     "executor": ExecutorKind,
     "kernels": KernelChoice,
     "quantization": Quantization,
+    "kv_cache_dtype": KvCacheDtype,
     "speculate": Speculate,
 }
 

@@ -21,20 +21,25 @@ from torch import Tensor
 from gpu.attention import Batch
 from gpu.attention.choice import choose
 from gpu.cpu.start import start
-from gpu.kv_pool import KvPool
+from gpu.kv_pool import KvPool, stored_as
 from gpu.models.base import Inputs
 from gpu.models.loading import load_model
-from protocols.config import Config, KernelChoice, Quantization, read_model_card
+from protocols.config import Config, KernelChoice, KvCacheDtype, Quantization, read_model_card
 from tools.actorctl.serve import DEMO_MODEL
 from tools.demo import corpus
 
 PAGE = 16
 SEED = 20_260
+_TORCH: dict[str, Any] = {"dtype": "bfloat16", "kernels": KernelChoice.TORCH}
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "bfloat16, torch": {"dtype": "bfloat16", "kernels": KernelChoice.TORCH},
     "int8": {"dtype": "auto", "quantization": Quantization.INT8},
+    "int8, torch": {**_TORCH, "quantization": Quantization.INT8},
+    "fp8, torch": {**_TORCH, "quantization": Quantization.FP8},
+    "fp8 KV, torch": {**_TORCH, "kv_cache_dtype": KvCacheDtype.FP8},
+    "fp8, fp8 KV, torch": {**_TORCH, "quantization": Quantization.FP8, "kv_cache_dtype": KvCacheDtype.FP8},
 }
 
 
@@ -64,7 +69,8 @@ def read(model_path: pathlib.Path, options: dict[str, Any], documents: list[list
     kernels = start(1, lambda _: None) if config.kernels is KernelChoice.AUTO else None
     model, dtype = load_model(config, torch.device("cpu"), lambda _: None, kernels)
     pages = -(-max(map(len, documents)) // PAGE)
-    attention = choose(KvPool(model.kv, pages, PAGE, dtype, torch.device("cpu")), kernels)
+    cpu = torch.device("cpu")
+    attention = choose(KvPool(model.kv, pages, PAGE, dtype, cpu, stored_as(config, dtype, cpu)), kernels)
     logits = []
     for ids in documents:
         at = np.arange(len(ids))

@@ -1,0 +1,130 @@
+"""Weights, keys and values of 8 bits on a GPU's path: what they stand for, and who can have them."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+
+from gpu.attention.torch_sdpa import TorchAttention
+from gpu.kv_pool import EIGHT_BITS, in_eight_bits
+from gpu.quantized import Quantized
+from protocols.config import KernelChoice, KvCacheDtype, Quantization
+from protocols.errors import StartError
+from tests.gpu import interpreted
+from tests.gpu.driver import GREEDY, Driver
+from tests.gpu.tiny import Tiny, make, prompts
+
+if interpreted.DEVICE:
+    from gpu.cuda.quantized_kernels import product
+
+pytestmark = pytest.mark.timeout(300)
+
+PROMPTS = prompts(9, 3)
+KINDS = [Quantization.INT8, Quantization.FP8]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_8_bits_stand_for(kind: Quantization) -> None:
+    weight = torch.randn(7, 50, generator=torch.Generator().manual_seed(1))
+    weight[3] = 0
+    found = Quantized.of(weight, kind)
+    step = weight.abs().amax(1, keepdim=True) / 127 if kind is Quantization.INT8 else weight.abs() / 8
+    assert ((found.rows() - weight).abs() <= step.clamp(min=1e-3)).all()
+    assert found.numbers.element_size() == 1 and found.scale.shape == (7,)
+    x, bias = torch.randn(3, 50), torch.randn(7)
+    torch.testing.assert_close(found.linear(x, bias), x @ found.rows().T + bias, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_the_kernel_for_few_rows(kind: Quantization, dtype: torch.dtype) -> None:
+    weight, bias = torch.randn(70, 300).to(dtype), torch.randn(70).to(dtype)
+    found = Quantized.of(weight, kind)
+    for rows in (1, 19):
+        x = torch.randn(rows, 300).to(dtype)
+        got = product(x, found.numbers, found.scale, bias)
+        exact = x.double() @ (found.numbers.double() * found.scale.double()[:, None]).T + bias.double()
+        close = 1e-3 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(got.double(), exact, atol=close, rtol=1e-2)
+        bare = found.numbers, found.scale, None
+        assert torch.equal(product(x, *bare)[:1], product(x[:1], *bare))
+
+
+def test_a_head_of_a_token_has_its_own_scale() -> None:
+    x = torch.randn(3, 2, 16) * torch.tensor([1e-4, 1.0, 300.0])[:, None, None]
+    x[1, 1] = 0
+    numbers, scales = in_eight_bits(x)
+    assert numbers.dtype is EIGHT_BITS and scales.shape == (3, 2)
+    error = (numbers.float() * scales[:, :, None] - x).abs()
+    assert (error <= x.abs().amax(2, keepdim=True) / 16).all()
+    assert torch.equal(in_eight_bits(x[:1])[0].view(torch.uint8), numbers[:1].view(torch.uint8))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make(tmp_path_factory.mktemp("qwen3"), "Qwen3ForCausalLM", head_dim=16, num_hidden_layers=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_8_bits_is_the_model_of_what_they_stand_for(
+    tiny: Tiny, kind: Quantization, tmp_path: pathlib.Path
+) -> None:
+    options: dict[str, Any] = {"kernels": KernelChoice.TORCH, "quantization": kind}
+    executor = tiny.executor(**options)
+    names = dict(executor.versions.live.model.parts())
+    assert any(name.endswith(".scale") for name in names) and names["head.weight"].element_size() == 1
+    reference = make(tmp_path, "Qwen3ForCausalLM", head_dim=16, num_hidden_layers=1)
+    with torch.no_grad():
+        for name, parameter in reference.reference.named_parameters():
+            parameter.copy_(executor.versions.live.model.read(name))
+    for prompt, output in zip(PROMPTS, Driver(executor).generate(PROMPTS, 5, GREEDY), strict=True):
+        reference.check(prompt, output, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_tokens_do_not_depend_on_chunks_or_recoveries(
+    tiny: Tiny, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of 8 bits are read as they are kept from the first time on."""
+    monkeypatch.setattr("gpu.attention.triton_paged._PROGRAMS", 2)
+    options: dict[str, Any] = {"kernels": KernelChoice.TORCH, "kv_cache_dtype": KvCacheDtype.FP8}
+    options |= {"attention_backend": backend} if backend == "triton" else {}
+    executor = tiny.executor(**options)
+    assert isinstance(executor.attention, TorchAttention) == (backend == "auto")
+    assert executor._pool.size / executor._pool.layers[0].keys.numel() == 2 + 8 / 16
+    outputs = Driver(executor, budget=64).generate(PROMPTS, 4)
+    driver = Driver(executor, budget=4, depth=2)
+    driver.epoch = 5
+    running = [driver.submit(prompt, 4) for prompt in PROMPTS]
+    for _ in range(4):
+        driver.turn()
+    driver.restart()
+    while driver.turn():
+        pass
+    assert [each.output.tokens for each in running] == [output.tokens for output in outputs]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"kv_cache_dtype": KvCacheDtype.FP8}, "--kv-cache-dtype fp8 is for GPUs"),
+        ({"quantization": Quantization.FP8}, "--quantization needs a model"),
+    ],
+)
+def test_what_a_cpu_with_our_kernels_refuses(tiny: Tiny, options: dict[str, Any], sentence: str) -> None:
+    if tiny.executor()._kernels is None:
+        pytest.skip("there are no CPU kernels on this machine")
+    with pytest.raises(StartError, match=sentence):
+        tiny.executor(**options)
+
+
+def test_old_gpus_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpu.kv_pool import check_eight_bits
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(StartError, match="--quantization fp8 needs a GPU"):
+        check_eight_bits(torch.device("cuda"), "--quantization fp8")
