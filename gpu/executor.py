@@ -367,7 +367,8 @@ class Executor:
         if len(step.sampled) == 0:
             return None
         if refused := self._refused(step):
-            logits[[row for row, slot in enumerate(step.sampled.tolist()) if slot in refused]] = torch.nan
+            rows = np.flatnonzero(np.isin(step.sampled, list(refused)))
+            logits.index_fill_(0, self._to_device(rows), torch.nan)
         result = self._sampler.sample(logits, step.sampled, step.next_positions)
         # A failed row has token -1; whatever follows it is waste, but must be a token. Runs: see `_verify`.
         self._last.index_copy_(0, self._to_device(step.sampled.astype(np.int64)), result.tokens.clamp(min=0))

@@ -160,11 +160,12 @@ def test_eight_bit_weights_stay_close(tiny: Tiny) -> None:
         assert (rows.max(-1).values.numpy() - chosen).max() < 1.0
 
 
-@pytest.mark.parametrize("way", ["kernels", "dtype", "architecture"])
+@pytest.mark.parametrize("way", ["dtype", "mixture", "architecture"])
 def test_eight_bits_need_the_kernels(tiny: Tiny, tmp_path: pathlib.Path, way: str) -> None:
     options: dict[str, Any] = {"quantization": Quantization.INT8, "dtype": "auto"}
-    if way == "kernels":
-        options["kernels"] = KernelChoice.TORCH
+    if way == "mixture":
+        sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        tiny = make(tmp_path, "Qwen3MoeForCausalLM", **sizes)
     elif way == "dtype":
         options["dtype"] = "float32"
     else:

@@ -9,7 +9,7 @@ import click
 
 from protocols.config import Config, read_model_card
 from tools.actorctl.serve import DEMO_MODEL
-from tools.bench import offline, ring
+from tools.bench import offline
 from tools.bench.accuracy import accuracy
 from tools.bench.breakdown import breakdown
 from tools.bench.frontend import frontend
@@ -49,6 +49,8 @@ def main(context: click.Context) -> None:
 @main.command("ring")
 def ring_command() -> None:
     """Rings beside pyzmq over ipc://, with the same msgpack payloads."""
+    from tools.bench import ring
+
     ring.main()
 
 

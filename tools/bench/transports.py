@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import trio
-import zmq
 
 from protocols.board import Column
 from protocols.messages import SchedulerMail
@@ -226,6 +225,9 @@ class Sockets:
     """Both directions between this process and its peer: one PAIR, or PUSH and PULL."""
 
     def __init__(self, role: str, path: str, bind: bool) -> None:
+        import zmq  # only here, so that rings are measured where it is not installed
+
+        self._zmq = zmq
         self._context: zmq.Context[Any] = zmq.Context()
         self._decode: Decoder[Any] = Decoder(SchedulerMail)
         kinds = [zmq.PUSH, zmq.PULL] if role == "sink" else [zmq.PAIR]
@@ -253,8 +255,8 @@ class Sockets:
         """The same without ever blocking the loop."""
         while True:
             try:
-                return self._decode.batch(self.into.recv(zmq.NOBLOCK))
-            except zmq.Again:
+                return self._decode.batch(self.into.recv(self._zmq.NOBLOCK))
+            except self._zmq.Again:
                 await trio.lowlevel.wait_readable(self.into.FD)
 
     def take(self, n: int) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from gpu.executor import Executor
-from protocols.config import Config, KernelChoice, read_model_card
+from protocols.config import Config, KernelChoice, KvCacheDtype, Quantization, read_model_card
 from protocols.errors import StartError
 from tools.bench.gpu.driver import Driver, Request, requests
 
@@ -36,10 +37,18 @@ MARGIN = {"float32": 1e-3, "bfloat16": 0.25}
 """By how much the logit of our token may lie below the reference's highest: what rounding does, no more."""
 
 
+BACKENDS = ("auto", "triton", "flash", "flash,triton", "flashinfer", "torch")
+EIGHT_BITS: dict[str, dict[str, Any]] = {
+    "int8": {"quantization": Quantization.INT8},
+    "fp8": {"quantization": Quantization.FP8},
+    "fp8 KV": {"kv_cache_dtype": KvCacheDtype.FP8},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """worst: how far the logit of a token of ours lay below the highest. same: share of the tokens that were
-    the highest. refused: why this path does not exist here."""
+    the highest. refused: why this path does not exist here. bits: what is kept in 8 bits, "" for nothing."""
 
     model: str
     dtype: str
@@ -48,11 +57,41 @@ class Verdict:
     worst: float = 0.0
     same: float = 0.0
     refused: str = ""
+    bits: str = ""
+
+    @property
+    def title(self) -> str:
+        """The path in words."""
+        return " ".join(
+            filter(None, (self.model, self.dtype, self.backend, f"graphs {self.graphs}", self.bits))
+        )
 
     @property
     def right(self) -> bool:
         """Within the margin; or not there, which is no error."""
-        return bool(self.refused) or self.worst <= MARGIN[self.dtype]
+        return bool(self.refused) or self.worst <= (MARGIN_OF_8_BITS if self.bits else MARGIN[self.dtype])
+
+
+MARGIN_OF_8_BITS = 3.0
+"""The same for weights, keys or values of 8 bits, of random models: another function, but not far from it."""
+
+
+def verdicts(folder: pathlib.Path, device: torch.device, *, smallest: bool) -> Iterator[Verdict]:
+    """Every model as it is served; the first on every path there is."""
+    on_gpu = device.type == "cuda"
+    for number, name in enumerate(list(MODELS)[:: 3 if smallest else 1]):
+        directory = folder / name
+        model = reference(directory, name)
+        many = on_gpu and number == 0
+        for dtype in ("float32", "bfloat16") if on_gpu else ("float32",):
+            for backend in BACKENDS if many else ("auto",):
+                for graphs in ("off", "auto") if many else ("auto",):
+                    yield check(directory, model, name, device, dtype, backend, graphs, smallest=smallest)
+        if number == 0:
+            for bits in EIGHT_BITS:
+                yield check(
+                    directory, model, name, device, "bfloat16", "auto", "auto", bits, smallest=smallest
+                )
 
 
 def reference(directory: pathlib.Path, name: str) -> Any:
@@ -81,14 +120,15 @@ def check(
     model: Any,
     name: str,
     device: torch.device,
-    *,
     dtype: str,
     backend: str,
     graphs: str,
+    bits: str = "",
+    *,
     smallest: bool,
 ) -> Verdict:
     """One path: chunks and decodes in one step, contexts of many pages."""
-    verdict = Verdict(name, dtype, backend, graphs)
+    verdict = Verdict(name, dtype, backend, graphs, bits=bits)
     config = Config(
         model=read_model_card(directory),
         device=str(device),
@@ -99,6 +139,7 @@ def check(
         max_running=4,
         chunk_size=64,
         pages=256,
+        **EIGHT_BITS.get(bits, {}),
     )
     asked = requests(3, (5, 20), (4, 6), 1024) if smallest else requests(8, (3, 300), (20, 40), 1024)
     try:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -16,14 +16,14 @@ from gpu.attention.paged import PagedAttention
 from gpu.cuda.graphs import CudaRecorder
 from gpu.device import choose_dtype
 from gpu.executor import Executor
-from gpu.kv_pool import KvPool, choose_pages
+from gpu.kv_pool import KvPool, choose_pages, stored_as, token_bytes
 from gpu.models.base import Model
 from gpu.models.loading import load_model
-from protocols.config import Config, KernelChoice, graph_sizes, read_model_card
+from protocols.config import Config, KernelChoice, Quantization, graph_sizes, read_model_card
 from protocols.errors import StartError
 from tools.bench.gpu.driver import Driver, Request, requests
 from tools.bench.gpu.machine import Machine
-from tools.bench.gpu.shapes import kv_bytes, prefill_operations, randomise, spec_of, weight_bytes, write
+from tools.bench.gpu.shapes import prefill_operations, randomise, spec_of, weight_bytes, write
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as served": {},
@@ -48,7 +48,7 @@ class Sizes:
     peer: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-FULL = Sizes((1, 16, 64, 256), 1024, 64, (1024, 4096, 16384), (256, (100, 1024), (100, 1024)))
+FULL = Sizes((1, 16, 64, 256), 1024, 64, (1024, 2048, 4096, 8192, 16384), (256, (100, 1024), (100, 1024)))
 SMALLEST = Sizes(
     (1, 3), 20, 4, (16, 40), (3, (5, 20), (3, 6)), {"page_size": 32, "num_blocks": 16, "max_batch_tokens": 64}
 )
@@ -58,8 +58,15 @@ class Subject:
     """One model in memory; executors over it come and go."""
 
     def __init__(
-        self, directory: pathlib.Path, shape: str, device: torch.device, machine: Machine, sizes: Sizes
+        self,
+        directory: pathlib.Path,
+        shape: str,
+        device: torch.device,
+        machine: Machine,
+        sizes: Sizes,
+        **options: Any,
     ) -> None:
+        """options: of the Config, those that decide how the model is loaded and its pages are kept."""
         self.shape, self.sizes, self._machine, self._device = shape, sizes, machine, device
         write(directory, shape)
         longest = max(
@@ -72,6 +79,7 @@ class Subject:
             kernels=KernelChoice.TORCH,
             max_running=max(sizes.batches),
             chunk_size=max(8192 if device.type == "cuda" else 0, max(sizes.batches) + 16),
+            **options,
         )
         self.spec = spec_of(shape)
         self.dtype = choose_dtype("bfloat16", None, device)
@@ -87,8 +95,9 @@ class Subject:
     def _pages(self) -> KvPool:
         if self._pool is None:
             with torch.inference_mode():
-                pages = choose_pages(self.config, self.model.kv, self.dtype, self._device, 8 << 30)
-                self._pool = KvPool(self.model.kv, pages, self.config.page_size, self.dtype, self._device)
+                kv, stored = self.model.kv, stored_as(self.config, self.dtype, self._device)
+                pages = choose_pages(self.config, kv, stored, self._device, 8 << 30)
+                self._pool = KvPool(kv, pages, self.config.page_size, self.dtype, self._device, stored)
         return self._pool
 
     @contextlib.contextmanager
@@ -108,8 +117,10 @@ class Subject:
         driver.run(asked[:1])
         seconds = driver.run(asked).decode_seconds(batch)
         positions = batch * (sizes.context + sizes.steps / 2)
-        itemsize = self.dtype.itemsize
-        needed = weight_bytes(spec, itemsize) + positions * kv_bytes(spec, itemsize)
+        kept = self.config.quantization is not Quantization.NONE
+        stored = stored_as(self.config, self.dtype, self._device)
+        needed: float = weight_bytes(spec, 1 if kept else self.dtype.itemsize)
+        needed += positions * token_bytes(self.model.kv, stored)
         return {
             "milliseconds": seconds * 1e3,
             "tokens_per_second": batch / seconds,
@@ -135,10 +146,10 @@ class Subject:
         tokens = sum(each.output for each in asked)
         return {"seconds": outcome.seconds, "tokens_per_second": tokens / outcome.seconds}
 
-    def ablations(self) -> dict[str, dict[str, object]]:
+    def ablations(self, changes: Mapping[str, dict[str, Any]] = ABLATIONS) -> dict[str, dict[str, object]]:
         """Decode steps with one thing changed at a time; a sentence where it cannot be had here."""
         found: dict[str, dict[str, object]] = {}
-        for title, options in ABLATIONS.items():
+        for title, options in changes.items():
             try:
                 with self.executor(**options) as (executor, driver):
                     backend = executor.attention

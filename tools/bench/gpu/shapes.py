@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import pathlib
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from gpu.kv_pool import EIGHT_BITS
 from gpu.models.base import Model
 from gpu.models.llama import Decoder
 from gpu.models.spec import DecoderSpec, read_spec
@@ -51,8 +54,9 @@ def spec_of(shape: str) -> DecoderSpec:
     return read_spec("Qwen3ForCausalLM", SHAPES[shape])
 
 
-def write(directory: pathlib.Path, shape: str) -> None:
-    """A model directory whose weights are zeros that take no room: holes in a file."""
+def write(directory: pathlib.Path, shape: str, *, random: bool = False) -> None:
+    """A model directory. Its weights are zeros that take no room, holes in a file; or `random`, a block of
+    numbers over and over, and then there is a tokenizer too: for a company, which reads what is there."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(SHAPES[shape]))
     targets = Decoder(spec_of(shape), torch.bfloat16, torch.device("meta")).targets()
@@ -65,14 +69,51 @@ def write(directory: pathlib.Path, shape: str) -> None:
     with (directory / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + end)
+        if random:
+            _scatter(file, 8 + len(header), targets)
+    if random:
+        _write_tokenizer(directory, SHAPES[shape]["vocab_size"])
+
+
+def _scatter(file: BinaryIO, start: int, targets: Mapping[str, torch.Tensor]) -> None:
+    """Norms of one, and matrices of small numbers."""
+    torch.manual_seed(0)
+    block = bytes((torch.randn(1 << 23) * 0.02).bfloat16().view(torch.uint8).numpy().data)
+    ones = bytes(torch.ones(1 << 16, dtype=torch.bfloat16).view(torch.uint8).numpy().data)
+    file.seek(start)
+    for target in targets.values():
+        pattern = memoryview(ones if target.ndim == 1 else block)
+        left = target.nbytes
+        while left:
+            left -= file.write(pattern[:left])
+
+
+def _write_tokenizer(directory: pathlib.Path, vocab_size: int) -> None:
+    """A token for each byte, and words that no text has for the rest of the vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: number for number, symbol in enumerate(alphabet)}
+    vocab |= {f"\u0120w{number:06d}": number for number in range(len(alphabet), vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 @torch.inference_mode()
 def randomise(model: Model) -> None:
     """Weights as a fresh model has them: norms of one, matrices of a spread that keeps numbers finite."""
     for name, tensor in model.parts():
-        if tensor.ndim == 1 or "norm" in name:
+        if name.endswith(".scale"):
+            tensor.fill_(1e-4)
+        elif tensor.ndim == 1 or "norm" in name:
             tensor.fill_(1.0)
+        elif tensor.dtype == torch.int8:
+            tensor.random_(-127, 128)
+        elif tensor.dtype == EIGHT_BITS:
+            tensor.view(torch.uint8).random_(0, 0x7F)  # all bytes but those of no number, without signs
         else:
             tensor.normal_(0.0, tensor.shape[-1] ** -0.5)
 
