@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -46,6 +47,7 @@ SMALLEST = Sizes(3, 1, 4, 12, 1, ("--kernels", "torch", "--pages", "256", "--max
 
 def bare(subject: Subject, sizes: Sizes, prompt: int) -> float:
     """Output tokens a second of the executor alone, on as many requests at a time, of as many tokens."""
+    prompt = min(prompt, subject.config.model.context - sizes.output - 2)
     asked = [Request([7] * prompt, sizes.output) for _ in range(sizes.clients * sizes.turns)]
     with subject.executor(max_running=sizes.clients) as (executor, _):
         driver = Driver(executor, subject.config.chunk_size, 2)
@@ -120,16 +122,23 @@ class _Stream(threading.Thread):
             "stream_options": {"include_usage": True},
         }
         connection = http.client.HTTPConnection(self._address.host, self._address.port, timeout=300)
-        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
-        for line in connection.getresponse():
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            if event.get("usage"):
-                self.tokens = event["usage"]["completion_tokens"]
-            self.arrivals.append(time.perf_counter())
-            if len(self.arrivals) == 2:
-                self._begun.release()
+        with contextlib.closing(connection):
+            connection.request(
+                "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
+            )
+            with connection.getresponse() as answer:
+                for line in answer:
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        if not line.startswith(b"data: {"):
+            return
+        event = json.loads(line[6:])
+        if event.get("usage"):
+            self.tokens = event["usage"]["completion_tokens"]
+        self.arrivals.append(time.perf_counter())
+        if len(self.arrivals) == 2:
+            self._begun.release()
 
 
 def _arguments(directory: pathlib.Path, device: torch.device, sizes: Sizes, *options: str) -> list[str]:
