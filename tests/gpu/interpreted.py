@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested.")
+pytest.importorskip("triton", minversion="3.7", reason="Triton is not installed: its kernels are not tested.")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where the kernels run: as they are on a GPU, interpreted on a CPU."""

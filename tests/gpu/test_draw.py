@@ -89,7 +89,9 @@ def _on_any_device(
 
 
 def _in_triton(logits: torch.Tensor, limits: list[Limits], uniform: np.ndarray) -> list[int]:
-    pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested.")
+    pytest.importorskip(
+        "triton", minversion="3.7", reason="Triton is not installed: its kernels are not tested."
+    )
     from gpu.cuda import sample_kernels
 
     return _on_any_device(logits, limits, uniform, sample_kernels.choose)

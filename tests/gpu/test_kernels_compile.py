@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed: its kernels are not compiled.")
+pytest.importorskip(
+    "triton", minversion="3.7", reason="Triton is not installed: its kernels are not compiled."
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED_BYTES = 227 * 1024

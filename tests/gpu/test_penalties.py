@@ -40,7 +40,9 @@ def _plain(logits: np.ndarray, prompt: list[int], output: list[int], sampling: S
 @pytest.mark.parametrize("fused", [False, True])
 def test_rows_are_penalised_as_defined_while_they_grow(fused: bool) -> None:
     if fused:
-        pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested.")
+        pytest.importorskip(
+            "triton", minversion="3.7", reason="Triton is not installed: its kernels are not tested."
+        )
     rng = np.random.default_rng(0)
     kinds = [_sampling(1.3), _sampling(0.8, 0.5), _sampling(1.0, -1.5, 0.25), _sampling(2.0, 0.1, -0.5)]
     penalties = Penalties(8, VOCAB, CPU, fused=fused)

@@ -60,7 +60,9 @@ def test_it_checks_measures_and_writes_json(tmp_path: pathlib.Path, monkeypatch:
 
 
 def test_kernels_are_compared_with_what_they_stand_for(tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested.")
+    pytest.importorskip(
+        "triton", minversion="3.7", reason="Triton is not installed: its kernels are not tested."
+    )
     found = rehearse(tmp_path / "figures.json", "kernels")["kernels smallest"]
     assert {"experts 3", "adapters 3", "attention", "qkv 3", "sampling 3, top-p 0.9"} <= set(found)
 
