@@ -119,7 +119,9 @@ class Sessions:
         if session.owner not in (None, owner):
             raise _nobody(how.id)
         if how.rid and how.rid not in session.nodes:
-            raise VerbError("not_found", f"session {how.id!r} has no request {how.rid!r} that has ended.")
+            raise VerbError(
+                "not_found", f"session {how.id!r} has no request {how.rid[:100]!r} that has ended."
+            )
         before = _before(session, how)
         if len(before) // 4 + room > MOST_CONTEXT:
             raise VerbError("conflict", f"a conversation of a session has {MOST_CONTEXT} tokens at most.")
@@ -137,15 +139,18 @@ class Sessions:
 
     def keep(self, id: str, rid: str, node: Node, now: float) -> None:
         """A request of a session has ended. Raises VerbError where the session, or what it continued, is
-        gone."""
+        gone, or others that ran meanwhile have left no room."""
         session = self._find(id)
         parent = session.nodes.get(node.parent)
         if node.kept > (parent.length if parent is not None else 0):
             raise VerbError("not_found", f"session {id!r} no longer has what request {rid!r} continues.")
         if rid in session.nodes:
             raise VerbError("conflict", f"session {id!r} has a request {rid!r} already.")
+        tokens = session.tokens + len(node.added) // 4
+        if tokens > session.capacity:
+            raise VerbError("conflict", f"session {id!r} has no room left for request {rid!r}.")
         session.nodes[rid] = node
-        session.tokens += len(node.added) // 4
+        session.tokens = tokens
         session.used = now
 
     def _find(self, id: str) -> Session:
@@ -169,4 +174,6 @@ def _before(session: Session, how: Continuation) -> bytes:
 
 
 def _nobody(id: str) -> VerbError:
-    return VerbError("not_found", f"there is no session {id!r}: it was not opened, or closed, or timed out.")
+    return VerbError(
+        "not_found", f"there is no session {id[:100]!r}: it was not opened, or closed, or timed out."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import msgspec
@@ -43,8 +44,10 @@ _NAMES = {
 async def create(service: Service, exchange: Exchange) -> None:
     """Answer `POST /generate`."""
     request = await read(_decoder, await exchange.body())
+    job = native_job(request, service, service.trace_of(exchange))
     turn = await sessions.begin(service, request)
-    job = native_job(request, service, service.trace_of(exchange), turn)
+    if turn is not None:
+        job = dataclasses.replace(job, prompts=(turn.prompt,))
     answers = Answers(request, job, turn)
     if request.stream:
         await delivery.stream(exchange, service.engine, job, answers, answers.keep if turn else None)
@@ -55,8 +58,8 @@ async def create(service: Service, exchange: Exchange) -> None:
     await exchange.respond(200, msgspec.json.encode(shown[0] if answers.single else shown))
 
 
-def native_job(request: NativeRequest, service: Service, trace: str, turn: Turn | None = None) -> Job:
-    """The validated job; raises UserError. turn: that it takes in a session."""
+def native_job(request: NativeRequest, service: Service, trace: str) -> Job:
+    """The validated job; raises UserError."""
     sampling = request.sampling_params or NativeSampling()
     refuse_unserved(request, native.NEUTRAL)
     refuse_unserved(sampling, native.SAMPLING_NEUTRAL)
@@ -68,7 +71,7 @@ def native_job(request: NativeRequest, service: Service, trace: str, turn: Turn 
     fields = _fields(request, sampling)
     return parameters.job(
         fields,
-        _prompts(request, service.model.vocab_size) if turn is None else (turn.prompt,),
+        _prompts(request, service.model.vocab_size),
         service.model.vocab_size,
         max_tokens=sampling.max_new_tokens,
         logprobs=top,

@@ -75,7 +75,7 @@ async def begin(service: Service, request: NativeRequest) -> Turn | None:
             "bare": params.drop_previous_output,
             "replace": params.replace,
             "owner": service.owner,
-            "room": len(added) // 4 + max(0, room),
+            "room": len(added) // 4 + min(max(0, room), service.model.context),
         },
     )
     return Turn(service, params.id, params.rid or "", reply["tokens"], added)

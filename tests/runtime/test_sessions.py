@@ -85,6 +85,18 @@ def test_limits() -> None:
     assert sessions.open("", 1, 60.0, 61.0).id, "all others have timed out"
 
 
+def test_requests_at_the_same_time_find_room_only_once() -> None:
+    sessions = Sessions()
+    sessions.open("a", 4, 100.0, 0.0)
+    for _ in range(2):
+        sessions.go_on(Continuation("a"), "me", 4, 0.0)
+    sessions.keep("a", "r", Node("", 0, tokens(1, 2, 3), 1), 0.0)
+    with pytest.raises(VerbError, match="no room left for request 's'"):
+        sessions.keep("a", "s", Node("", 0, tokens(1, 2, 3), 1), 0.0)
+    sessions.keep("a", "s", Node("", 0, tokens(1), 1), 0.0)
+    assert [(each.tokens, [*each.nodes]) for each in sessions.all(0.0)] == [(4, ["r", "s"])]
+
+
 def test_who_may_go_on() -> None:
     sessions = Sessions()
     sessions.open("a", 10, 60.0, 0.0)

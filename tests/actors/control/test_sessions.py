@@ -140,6 +140,13 @@ def test_refusals(company: Company) -> None:
         assert found == status, (fields, document)
     assert "holds 60 of 100 tokens" in document["error"]["message"]
     how = {"id": session, "replace": True}
+    wrong = {"sampling_params": {"max_new_tokens": 20, "temperature": -1}, "session_params": how}
+    assert generate(company, input_ids=[1], **wrong)[0] == 400
+    status, document = generate(
+        company, input_ids=[1], session_params={"id": session}, sampling_params={"max_new_tokens": 1 << 31}
+    )
+    assert (status, document["error"]["code"]) == (409, "conflict")
+    assert answered(company, [1], {"id": session, "rid": rid}), "nothing is forgotten for what is refused"
     assert answered(company, [*FIRST, 1], how), "what it holds may give way"
     assert ask(company, "session.list")["sessions"][0]["requests"] == 1
     ask(company, "session.close", id=session)
