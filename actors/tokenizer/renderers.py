@@ -23,6 +23,7 @@ from protocols.errors import ErrorBody, UserError
 from protocols.request import ChatPrompt
 
 HELPERS = 2
+_READ = 1 << 20
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -56,17 +57,16 @@ class Helper:
         return await self._receive()
 
     async def _receive(self) -> Answer:
-        (length,) = LENGTH.unpack(await self._exactly(LENGTH.size))
-        return decode_answer(await self._exactly(length))
-
-    async def _exactly(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            more = await self._stream.receive_some(min(count - len(data), 1 << 20))
+        """The one frame that is under way: nearly always a single read."""
+        data, end = bytearray(), LENGTH.size
+        while len(data) < end:
+            more = await self._stream.receive_some(_READ)
             if not more:
                 raise trio.BrokenResourceError
             data += more
-        return bytes(data)
+            if len(data) >= LENGTH.size:
+                end = LENGTH.size + LENGTH.unpack_from(data)[0]
+        return decode_answer(bytes(data[LENGTH.size :]))
 
     def kill(self) -> None:
         """End and reap the process."""

@@ -1,11 +1,11 @@
 """`python -m tools.bench serve`: a company under load over HTTP and WebSocket, beside its bare executor.
 
 One company and one bare executor serve the whole run. After a round that only warms up, each of `--repeats`
-rounds has fresh prompts and takes the same load over HTTP, over WebSocket (first in every other round) and to
-the bare executor, as batches. The served figure divided by the bare one of the same round is what everything
-but the model costs; where it goes is told by the processor time of each actor, of the supervisor and of the
-load itself for each token. How much of the cores others took is told too, and rounds in which it was much
-give no ratio: it would say little.
+rounds takes the same load with fresh prompts (the prefix cache knows none) over HTTP, over WebSocket (first in
+every other round), and to the bare executor as batches. The served figure divided by the bare one of the same
+round is what everything but the model costs; where it goes is told by the processor time of each actor, of the
+supervisor and of the load itself for each token. How much of the cores others took is told too, and rounds in
+which it was much give no ratio: it would say little.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import pathlib
 import random
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -86,29 +86,32 @@ def measure(
         address = stack.enter_context(company(arguments))
         beside = None if alone else stack.enter_context(bare(model, dtype, clients))
         for turn in range(repeats + 1):
-            round_ = _round(
-                address,
-                beside,
-                load.Workload("bench", clients, random_prompts(requests, words, turn), output),
-                turned=bool(turn % 2),
-            )
+            seeds = dict(zip(_CLIENTS, (2 * turn, 2 * turn + 1), strict=True))
+            workloads = {
+                name: load.Workload("bench", clients, random_prompts(requests, words, seed), output)
+                for name, seed in seeds.items()
+            }
+            round_ = _round(address, beside, workloads, turned=bool(turn % 2))
             if turn:
                 figures["rounds"].append(round_)
     return figures
 
 
-def _round(address: Address, beside: Bare | None, workload: load.Workload, *, turned: bool) -> dict[str, Any]:
-    """Each once. turned: WebSocket first."""
+def _round(
+    address: Address, beside: Bare | None, workloads: Mapping[str, load.Workload], *, turned: bool
+) -> dict[str, Any]:
+    """Each once, with prompts that the prefix cache does not know. turned: WebSocket first."""
     round_: dict[str, Any] = {}
     for name in sorted(_CLIENTS, reverse=turned):
         meter = Meter(address.pids)
-        run = load.run(address.host, address.port, workload, _CLIENTS[name])
+        run = load.run(address.host, address.port, workloads[name], _CLIENTS[name])
         others = meter.others(known=run.processor)
         round_[name] = summary(run) | {"processor": processor(run, meter.read()), "others": others}
     if beside is not None:
         meter = Meter({"bare": beside.pid})
         prompt = round(float(round_["http"]["prompt_tokens"]))
-        round_["bare"] = beside.rate(len(workload.prompts), prompt, workload.max_tokens)
+        asked = workloads["http"]
+        round_["bare"] = beside.rate(len(asked.prompts), prompt, asked.max_tokens)
         round_["bare_others"] = meter.others(known=0.0)
     return round_
 
