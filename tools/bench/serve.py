@@ -1,11 +1,11 @@
 """`python -m tools.bench serve`: a company under load over HTTP and WebSocket, beside its bare executor.
 
 One company and one bare executor serve the whole run. After a round that only warms up, each of `--repeats`
-rounds takes the same load with fresh prompts (the prefix cache knows none) over HTTP, over WebSocket (first in
-every other round), and to the bare executor as batches. The served figure divided by the bare one of the same
-round is what everything but the model costs; where it goes is told by the processor time of each actor, of the
-supervisor and of the load itself for each token. How much of the cores others took is told too, and rounds in
-which it was much give no ratio: it would say little.
+rounds takes the same load with fresh prompts (the prefix cache knows none) over HTTP, over WebSocket (first
+in every other round), and to the bare executor as batches. The served figure divided by the bare one of the
+same round is what everything but the model costs; where it goes is told by the processor time of each actor,
+of the supervisor and of the load itself for each token. How much of the cores others took is told too, and
+rounds in which it was much give no ratio: it would say little.
 """
 
 from __future__ import annotations
