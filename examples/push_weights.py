@@ -1,7 +1,8 @@
 """A trainer that pushes its weights to a running company, over and over, while it serves.
 
+    export TROUPE_ADMIN_KEY=$(actorctl keys add --admin keys.toml trainer)  # clients: without --admin
     actorctl serve MODEL --keys keys.toml &
-    TROUPE_ADMIN_KEY=... python examples/push_weights.py MODEL --url http://127.0.0.1:8000 --updates 50
+    python examples/push_weights.py MODEL --url http://127.0.0.1:8000 --updates 50
 
 It is rank 0 of a group in which each executor is another rank, and sends every tensor to all of them at
 once (Gloo; NCCL between GPUs). What it "learns" is noise. Needs torch and safetensors.

@@ -239,9 +239,11 @@ class Held(msgspec.Struct, frozen=True, tag="held"):
 
 
 class Open(msgspec.Struct, frozen=True):
-    """An open choice. running: whether it has a slot; arrived_ns: monotonic clock."""
+    """An open choice. trace_id: of the call that asked for it, "" for none; running: whether it has a slot;
+    arrived_ns: monotonic clock."""
 
     rid: int
+    trace_id: str
     choice: int
     running: bool
     prompt_tokens: int

@@ -18,7 +18,7 @@ class Stream:
     def __init__(
         self, company: Company, prompt: str = "on and on", tokens: int = 120, *, key: str = "", **fields: Any
     ) -> None:
-        self.text, self.finish, self.status = "", "", 0
+        self.text, self.finish, self.status, self.id = "", "", 0, ""
         self._begun = threading.Event()
         body = {
             "model": company.model,
@@ -57,7 +57,7 @@ class Stream:
 
     def _follow(self) -> None:
         with urllib.request.urlopen(self._request, timeout=240) as answer:
-            self.status = answer.status
+            self.status, self.id = answer.status, answer.headers["x-request-id"]
             for line in answer:
                 if line.startswith(b"data: {"):
                     choice = json.loads(line[6:])["choices"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from runtime.root import ORDER_SECONDS, Root
 from runtime.verbs import Verb
 
 _ID = re.compile(r"(?:resp_)?([0-9a-f]{1,16})(?:_[0-9a-f]{32})?")
+_CALL = re.compile(r"(?:[a-z]+[-_])?([0-9a-f]{32})")
+"""`req_…`, `chatcmpl-…`, `cmpl-…`, `msg_…`, or a trace id alone."""
 
 
 async def list_requests(root: Root, request: Request, _more: Send) -> Reply:
@@ -24,20 +27,23 @@ async def list_requests(root: Root, request: Request, _more: Send) -> Reply:
 
 async def get(root: Root, request: Request, _more: Send) -> Reply:
     """One of them."""
-    rid = _rids(request)[0]
+    (text, rids), *_ = (await _named(root, request)).items()
     for each in await _all(root, request):
-        if each["id"] == f"{rid:x}":
+        if int(each["id"], 16) in rids:
             return each
-    raise VerbError("not_found", f"no request {rid:x} is open.")
+    raise VerbError("not_found", f"no request {text} is open.")
 
 
 async def abort(root: Root, request: Request, _more: Send) -> Reply:
     """End requests with the tokens they have; their clients are told."""
     everything = flag(request, "all")
-    rids = () if everything else _rids(request)
-    answers = await root.insist_all("scheduler", EndRequests(rids), _seconds(request))
-    ended = [rid for answer in answers.values() if isinstance(answer, Ended) for rid in answer.rids]
-    missing = [f"{rid:x}" for rid in rids if rid not in ended]
+    named = {} if everything else await _named(root, request)
+    rids = tuple(itertools.chain(*named.values()))
+    ended: set[int] = set()
+    if everything or rids:
+        answers = await root.insist_all("scheduler", EndRequests(rids), _seconds(request))
+        ended.update(*(answer.rids for answer in answers.values() if isinstance(answer, Ended)))
+    missing = [text for text, those in named.items() if ended.isdisjoint(those)]
     if missing and not ended:
         raise VerbError("not_found", f"no request {', '.join(missing)} is open.")
     return {"aborted": [f"{rid:x}" for rid in sorted(ended)], "not_found": missing}
@@ -60,6 +66,7 @@ def _seconds(request: Request) -> float:
 def _described(scheduler: str, each: Open) -> dict[str, Any]:
     return {
         "id": f"{each.rid:x}",
+        "trace_id": each.trace_id,
         "scheduler": scheduler,
         "state": "running" if each.running else "waiting",
         "choice": each.choice,
@@ -72,14 +79,31 @@ def _described(scheduler: str, each: Open) -> dict[str, Any]:
     }
 
 
-def _rids(request: Request) -> tuple[int, ...]:
-    """The ids that are named: hexadecimal numbers, or the ids of responses, which hold one."""
+async def _named(root: Root, request: Request) -> dict[str, tuple[int, ...]]:
+    """The ids that the request names, each with the choices that go by it.
+
+    An id is one of `request list` or of a response, or that of a call or a trace, which may have several
+    choices, or none that is open. Raises VerbError.
+    """
     value = request.get("ids")
     texts = value if isinstance(value, list) else [value]
-    matches = [_ID.fullmatch(text) if isinstance(text, str) else None for text in texts]
-    if not matches or None in matches:
-        raise VerbError("usage", "this verb needs ids of requests, as `request list` shows them.")
-    return tuple(int(match[1], 16) for match in matches if match is not None)
+    named: dict[str, tuple[int, ...]] = {}
+    traced: dict[str, str] = {}
+    for text in texts:
+        if isinstance(text, str) and (match := _ID.fullmatch(text)):
+            named[text] = (int(match[1], 16),)
+        elif isinstance(text, str) and (match := _CALL.fullmatch(text)):
+            traced[text] = match[1]
+        else:
+            raise VerbError(
+                "usage", "this verb needs ids of requests, as answers or `request list` show them."
+            )
+    there = await _all(root, request) if traced else []
+    for text, trace_id in traced.items():
+        named[text] = tuple(int(each["id"], 16) for each in there if each["trace_id"] == trace_id)
+    if not named:
+        raise VerbError("usage", "this verb needs ids of requests, as answers or `request list` show them.")
+    return named
 
 
 VERBS: Mapping[str, Verb] = {

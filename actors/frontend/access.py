@@ -65,8 +65,11 @@ class Access:
             return None
         account = self._account(head)
         if account is None:
+            kind = "administrator's" if scope is Scope.ADMIN else "API"
             raise UserError(
-                "A valid API key is needed: authorization: Bearer KEY.", status=401, code="invalid_api_key"
+                f"A valid {kind} key is needed: authorization: Bearer KEY.",
+                status=401,
+                code="invalid_api_key",
             )
         if account.key.admin is (scope is Scope.CLIENT):
             raise UserError(f"This is for {scope.value}.", status=403, code="key_not_allowed")

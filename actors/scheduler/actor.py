@@ -192,7 +192,7 @@ class Scheduler:
                 self.turn([order])
                 return Done()
             case Inquire():
-                return Inquired(tuple(map(_described, self._core.open())))
+                return Inquired(tuple(map(self._described, self._core.open())))
             case EndRequests(rids):
                 known = {sequence.rid for sequence in self._core.open()}
                 self.turn([order])
@@ -335,6 +335,20 @@ class Scheduler:
             return TokenRow(row.rid, row.start, (), Finish.ERROR, error=_LEDGER_FULL)
         return row
 
+    def _described(self, sequence: Live) -> Open:
+        return Open(
+            rid=sequence.rid,
+            trace_id=self._trace(sequence.rid).get("trace_id", ""),
+            choice=sequence.choice,
+            running=sequence.slot >= 0,
+            prompt_tokens=sequence.prompt_len,
+            cached_tokens=max(sequence.cached, 0),
+            output_tokens=len(sequence.output),
+            max_tokens=sequence.allowance,
+            priority=sequence.priority,
+            arrived_ns=sequence.arrived_ns,
+        )
+
     def _trace(self, rid: int) -> dict[str, str]:
         """What a log line says of the trace of an open choice."""
         try:
@@ -366,20 +380,6 @@ class Scheduler:
             self._told = load.drafted
             rate = round(load.accepted / load.drafted, 3)
             self._context.log.info("speculation", drafted=load.drafted, accepted=load.accepted, rate=rate)
-
-
-def _described(sequence: Live) -> Open:
-    return Open(
-        rid=sequence.rid,
-        choice=sequence.choice,
-        running=sequence.slot >= 0,
-        prompt_tokens=sequence.prompt_len,
-        cached_tokens=max(sequence.cached, 0),
-        output_tokens=len(sequence.output),
-        max_tokens=sequence.allowance,
-        priority=sequence.priority,
-        arrived_ns=sequence.arrived_ns,
-    )
 
 
 def _is_plain(row: TokenRow) -> bool:

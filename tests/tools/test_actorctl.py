@@ -221,6 +221,8 @@ def test_the_hub_refuses_in_words() -> None:
         ("--attention-backend", "flash,torch"),
         ("--cuda-graphs", "1,65"),
         ("--memory-fraction", "1.5"),
+        ("--lora", "x"),
+        ("--lora", "=x"),
     ],
 )
 def test_absurd_options_are_usage_errors(option: tuple[str, ...]) -> None:

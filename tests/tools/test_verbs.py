@@ -207,6 +207,12 @@ def test_wrong_usage_is_told(verb: Verb) -> None:
     assert undescribed in ([], ["executor", "step_ms"]), "those are for tests"
 
 
+@pytest.mark.parametrize("group", [(), *sorted({verb[:1] for verb in PARSED if len(verb) > 1})], ids=_id)
+def test_what_commands_do_is_said_in_a_line(group: Verb) -> None:
+    told = actorctl(*group, "--help").stdout
+    assert "Commands:" in told and "..." not in told.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("verb", _having("yes"), ids=_id)
 def test_what_cannot_be_undone_asks(stand: Stand, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
     before = stand.company.pids(), stand.company.status()["standing"]

@@ -17,7 +17,7 @@ _ENDED = "What becomes of running requests: ended, queued again, stopped where t
 
 @click.group()
 def engine() -> None:
-    """Pause, drain, slow down or put to sleep; give memory back; flush the cache."""
+    """Pause, drain, put to sleep; memory, cache, settings."""
 
 
 @engine.command()
@@ -44,7 +44,7 @@ def resume(ask: Ask, output: str) -> None:
 @output_option
 @patient
 def drain(ask: Ask, output: str) -> None:
-    """Let no new request in, and wait until all that are open have ended. `resume` lets them in again."""
+    """Let no new request in, and wait until none is open. `resume` lets them in again."""
     facts(ask({"verb": "engine.drain"}), output, "drained")
 
 
@@ -93,7 +93,7 @@ def resume_memory(ask: Ask, tags: tuple[str, ...], output: str) -> None:
 @output_option
 @orders
 def slow_down(ask: Ask, seconds: float, output: str) -> None:
-    """Have every executor wait SECONDS before each step; 0 for none."""
+    """Have every executor wait before each step. SECONDS: 0 for none."""
     reply = ask({"verb": "engine.slow-down", "seconds": seconds})
     facts(_settings(reply, output), output, "adjusted")
 
@@ -103,7 +103,10 @@ def slow_down(ask: Ask, seconds: float, output: str) -> None:
 @output_option
 @orders
 def set_(ask: Ask, settings: tuple[str, ...], output: str) -> None:
-    """Change policy, speculate_tokens, speculate_rows or step_delay; KEY= for as the company was started."""
+    """Change settings while the company runs.
+
+    KEY is policy, speculate_tokens, speculate_rows or step_delay; KEY= for as the company was started.
+    """
     reply = ask({"verb": "engine.set", "settings": dict(map(_setting, settings))})
     facts(_settings(reply, output), output, "adjusted")
 
@@ -112,7 +115,7 @@ def set_(ask: Ask, settings: tuple[str, ...], output: str) -> None:
 @output_option
 @orders
 def freeze_gc(ask: Ask, output: str) -> None:
-    """Have every actor collect its garbage, and never look again at what is left."""
+    """Have every actor collect garbage once and for all."""
     reply = ask({"verb": "engine.freeze-gc"})
     facts(reply if output in ("json", "yaml") else reply["objects"], output, "frozen")
 

@@ -41,7 +41,7 @@ def stop(ask: Ask, output: str) -> None:
 @output_option
 @administers
 def dump(ask: Ask, output: str) -> None:
-    """The rows that each expert got, layer by layer (all of them with -o json); they are counted anew."""
+    """The rows that each expert got, layer by layer. -o json has all of them; they are counted anew."""
     document = ask({"verb": "experts.dump"})
     rows = [
         {

@@ -43,7 +43,7 @@ def keys() -> None:
 @click.option("--private-cache", is_flag=True, help="Share no prefixes with other keys.")
 @output_option
 def add(file: pathlib.Path, key_name: str, output: str, **options: Any) -> None:
-    """Add a new key NAME to FILE and print it: the file knows only its hash."""
+    """Add a new key NAME to FILE and print it. The file knows only its hash."""
     key = PREFIX + secrets.token_urlsafe(32)
     text = file.read_text() if file.exists() else ""
     table = [f'\n[keys."{key_name}"]', f'sha256 = "{digest_of(key)}"']

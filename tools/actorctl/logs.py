@@ -36,7 +36,7 @@ from tools.actorctl.target import Ask, administers
 )
 @administers
 def logs(ask: Ask, actor: str, follow: bool, lines: int, style: str) -> None:
-    """Print what the actors have logged, the oldest line first; also what the dead have."""
+    """Print what the actors have logged, also the dead. The oldest line comes first."""
     for_people = style == "console" or (style == "auto" and sys.stdout.isatty())
     printer = _Printer(_for_people() if for_people else click.echo)
     request = {"verb": "logs.read", "actor": actor, "lines": lines, "follow": follow}
@@ -83,6 +83,6 @@ def _for_people() -> Callable[[str], None]:
 @output_option
 @administers
 def log_level(ask: Ask, level: str, actor: str, output: str) -> None:
-    """Log from this level on, from now on; it outlives the actors. default: as --log-level says."""
+    """Log from this level on. It outlives the actors. default: as --log-level says."""
     reply = ask({"verb": "logs.level", "level": level, "actor": actor})
     done(reply, output, level, f"{', '.join(reply['actors'])}: {level}")

@@ -39,7 +39,7 @@ def list_adapters(ask: Ask, output: str) -> None:
 @output_option
 @patient
 def load(ask: Ask, adapter: str, path: pathlib.Path, pinned: bool, replace: bool, output: str) -> None:
-    """Load the adapter of a PEFT directory PATH as NAME, on every replica or on none."""
+    """Load the PEFT directory PATH as NAME, on every replica or on none."""
     request = {"verb": "lora.load", "name": adapter, "path": str(path.expanduser().resolve())}
     facts(ask({**request, "pinned": pinned, "replace": replace}), output, adapter)
 
@@ -58,7 +58,9 @@ def adapters_of(options: Sequence[str], model: str) -> tuple[Adapter, ...]:
     """The adapters that `--lora NAME=PATH` options name. StartError where one cannot be read."""
     adapters: dict[str, Adapter] = {}
     for option in options:
-        name, separator, path = option.partition("=")
+        name, _, path = option.partition("=")
+        if not (name and path) or name in adapters:
+            raise StartError(f"--lora {option}: each must be NAME=PATH with its own name.", exit_code=2)
         directory = pathlib.Path(path).expanduser().resolve()
         try:
             check_name(name, model)
@@ -67,7 +69,5 @@ def adapters_of(options: Sequence[str], model: str) -> tuple[Adapter, ...]:
             raise StartError(f"--lora {option}: {error}", exit_code=2) from error
         except OSError as error:
             raise StartError(f"--lora {option}: cannot read {error.filename}: {error.strerror}.") from error
-        if not separator or name in adapters:
-            raise StartError(f"--lora {option}: each must be NAME=PATH with its own name.", exit_code=2)
         adapters[name] = Adapter(len(adapters) + 1, name, str(directory), digest)
     return tuple(adapters.values())

@@ -44,6 +44,7 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
+@click.version_option(package_name="troupe", message="%(version)s")
 def main() -> None:
     """Serve language models with Troupe, and look after a running company.
 
@@ -66,7 +67,10 @@ def version(output: str) -> None:
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that completes commands: eval "$(actorctl completion bash)"."""
+    """Print a script that completes commands.
+
+    For this shell alone: eval "$(actorctl completion bash)".
+    """
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(main, {}, "actorctl", "_ACTORCTL_COMPLETE").source())

@@ -127,7 +127,7 @@ def _cell(value: object) -> str:
         case None:
             return "-"
         case float():
-            return f"{value:.1f}"
+            return f"{value:.1g}" if 0 < abs(value) < 0.05 else f"{value:.1f}"
         case bool():
             return "yes" if value else "no"
         case list() | tuple():

@@ -23,6 +23,7 @@ WIDE: tuple[Heading, ...] = (
     ("choice", "CHOICE"),
     ("cached_tokens", "CACHED"),
     ("priority", "PRIORITY"),
+    ("trace_id", "TRACE"),
 )
 
 
@@ -51,7 +52,10 @@ def list_requests(ask: Ask, output: str, watch: float | None) -> None:
 @output_option
 @orders
 def get(ask: Ask, request_id: str, output: str) -> None:
-    """One open request: by the id of `request list`, or that of a response."""
+    """One open request.
+
+    ID is as `request list` shows it, that of an answer (resp_…, chatcmpl-…), an x-request-id or a trace id.
+    """
     document = ask({"verb": "request.get", "ids": [request_id]})
     facts(document, output, document["id"])
 

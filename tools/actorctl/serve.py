@@ -248,10 +248,10 @@ _POSITIVE = click.IntRange(min=1)
     help="Share of the requests that are traced, besides those whose client says so (traceparent).",
 )
 def serve(model: str | None, **options: Any) -> None:
-    """Serve MODEL (a Hugging Face directory, or a hub id where the network allows) until interrupted.
+    """Serve MODEL until interrupted.
 
-    Without MODEL the embedded demo model is served. SIGINT or SIGTERM drains and exits 0; a second one
-    stops at once.
+    MODEL is a Hugging Face directory, or a hub id where the network allows; without it the
+    embedded demo model is served. SIGINT or SIGTERM drains and exits 0; a second one stops at once.
     """
     from tools.actorctl.start import run  # half of the time that any other command takes
 

@@ -30,7 +30,7 @@ def session() -> None:
 @output_option
 @administers
 def open_session(ask: Ask, session_id: str, capacity: int | None, idle: float | None, output: str) -> None:
-    """Open a session, named ID or as the company likes; requests name it in session_params."""
+    """Open a session, named ID or as the company likes. Requests name it in session_params."""
     document = ask({"verb": "session.open", "id": session_id, "capacity": capacity, "timeout": idle})
     facts(document, output, document["session_id"])
 

@@ -28,7 +28,7 @@ _FILE = click.Path(dir_okay=False, writable=True, path_type=pathlib.Path)
 
 @click.group()
 def trace() -> None:
-    """See what became of a request, actor by actor, or record the whole company."""
+    """See the life of a request, or record the whole company."""
 
 
 @trace.command()
@@ -37,7 +37,7 @@ def trace() -> None:
 @output_option
 @administers
 def request(ask: Ask, id: str, file: pathlib.Path | None, output: str) -> None:
-    """Print the life of a traced request, also when it is over, while the actors' tapes still have it.
+    """Print the life of a traced request. Also when it is over, while the actors' tapes still have it.
 
     ID is the x-request-id of its answer, the id of a completion or a response, its trace id, or a choice's
     number. `wide` lists every step. The client's traceparent decides whether a request is traced, else
@@ -66,7 +66,7 @@ def request(ask: Ask, id: str, file: pathlib.Path | None, output: str) -> None:
 @output_option
 @administers
 def record(ask: Ask, duration: str, file: pathlib.Path, output: str) -> None:
-    """Trace all that the company does for a while, and write it for https://ui.perfetto.dev."""
+    """Trace all that the company does for a while. The file is for https://ui.perfetto.dev."""
     asked = {"verb": "trace.record", "seconds": _seconds(duration)}
     tapes, lost = _read(ask, asked)
     file.write_text(json.dumps(perfetto.document(tapes.spans)))
@@ -86,7 +86,7 @@ def record(ask: Ask, duration: str, file: pathlib.Path, output: str) -> None:
 @output_option
 @administers
 def sample(ask: Ask, share: float, output: str) -> None:
-    """Trace this SHARE of the requests from now on, 1 for all, instead of what --trace-sample says."""
+    """Trace this SHARE of the requests from now on. 1 for all; instead of what --trace-sample says."""
     reply = ask({"verb": "trace.sample", "share": share})
     done(reply, output, f"{share:g}", f"sampling {share:g} of the requests")
 
@@ -97,7 +97,7 @@ def sample(ask: Ask, share: float, output: str) -> None:
 @click.option("--once", is_flag=True, help="Send what there is, and end.")
 @administers
 def export(ask: Ask, endpoint: str, interval: float, once: bool) -> None:
-    """Send finished requests to an OpenTelemetry collector, until interrupted. Needs troupe[otel]."""
+    """Send finished requests to an OpenTelemetry collector. Until interrupted; needs troupe[otel]."""
     try:
         from tools.traces.exporting import run
     except ImportError:

@@ -48,7 +48,7 @@ def info(ask: Ask, verify: bool, output: str) -> None:
 def update(
     ask: Ask, source: pathlib.Path, version: str | None, mode: str, dry_run: bool, output: str
 ) -> None:
-    """Serve the checkpoint SOURCE, a directory or a .safetensors file, of all tensors or of some."""
+    """Serve the checkpoint SOURCE. A directory or a .safetensors file, of all tensors or of some."""
     request = {
         "verb": "weights.update",
         "source": str(source.absolute()),

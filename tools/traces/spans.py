@@ -40,13 +40,17 @@ class Span:
             case SpanName.PREFILL | SpanName.DECODE:
                 return f"step {r.b}: {r.c} of {r.d} tokens"
             case SpanName.STEP:
-                return f"step {r.b}: {r.items} rows"
+                return f"step {r.b}: {_counted(r.items, 'row')}"
             case SpanName.DETOKENISE | SpanName.SOCKET:
-                return f"token {r.a}, with {r.items - 1} other rows" if r.items > 1 else f"token {r.a}"
+                return (
+                    f"token {r.a}, with {_counted(r.items - 1, 'other row')}"
+                    if r.items > 1
+                    else f"token {r.a}"
+                )
             case SpanName.ROUTE:
                 return f"to replica {r.a}"
             case SpanName.TURN:
-                return f"{r.items} messages"
+                return _counted(r.items, "message")
             case _:
                 return ""
 
@@ -97,3 +101,7 @@ class Tapes:
 def trace_id(span: Span) -> str:
     """The W3C trace id that an ARRIVED or BEGIN speaks of."""
     return f"{span.record.a:016x}{span.record.b:016x}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -58,6 +58,24 @@ def test_requests_are_listed_shown_and_ended(company: Company, open_stream: Stre
         assert again.returncode == 4 and f"no request {listed['id']} is open" in again.stderr
 
 
+def test_a_call_is_named_as_its_client_knows_it(company: Company) -> None:
+    """Both of its choices end, and nobody else's."""
+    ask(company, "engine.pause", mode="in_place")
+    twins, other = Stream(company, "twins", LONG, n=2), Stream(company, tokens=40)
+    until(lambda: len(ask(company, "request.list")["requests"]) == 3, "three wait", 60)
+    traces = [each["trace_id"] for each in ask(company, "request.list")["requests"]]
+    (call,) = {each for each in traces if traces.count(each) == 2}
+    assert ask(company, "request.get", ids=[f"req_{call}"])["trace_id"] == call
+    ended = ask(company, "request.abort", ids=[f"cmpl-{call}", "0" * 32])
+    assert len(ended["aborted"]) == 2 and ended["not_found"] == ["0" * 32]
+    assert twins.done()[1] == "abort" and twins.id == f"req_{call}"
+    with pytest.raises(VerbError, match=f"no request req_{call} is open"):
+        ask(company, "request.abort", ids=[twins.id])
+    assert [each["trace_id"] for each in ask(company, "request.list")["requests"]] != [call]
+    ask(company, "engine.resume")
+    assert other.done()[1] == "length"
+
+
 def test_all_are_ended_at_once(company: Company) -> None:
     ask(company, "engine.pause", mode="in_place")
     streams = [Stream(company, f"number {i}") for i in range(3)]
