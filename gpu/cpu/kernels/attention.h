@@ -404,7 +404,7 @@ class Attention {
 template <class X>
 inline void attend(Team::Member& team, const Heads& h, const Manner& manner, const Pages& pages, const Batch& batch,
                    const Layout& layout, i64 blocks, const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s) {
-    team.line_up(ATTEND, blocks * h.kv_heads, [&](i64 task, i64 next) {
+    team.line_up(ATTEND, blocks * h.kv_heads, 1, true, [&](i64 task, i64 next) {
         const Attention<X> now(h, manner, pages, batch, layout, task);
         const Attention<X> then(h, manner, pages, batch, layout, next < 0 ? task : next);
         now.run(query, ldq, out, ldo, s, next < 0 ? nullptr : &then);

@@ -67,7 +67,7 @@ inline i64 likeliest_of(const float* x, i64 size) {
     return bad || !(std::fabs(highest) <= std::numeric_limits<float>::max()) ? -1 : found;
 }
 
-inline f32x16 activate(i64 kind, f32x16 x) {
+[[gnu::always_inline]] inline f32x16 activate(i64 kind, f32x16 x) {
     switch (kind) {
         case SILU: return silu(x);
         case RELU: return maximum(x, splat(0));

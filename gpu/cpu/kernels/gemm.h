@@ -297,7 +297,9 @@ inline void apply(Team::Member& team, Work work, const Linear& linear, const u32
     const i64 height = round_up((m + cuts - 1) / cuts, ROWS), tasks = panels * cuts;
     const i64 bytes = units_of<bf16>(linear.k) * COLUMNS * 4;
     const i64 grain = std::max<i64>(1, std::min<i64>(panels / wanted, (128 << 10) / bytes));
-    auto one = [&](i64 task, i64 next) {
+    // Some rows take about as long as their weights need to come from memory: these are sent for in time.
+    const bool ahead = m > MAX_R + 2 && m <= ROWS;
+    team.line_up(work, tasks, m > 4 ? 1 : grain, ahead, [&](i64 task, i64 next) {
         const i64 panel = task / cuts, from = task % cuts * height, to = std::min(m, from + height), then = next < 0 ? -1 : next / cuts;
         auto into = [&](i64 row, float* c) { put(panel, row, c); };
         switch (linear.kind) {
@@ -305,12 +307,7 @@ inline void apply(Team::Member& team, Work work, const Linear& linear, const u32
             case BFLOAT16: one_panel<bf16>(linear, panel, then, x, ldx, from, to, scratch, into); break;
             case INT8: one_panel<std::int8_t>(linear, panel, then, x, ldx, from, to, scratch, into); break;
         }
-    };
-    // Some rows take about as long as their weights need to come from memory: these are sent for in time.
-    if (m > MAX_R + 2 && m <= ROWS)
-        team.line_up(work, tasks, one);
-    else
-        team.share(work, tasks, m > 2 ? 1 : grain, [&](i64 task) { one(task, -1); });
+    });
 }
 
 // W [n, k] row-major -> panels; `out` holds round_up(n, 64) * units_of(k) units and is zero beforehand.

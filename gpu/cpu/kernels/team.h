@@ -49,16 +49,19 @@ class Team {
             team_.meter.add(thread, work, begun, worked);
         }
 
-        // The same, one task at a time, each told which one this thread has next: `task(i, next)`, -1 for none.
+        // The same, each told which task this thread has next: `task(i, next)`, -1 for none or where nobody wants to know.
+        // ahead: it takes them one `grain` ahead to know.
         template <class Task>
-        void line_up(Work work, i64 count, Task task) {
+        void line_up(Work work, i64 count, i64 grain, bool ahead, Task task) {
             if (count <= 0) return;
             const u32 phase = phase_++;
             const i64 begun = team_.meter.now();
-            for (i64 now = team_.take(phase, count, 1), next; now < count; now = next) {
-                next = team_.take(phase, count, 1);
-                task(now, next < count ? next : -1);
-                team_.done(phase, 1, count);
+            for (i64 first = team_.take(phase, count, grain), next; first < count; first = next) {
+                const i64 end = std::min(first + grain, count);
+                next = ahead ? team_.take(phase, count, grain) : count;
+                for (i64 i = first; i < end; ++i) task(i, !ahead ? -1 : i + 1 < end ? i + 1 : next < count ? next : -1);
+                team_.done(phase, end - first, count);
+                if (!ahead) next = team_.take(phase, count, grain);
             }
             const i64 worked = team_.meter.now();
             team_.await(phase);
