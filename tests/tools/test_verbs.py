@@ -123,10 +123,11 @@ def _command(stand: Stand, verb: Verb, *arguments: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("verb", "output"),
-    [(verb, output) for verb in _having("output") if verb != ("stop",) for output in FORMATS],
+    [(verb, output) for output in FORMATS for verb in _having("output") if verb != ("stop",)],
     ids=_id,
 )
 def test_what_it_prints(stand: Stand, verb: Verb, output: str) -> None:
+    """All verbs in one format, then in the next, so that an understudy is there when one is killed again."""
     case = CASES[verb]
     case.before(stand)
     done = actorctl(*_command(stand, verb, *case.arguments(stand)), "-o", output)

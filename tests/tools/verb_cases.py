@@ -196,8 +196,8 @@ CASES: dict[tuple[str, ...], Case] = {
     ("actor", "restart"): _case(
         "name pid incarnation",
         "is being replaced",
-        r"scheduler\.0\n",
-        arguments=_say("scheduler.0"),
+        r"tokenizer\.0\n",
+        arguments=_say("tokenizer.0"),
         before=Stand.ready,
         after=Stand.ready,
         wrong=_NOBODY,
