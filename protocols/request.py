@@ -25,11 +25,6 @@ def slot_of(rid: int) -> int:
     return rid & ((1 << SLOT_BITS) - 1)
 
 
-def generation_of(rid: int) -> int:
-    """Generation of a request id's ledger slot."""
-    return rid >> SLOT_BITS
-
-
 class Finish(enum.IntEnum):
     """Why a sequence ended; NONE while it goes on."""
 

@@ -33,8 +33,6 @@ PATIENCE = 600.0
 LABELS = 256
 """Versions whose names are remembered; of an answer that is older, the serial is told."""
 _LOOK = 0.02
-
-
 _PAUSES = {Mode.KEEP: PauseMode.RETRACT, Mode.WAIT: PauseMode.WAIT, Mode.ABORT: PauseMode.ABORT}
 
 
@@ -68,6 +66,7 @@ async def laid_over(root: Root, source: Source, request: Request, manner: Manner
 
 
 async def change(root: Root, wanted: Weights, manner: Manner, more: Send) -> Reply:
+    """Serve `wanted`. VerbError: nothing has changed, or orders after the decision fail."""
     begun, paused, before = trio.current_time(), root.standing.paused, processes(root)
     try:
         order = Examine(wanted) if manner.dry_run else Stage(wanted)

@@ -50,6 +50,7 @@ async def gather(give: Give, orders: Mapping[str, Order], seconds: float) -> dic
 
 
 def granted(answers: Mapping[str, Answer | VerbError]) -> dict[str, Answer]:
+    """The answers, where there is no refusal among them; else raises the first."""
     for answer in answers.values():
         if isinstance(answer, VerbError):
             raise answer

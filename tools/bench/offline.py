@@ -47,11 +47,6 @@ class Figure:
         """Prompt tokens a second while prefilling."""
         return self.prompt_tokens / self.prefill_seconds
 
-    @property
-    def output_rate(self) -> float:
-        """Output tokens a second over the whole run."""
-        return self.output_tokens / (self.prefill_seconds + self.decode_seconds)
-
 
 def _silent(*_: object) -> None:
     """Progress that nobody watches."""
