@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pathlib
+import re
 from typing import Any
 
 import jsonschema
@@ -52,6 +55,15 @@ async def test_the_document_shows_every_operation_and_every_one_answers() -> Non
             methods = {method for method, served in DOCUMENTED if served == path}
             assert methods <= set(answer.headers["allow"].split(", ")), path
         await raw.aclose()
+
+
+def test_the_table_of_the_docs_is_what_is_served() -> None:
+    """Every path that stands in the first column of docs/api.md, and no other."""
+    lines = (pathlib.Path(__file__).parents[3] / "docs" / "api.md").read_text().splitlines()
+    begin = lines.index("| route | |")
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[begin + 2 :])
+    told = [path for row in table for path in re.findall(r"`[A-Z]* ?(/[^` ]*)`", row.split("|")[1])]
+    assert set(told) == {each.path for each in OPERATIONS}
 
 
 async def test_whom_an_operation_is_for_is_shown() -> None:
