@@ -19,6 +19,7 @@ import trio
 
 from actors import adapting
 from actors.conduct import Conduct, Occupied
+from actors.profiling import Profiling, Recorded
 from actors.staging import Staging, Versions
 from protocols.board import Column
 from protocols.config import Config, ExecutorKind
@@ -42,7 +43,7 @@ from runtime.failpoints import reach
 accepts = ExecutorMail
 
 
-class Executor(Occupied, Protocol):
+class Executor(Occupied, Recorded, Protocol):
     """What runs plans: `gpu.executor.Executor` or `gpu.hash_executor.HashExecutor`."""
 
     pages: int
@@ -67,9 +68,6 @@ class Executor(Occupied, Protocol):
 
     def take_experts(self) -> dict[int, tuple[int, ...]]:
         """What was counted."""
-
-    def launch(self, plan: Plan) -> Any:
-        """Begin a step; the result is a flight."""
 
     def finish(self, flight: Any) -> StepDone:
         """Wait for the oldest flight."""
@@ -117,9 +115,11 @@ async def serve(context: Context[ExecutorMail], executor: Executor) -> None:
     """Run the plans that come by mail until asked to stop."""
     otherwise = functools.partial(_obey, context, executor, Staging(context, executor))
     conduct = Conduct(context, executor, otherwise)
+    profiling = Profiling(context, executor, conduct.obey)
+    work = _overlapped if executor.asynchronous else _in_turn
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_overlapped if executor.asynchronous else _in_turn, context, executor, conduct)
-        nursery.start_soon(context.obey, conduct.obey)
+        nursery.start_soon(work, context, executor, conduct, profiling)
+        nursery.start_soon(context.obey, profiling.obey)
         await context.stopping.wait()
         nursery.cancel_scope.cancel()
 
@@ -183,7 +183,9 @@ async def _announce(context: Context[ExecutorMail], executor: Executor) -> None:
     context.ready()
 
 
-async def _in_turn(context: Context[ExecutorMail], executor: Executor, conduct: Conduct) -> None:
+async def _in_turn(
+    context: Context[ExecutorMail], executor: Executor, conduct: Conduct, profiling: Profiling
+) -> None:
     """One plan after another."""
     gate = Gate()
     while True:
@@ -192,14 +194,16 @@ async def _in_turn(context: Context[ExecutorMail], executor: Executor, conduct: 
                 await conduct.pause()
                 start = time.monotonic_ns()
                 with context.busy():
-                    flight = executor.launch(mail.message)
+                    flight = profiling.launch(mail.message)
                     reach("executor.launched")
                     done = executor.finish(flight)
                 _note(context, mail.message, start)
                 await _report(context, done)
 
 
-async def _overlapped(context: Context[ExecutorMail], executor: Executor, conduct: Conduct) -> None:
+async def _overlapped(
+    context: Context[ExecutorMail], executor: Executor, conduct: Conduct, profiling: Profiling
+) -> None:
     """Launch each plan when it comes, and report each when it lands."""
     launched, landing = trio.open_memory_channel[tuple[Plan, int, Any]](math.inf)
     async with trio.open_nursery() as nursery:
@@ -211,7 +215,7 @@ async def _overlapped(context: Context[ExecutorMail], executor: Executor, conduc
                     await conduct.pause()
                     with context.busy():
                         start = time.monotonic_ns()
-                        launched.send_nowait((mail.message, start, executor.launch(mail.message)))
+                        launched.send_nowait((mail.message, start, profiling.launch(mail.message)))
                         reach("executor.launched")
 
 

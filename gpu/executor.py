@@ -39,12 +39,13 @@ from gpu.models.loading import load_model
 from gpu.models.registry import NATIVE
 from gpu.occupation import settle
 from gpu.prompt_outputs import PromptOutputs, Round, Told
+from gpu.recording import TorchRecording
 from gpu.sampler import Likeliest, Sampler, SampleResult
 from gpu.speculation import Speculator
 from gpu.versions import Versions
 from protocols.config import Config, KernelChoice, graph_sizes
 from protocols.errors import StartError
-from protocols.orders import Memory
+from protocols.orders import Memory, StartProfile
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
 from protocols.weights import ORIGINAL, Weights
@@ -246,6 +247,10 @@ class Executor:
     def take_experts(self) -> dict[int, tuple[int, ...]]:
         """Rows of each expert by layer, counted since the last time."""
         return self._experts.take()
+
+    def record(self, wish: StartProfile) -> TorchRecording:
+        """What this thread launches from now on. StartError where nothing of what is wished for is here."""
+        return TorchRecording(wish, self._device)
 
     def commit(self, serial: int) -> bool:
         """The weights of `serial`, which have been made ready, serve from the next plan on; whether they

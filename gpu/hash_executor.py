@@ -27,11 +27,12 @@ import numpy.typing as npt
 
 from gpu.hash_versions import HashVersions
 from gpu.lora.table import AdapterTable
+from gpu.step_recording import StepRecording
 from protocols import oracle
 from protocols.adapters import Adapter
 from protocols.config import Config, Speculate
 from protocols.errors import UserError
-from protocols.orders import Memory
+from protocols.orders import Memory, StartProfile
 from protocols.plan import Chunk, Logprobs, PageGrant, Plan, PromptOutput, SlotOpen, StepDone
 from protocols.sampling import Pool
 from protocols.weights import ORIGINAL, Weights
@@ -131,6 +132,10 @@ class HashExecutor:
             adapters=config.max_loras,
             weights=weights,
         )
+
+    def record(self, _wish: StartProfile) -> StepRecording:
+        """See `gpu.executor.Executor.record`. There is nothing to see but when steps are launched."""
+        return StepRecording()
 
     def commit(self, serial: int) -> bool:
         """See `gpu.executor.Executor.commit`."""

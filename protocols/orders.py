@@ -38,6 +38,13 @@ class Memory(enum.StrEnum):
     CUDA_GRAPH = "cuda_graph"
 
 
+class Activity(enum.StrEnum):
+    """Whose work a profile shows."""
+
+    CPU = "CPU"
+    GPU = "GPU"
+
+
 class Settings(msgspec.Struct, frozen=True):
     """What may change while a company serves; None: as the company was started.
 
@@ -58,7 +65,8 @@ class Standing(msgspec.Struct, frozen=True):
     request is let in. released: memory that executors have given back. settings: see there. weights: those
     that serve; before: those that did, for a rollback; labels: what the latest are called, by their serial.
     adapters: those that are loaded; loads: how many ever were. recording: while experts are counted, which
-    incarnations of the executors have counted from the beginning.
+    incarnations of the executors have counted from the beginning. profiles: files that executors
+    record into, by their names, until a stop has told them.
     """
 
     number: int = 0
@@ -72,6 +80,7 @@ class Standing(msgspec.Struct, frozen=True):
     draining: bool = False
     released: tuple[Memory, ...] = ()
     settings: Settings = Settings()
+    profiles: dict[str, str] = {}
 
 
 # Orders.
@@ -162,6 +171,26 @@ class EndRequests(msgspec.Struct, frozen=True, tag="end_requests"):
     rids: tuple[int, ...] = ()
 
 
+class StartProfile(msgspec.Struct, frozen=True, tag="start_profile"):
+    """Executor: record what so many steps do, and then write it to a file. Refused while something is
+    recorded. stacks: with the Python frames of each operation; shapes: with its tensors'. Answered by
+    Done."""
+
+    path: str
+    steps: int
+    activities: tuple[Activity, ...]
+    stacks: bool = False
+    shapes: bool = False
+
+
+class StopProfile(msgspec.Struct, frozen=True, tag="stop_profile"):
+    """Executor: write what it records into `path`, if that is not done, or (without `keep`) forget it.
+    Answered by Profiled."""
+
+    path: str
+    keep: bool = True
+
+
 class Freeze(msgspec.Struct, frozen=True, tag="freeze"):
     """Anybody: collect garbage now, and never look again at what is left. Answered by Frozen."""
 
@@ -195,6 +224,8 @@ Order = (
     | Drain
     | Inquire
     | EndRequests
+    | StartProfile
+    | StopProfile
     | Freeze
     | RecordExperts
     | TakeExperts
@@ -266,6 +297,13 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
     rids: tuple[int, ...]
 
 
+class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
+    """So many steps, in a file of so many bytes."""
+
+    steps: int
+    bytes: int
+
+
 class Frozen(msgspec.Struct, frozen=True, tag="frozen"):
     """Objects that the collector passes over from now on."""
 
@@ -304,6 +342,7 @@ Answer = (
     | Held
     | Inquired
     | Ended
+    | Profiled
     | Frozen
     | Stacked
     | ExpertRows

@@ -83,6 +83,10 @@ ROUTES: Mapping[str, AdminRoute] = {
     "/resume_memory_occupation": AdminRoute("memory.restore", "Take it again", bodies.Occupation),
     "/slow_down": AdminRoute("engine.slow-down", "Wait before each step", bodies.SlowDown),
     "/set_internal_state": AdminRoute("engine.set", "Change settings", bodies.InternalState),
+    "/start_profile": AdminRoute(
+        "profile.start", "Record what the executors' steps do", bodies.StartProfile, methods=_BOTH
+    ),
+    "/stop_profile": AdminRoute("profile.stop", "Write the files and tell where", methods=_BOTH),
     "/freeze_gc": AdminRoute("engine.freeze-gc", "Collect garbage once and for all", methods=_BOTH),
     "/get_server_info": AdminRoute("server.info", "Options and state of the company", methods=("GET",)),
     "/get_model_info": AdminRoute("model.info", "The model that is served", methods=("GET",)),

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import field
 
 from protocols.openai.generation import Int
-from protocols.orders import Memory, PauseMode
+from protocols.orders import Activity, Memory, PauseMode
 
 
 def _words(kind: type[enum.StrEnum]) -> msgspec.Meta:
@@ -23,6 +23,7 @@ def _words(kind: type[enum.StrEnum]) -> msgspec.Meta:
 
 Mode = Annotated[str, _words(PauseMode)]
 Tag = Annotated[str, _words(Memory)]
+Work = Annotated[str, _words(Activity)]
 
 
 class AdminBody(msgspec.Struct, kw_only=True):
@@ -139,6 +140,17 @@ class SlowDown(AdminBody, kw_only=True):
     """`/slow_down`."""
 
     seconds: float | None = field(default=None, name="forward_sleep_time")
+
+
+class StartProfile(AdminBody, kw_only=True):
+    """`/start_profile`."""
+
+    folder: str | None = field(default=None, name="output_dir")
+    steps: Int | None = field(default=None, name="num_steps")
+    activities: list[Work] | None = None
+    stacks: bool | None = field(default=None, name="with_stack")
+    shapes: bool | None = field(default=None, name="record_shapes")
+    actors: list[str] | None = None
 
 
 class InternalState(AdminBody, kw_only=True):

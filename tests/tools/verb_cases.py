@@ -137,6 +137,10 @@ def _load(stand: Stand) -> None:
     stand.ask("lora.load", name="extra", path=stand.adapter())
 
 
+def _profile(stand: Stand) -> None:
+    stand.ask("profile.start", folder=str(stand.folder))
+
+
 def _update(stand: Stand) -> None:
     stand.ask("weights.update", source=stand.checkpoint())
 
@@ -422,6 +426,21 @@ CASES: dict[tuple[str, ...], Case] = {
         arguments=lambda stand: ["--once", "--endpoint", stand.collector],
         before=lambda stand: completion_id(stand.company, CLIENT),
         wrong=Wrong(1, "collector", _say("--once", "--endpoint", "http://127.0.0.1:9")),
+    ),
+    ("profile", "start"): _case(
+        "files steps",
+        "executor.0.trace.json",
+        r"executor\.0\n",
+        arguments=lambda stand: ["--steps", "5", "--output-dir", str(stand.folder)],
+        after=_verb("profile.stop"),
+        wrong=Wrong(5, "is being profiled already", before=_profile, after=_verb("profile.stop")),
+    ),
+    ("profile", "stop"): _case(
+        "files steps bytes lost",
+        "executor.0.trace.json",
+        r"executor\.0\n",
+        before=_profile,
+        wrong=Wrong(5, "nothing is being profiled"),
     ),
     ("stop",): _case("name state", "is stopping", r"test-.*\n"),
 }

@@ -18,6 +18,7 @@ from tools.actorctl.logs import log_level, logs
 from tools.actorctl.lora import lora
 from tools.actorctl.metrics import metrics
 from tools.actorctl.output import done, facts, output_option
+from tools.actorctl.profile import profile
 from tools.actorctl.request import request
 from tools.actorctl.serve import serve
 from tools.actorctl.session import session
@@ -88,7 +89,7 @@ def stop(ask: Ask, now: bool, output: str) -> None:
 
 for command in (
     *(serve, status, actor, engine, request, session, lora, experts, keys, top, chat, weights),
-    *(trace, metrics, logs, log_level, doctor),
+    *(trace, profile, metrics, logs, log_level, doctor),
 ):
     main.add_command(command)
 

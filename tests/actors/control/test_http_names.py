@@ -62,12 +62,17 @@ def _load(company: Company, folder: pathlib.Path) -> None:
     ask(company, "lora.load", name="a", path=str(folder / "adapter"))
 
 
+def _profile(company: Company, folder: pathlib.Path) -> None:
+    ask(company, "profile.start", folder=str(folder))
+
+
 _unload = _verb("lora.unload", name="a")
 _start, _stop = _verb("experts.start"), _verb("experts.stop")
 _open = _verb("session.open", id="s")
 _close = _verb("session.close", id="s")
 _release = _verb("memory.release", tags=["kv_cache"])
 _restore = _verb("memory.restore")
+_stop_profile = _verb("profile.stop")
 _KV: Body = {"tags": ["kv_cache"]}
 _NOWHERE: Body = {"model_path": "/nowhere"}
 _GROUP: Body = {"group_name": "g", "master_address": "127.0.0.1", "master_port": 1, "world_size": 2}
@@ -187,6 +192,14 @@ CASES: dict[str, Route] = {
         needs=("server_args",),
         wrong={"server_args": []},
     ),
+    "/start_profile": Route(
+        "files",
+        {"num_steps": 5, "activities": ["CPU", "GPU"], "with_stack": True, "profile_by_stage": False},
+        after=_stop_profile,
+        refused=Refused(409, {}, _profile, _stop_profile),
+        wrong={"num_steps": "many"},
+    ),
+    "/stop_profile": Route("lost", before=_profile, refused=Refused(409, {})),
     "/freeze_gc": Route("objects"),
     "/get_server_info": Route("options"),
     "/get_model_info": Route("served_model_name"),
