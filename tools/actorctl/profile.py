@@ -53,7 +53,7 @@ def start(
         "shapes": record_shapes,
     }
     reply = ask({"verb": "profile.start", **wished})
-    _show(reply, dict.fromkeys(reply["files"], reply["steps"]), output)
+    _show(reply, dict.fromkeys(reply["files"], int(reply["steps"])), output)
 
 
 @profile.command()
