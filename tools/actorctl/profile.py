@@ -19,7 +19,7 @@ _FOLDER = click.Path(file_okay=False, path_type=pathlib.Path)
 
 @click.group()
 def profile() -> None:
-    """Record what the executors' steps do, operation by operation."""
+    """Record what executors do, step by step."""
 
 
 @profile.command()
@@ -43,7 +43,7 @@ def start(
     record_shapes: bool,
     output: str,
 ) -> None:
-    """Begin to record, and tell the files that `stop` will leave. They are whole once they are there."""
+    """Begin to record; tell the files to come."""
     wished = {
         "actors": list(actors),
         "steps": steps,
@@ -60,7 +60,7 @@ def start(
 @output_option
 @orders
 def stop(ask: Ask, output: str) -> None:
-    """Write what was recorded, and tell the files; whoever died meanwhile has none."""
+    """Write what was recorded; tell the files."""
     reply = ask({"verb": "profile.stop"})
     _show(reply, reply["steps"], output)
     for sentence in reply["lost"].values():
