@@ -226,8 +226,10 @@ def company(folder: pathlib.Path) -> Iterator[Company]:
         f'[keys.boss]\nsha256 = "{digest_of("boss")}"\nadmin = true\n'
         f'[keys.user]\nsha256 = "{digest_of("user")}"\n'
     )
-    with serving("--executor", "hash", "--keys", str(keys)) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        with serving("--executor", "hash", "--keys", str(keys)) as running:
+            yield running
 
 
 def _placed(body: Body, folder: pathlib.Path) -> Body:
