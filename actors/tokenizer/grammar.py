@@ -45,6 +45,9 @@ _MAX_RULES = 200
 _WALKS, _STEPS = 4, 12
 """How often, and for how many tokens, a client's grammar is followed before it is accepted."""
 
+_UNFORCED = '%llguidance {"no_forcing": true}'
+"""In front of what a client has written: what it forces may have no end, and is not looked for ahead."""
+
 _NOT_SUPPORTED = "structured output does not work with the tokenizer of this model."
 
 Grammar = dict[str, Any]
@@ -94,10 +97,11 @@ class GrammarMaker:
                 code="unsupported",
             )
         parts: dict[str, Grammar] = {}
-        written = rules.shape is not None and rules.shape.syntax in (Syntax.GRAMMAR, Syntax.TAGS)
+        written = rules.shape is not None and _is_written(rules.shape)
         if rules.shape is not None:
             parts = self._shape(rules.shape)
-            self._check({"grammars": _named(parts), "written": written}, rules.shape.param, trial=written)
+            alone = [self._top(Rules(rules.shape), (), False), *_named(parts)]
+            self._check({"grammars": alone, "written": written}, rules.shape.param, trial=written)
         for number, tool in enumerate(rules.tools):
             parts[f"tool_{number}"] = _arguments(tool)
             self._check({"grammars": [parts[f"tool_{number}"]]}, f"tools[{number}].parameters")
@@ -113,9 +117,10 @@ class GrammarMaker:
         return {"shape": {"lark_grammar": made.lark(format)}, **made.parts}
 
     def _top(self, rules: Rules, thoughts: tuple[str, ...], thinking: bool) -> Grammar:
+        written = rules.shape is not None and _is_written(rules.shape)
+        lark = [_UNFORCED if written else "%llguidance {}"]
         if not (rules.tools or thoughts):
-            return {"name": "top", "lark_grammar": "start: @shape"}
-        lark = ["%llguidance {}"]
+            return {"name": "top", "lark_grammar": "\n".join([*lark, "start: @shape"])}
         body = self._body(rules, lark)
         if thoughts:
             body = f"{self._thought(thoughts, thinking, lark)} ({body})"
@@ -238,6 +243,11 @@ def _ambiguity(matcher: LLMatcher, eos: list[int]) -> str:
             return f"it is too ambiguous: {matcher.get_error()}"
         matcher.reset()
     return ""
+
+
+def _is_written(shape: Shape) -> bool:
+    """Whether a client has written the grammar, or parts of it."""
+    return shape.syntax in (Syntax.GRAMMAR, Syntax.TAGS)
 
 
 def _named(parts: dict[str, Grammar]) -> list[Grammar]:

@@ -129,7 +129,7 @@ def test_shapes(syntax: Syntax, source: str, good: str, bad: str) -> None:
         (Syntax.REGEX, "(?=a)", "look-around"),
         (Syntax.REGEX, "(" * 5000 + ")" * 5000, "nested more than 100"),
         (Syntax.GRAMMAR, "start: foo", 'unknown name: "foo"'),
-        (Syntax.GRAMMAR, "start: @top", "unknown grammar"),
+        (Syntax.GRAMMAR, "start: @top", "allows no text"),
         (Syntax.GRAMMAR, "nonsense", "Expected ::="),
         (Syntax.GRAMMAR, 'start: a\na: a "x"', "it allows no text"),
         (Syntax.GRAMMAR, "\n".join(f"r{i} ::= r{i + 1}" for i in range(300)), "more than 200 rules"),

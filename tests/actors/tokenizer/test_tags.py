@@ -132,6 +132,11 @@ CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["", "a [b", *(f"x{begin}/\ny" for begin in STRANGE)],
         [*(f"x{begin}" for begin in STRANGE), "a/b", "a\nb"],
     ),
+    "text that is forced and never ends": (
+        {"format": {"type": "sequence", "elements": [{"type": "regex", "pattern": "a+"}] * 2}},
+        [],
+        ["", "b"],
+    ),
     "only text": ({"format": {"type": "any_text"}}, ["", "a <tag> {"], []),
 }
 
