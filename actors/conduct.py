@@ -8,6 +8,7 @@ import trio
 
 from protocols.errors import StartError, VerbError
 from protocols.orders import Adjust, Answer, Done, Held, Memory, Order, Release, Restore
+from protocols.weights import Leave
 from runtime.actor import Context
 from runtime.orders import Handler
 
@@ -51,7 +52,7 @@ class Conduct:
             case Restore(tags):
                 return Held(await self._restore(tags))
             case _:
-                if Memory.WEIGHTS in self._released:
+                if Memory.WEIGHTS in self._released and not isinstance(order, Leave):
                     raise VerbError("conflict", "the weights are released: resume them first.")
                 return await self._otherwise(order)
 

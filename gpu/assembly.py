@@ -68,6 +68,10 @@ class Assembly:
         """See `Tensors.read`."""
         return self._checkpoints[self.homes[name]].read(name)
 
+    def finite(self, name: str) -> bool:
+        """See `Tensors.finite`."""
+        return self._checkpoints[self.homes[name]].finite(name)
+
     def confirm(self) -> None:
         """StartError where a file has been written to since it was opened, or chosen."""
         for checkpoint in self._checkpoints.values():

@@ -36,7 +36,7 @@ class Groups:
     def join(self, group: Group, seconds: float) -> None:
         """Meet the others, for so long at most. StartError where that fails."""
         if group.name in self._groups:
-            raise StartError(f"the group {group.name!r} is there already.")
+            raise StartError(f"the group {group.name!r} is there already: destroy it first.")
         usual = "nccl" if self._device.type == "cuda" else "gloo"
         backend = group.backend or usual
         if backend not in BACKENDS or (backend == "nccl" and usual != "nccl"):

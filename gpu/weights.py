@@ -36,6 +36,9 @@ class Tensors(Protocol):
     def read(self, name: str) -> torch.Tensor:
         """A fresh CPU tensor as stored."""
 
+    def finite(self, name: str) -> bool:
+        """Whether a tensor is refused that is infinite or NaN somewhere."""
+
 
 class Checkpoint:
     """The tensors of a directory, by name, over one file or many. A context manager."""
@@ -45,6 +48,7 @@ class Checkpoint:
         are none, or one is corrupt or not the one that was meant."""
         self.directory = directory
         self.title = str(directory) if source is None else source.title
+        self._finite = source is not None and source.finite
         self._held = {} if source is None else {file.name: file for file in source.files}
         self._files: list[SafetensorsFile] = []
         self._home: dict[str, SafetensorsFile] = {}
@@ -102,6 +106,10 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """A fresh CPU tensor as stored."""
         return self._home[name].read(name)
+
+    def finite(self, name: str) -> bool:
+        """See `Tensors.finite`."""
+        return self._finite
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -162,13 +170,19 @@ def load_into(
 
 
 def fill(checkpoint: Tensors, targets: Mapping[str, torch.Tensor], progress: Callable[[str], None]) -> None:
-    """Copy what has been found to fit; a checkpoint may hold more."""
+    """Copy what has been found to fit; a checkpoint may hold more. StartError where a number is not finite
+    that has to be, as it will be computed with."""
     total = sum(target.nbytes for target in targets.values())
     done, shown = 0, -1
     for name in checkpoint.names:
         if name not in targets:
             continue
         targets[name].copy_(checkpoint.read(name))
+        if checkpoint.finite(name) and not targets[name].isfinite().all():
+            raise StartError(
+                f"tensor {name!r} holds numbers that are infinite or NaN in {targets[name].dtype}, and nobody"
+                " has allowed that (allow_nonfinite)."
+            )
         done += targets[name].nbytes
         if done * 10 // total > shown:
             shown = done * 10 // total

@@ -40,11 +40,12 @@ class File(msgspec.Struct, frozen=True, array_like=True):
 
 class Source(msgspec.Struct, frozen=True, array_like=True):
     """One checkpoint, of all tensors of a model or of some. number: no other source of a company has it.
-    title: what people know it by."""
+    title: what people know it by. finite: whether it is refused where a number in it is infinite or NaN."""
 
     number: int
     title: str
     files: tuple[File, ...]
+    finite: bool = False
 
 
 class Weights(msgspec.Struct, frozen=True):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 from actors.control import sources
 from actors.control.change import Manner, laid_over
 from actors.control.fields import LONGEST, number
-from actors.control.ranks import tell_all, to_each
+from actors.control.ranks import gather, granted, tell_all, to_each
 from protocols.errors import VerbError
-from protocols.orders import Order
+from protocols.orders import Memory, Order
 from protocols.weights import Group, Join, Leave, Receive
 from runtime.admin import Reply, Request, Send
 from runtime.root import Root
@@ -17,6 +18,10 @@ from runtime.verbs import Verb, text
 
 GROUP_SECONDS = 60.0
 """To meet, and for each tensor."""
+
+_doubtful: set[str] = set()
+"""Groups of which an update was refused before its tensors were taken: whatever its trainer has sent lies
+there still, and would be taken for the next one's."""
 
 
 async def join(root: Root, request: Request, more: Send) -> Reply:
@@ -36,11 +41,14 @@ async def join(root: Root, request: Request, more: Send) -> Reply:
             executor: Join(Group(name, address, port, first + i, size, backend), seconds)
             for i, executor in enumerate(executors)
         }
+        answers = await gather(root.order, orders, 2 * seconds + GROUP_SECONDS)
         try:
-            await to_each(root, orders, 2 * seconds + GROUP_SECONDS)
+            granted(answers)
         except VerbError:
-            await tell_all(root, Leave(name))
+            joined = [each for each, answer in answers.items() if not isinstance(answer, VerbError)]
+            await gather(root.order, dict.fromkeys(joined, Leave(name)), GROUP_SECONDS)
             raise
+        _doubtful.discard(name)
     return {"group": name, "ranks": [first + i for i in range(len(executors))], "world_size": size}
 
 
@@ -49,29 +57,60 @@ async def leave(root: Root, request: Request, more: Send) -> Reply:
     name = text(request, "group")
     with root.alone("a change of weights"):
         await tell_all(root, Leave(name))
+        _doubtful.discard(name)
     return {"group": name}
 
 
 async def receive(root: Root, request: Request, more: Send) -> Reply:
     """Serve the tensors that a trainer sends to its group, in their order."""
-    name, manner = text(request, "group"), Manner.of(request)
-    seconds = number(request, "receive_timeout", GROUP_SECONDS, most=LONGEST)
-    shapes = sources.shapes(request)
-    with root.alone("a change of weights"):
-        blob = root.holdings.blob("weights")
-        executors = root.actors("executor")
-        orders: dict[str, Order] = {
-            executor: Receive(name, shapes, "" if i else blob.path, seconds)
-            for i, executor in enumerate(executors)
-        }
-        try:
-            await to_each(root, orders, seconds * (len(shapes) + 1))
-        except VerbError:
-            root.holdings.drop(blob)
-            await tell_all(root, Leave(name))
-            raise
-        source = sources.from_blob(root, root.holdings.seal(blob), f"the group {name}")
-        return await laid_over(root, source, request, manner, more)
+    name = text(request, "group")
+    with _in_doubt_unless_taken(name) as taken:
+        manner = Manner.of(request)
+        seconds = number(request, "receive_timeout", GROUP_SECONDS, most=LONGEST)
+        shapes = sources.shapes(request)
+        with root.alone("a change of weights"):
+            _refuse(root, name)
+            blob = root.holdings.blob("weights")
+            executors = root.actors("executor")
+            orders: dict[str, Order] = {
+                executor: Receive(name, shapes, "" if i else blob.path, seconds)
+                for i, executor in enumerate(executors)
+            }
+            try:
+                await to_each(root, orders, seconds * (len(shapes) + 1))
+            except VerbError:
+                root.holdings.drop(blob)
+                await tell_all(root, Leave(name))
+                raise
+            finally:
+                taken.append(name)
+            source = sources.from_blob(root, root.holdings.seal(blob), f"the group {name}", request)
+            return await laid_over(root, source, request, manner, more)
+
+
+@contextlib.contextmanager
+def _in_doubt_unless_taken(name: str) -> Iterator[list[str]]:
+    """Around an update; what is yielded is to hold the group's name once its tensors are taken, or it is
+    left."""
+    taken: list[str] = []
+    try:
+        yield taken
+    except VerbError:
+        if name not in taken:
+            _doubtful.add(name)
+        raise
+
+
+def _refuse(root: Root, name: str) -> None:
+    """Raises VerbError where nothing can be taken from a group."""
+    if Memory.WEIGHTS in root.standing.released:
+        raise VerbError("conflict", "the weights are released: resume them first.")
+    if name in _doubtful:
+        raise VerbError(
+            "conflict",
+            f"an update through the group {name!r} was refused, and what was sent for it may lie there still:"
+            " destroy the group and make it again.",
+        )
 
 
 VERBS: Mapping[str, Verb] = {"weights.join": join, "weights.leave": leave, "weights.receive": receive}

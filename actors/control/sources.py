@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import trio
 
+from actors.control.fields import flag
 from protocols.errors import VerbError
 from protocols.weights import INDEX, SINGLE, File, Shape, Source, Weights
 from runtime.admin import Request
@@ -22,11 +23,11 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _numbers = itertools.count(1)
 
 
-async def from_disk(root: Root, path: str) -> Source:
+async def from_disk(root: Root, path: str, request: Request) -> Source:
     """The checkpoint in a directory, or in a .safetensors file. Raises VerbError."""
     place = _checked(path)
     if not place.is_dir():
-        return _source(str(place), (await _hold(root, place, SINGLE),))
+        return _source(str(place), (await _hold(root, place, SINGLE),), request)
     _check_config(root, place)
     with contextlib.ExitStack() as undo:
         held: list[File] = []
@@ -34,25 +35,25 @@ async def from_disk(root: Root, path: str) -> Source:
             held.append(await _hold(root, place / name, name))
             undo.callback(root.holdings.drop, held[-1])
         undo.pop_all()
-    return _source(str(place), tuple(held))
+    return _source(str(place), tuple(held), request)
 
 
 async def _hold(root: Root, path: pathlib.Path, name: str) -> File:
     return await trio.to_thread.run_sync(root.holdings.keep, str(path), name, root.config.keep_weights)
 
 
-async def from_memory(root: Root, path: str) -> Source:
+async def from_memory(root: Root, path: str, request: Request) -> Source:
     """A copy of a safetensors file, so that its writer may use its memory again. Raises VerbError."""
     file = root.holdings.hold(str(_checked(path)), SINGLE)
     try:
-        return _source(path, (await trio.to_thread.run_sync(root.holdings.copy, file, SINGLE),))
+        return _source(path, (await trio.to_thread.run_sync(root.holdings.copy, file, SINGLE),), request)
     finally:
         root.holdings.drop(file)
 
 
-def from_blob(root: Root, blob: File, title: str) -> Source:
+def from_blob(root: Root, blob: File, title: str, request: Request) -> Source:
     """A held safetensors file that is whole."""
-    return _source(title, (File(SINGLE, blob.path, blob.stamp),))
+    return _source(title, (File(SINGLE, blob.path, blob.stamp),), request)
 
 
 def release(root: Root, known: Iterable[File]) -> None:
@@ -85,8 +86,8 @@ def _shape(name: object, dtype: object, size: object) -> Shape:
             )
 
 
-def _source(title: str, files: tuple[File, ...]) -> Source:
-    return Source(next(_numbers), title, files)
+def _source(title: str, files: tuple[File, ...], request: Request) -> Source:
+    return Source(next(_numbers), title, files, not flag(request, "allow_nonfinite"))
 
 
 def _checked(path: str) -> pathlib.Path:

@@ -61,7 +61,7 @@ async def update(root: Root, request: Request, more: Send) -> Reply:
     """Serve the checkpoint in a directory or file: of all tensors, or of some."""
     path, manner = text(request, "source"), Manner.of(request)
     with root.alone("a change of weights"):
-        source = await sources.from_disk(root, path)
+        source = await sources.from_disk(root, path, request)
         return await laid_over(root, source, request, manner, more)
 
 
@@ -69,7 +69,7 @@ async def tensors(root: Root, request: Request, more: Send) -> Reply:
     """Serve the tensors of a safetensors file in memory that is shared, of which a copy is kept."""
     path, manner = text(request, "path"), Manner.of(request)
     with root.alone("a change of weights"):
-        source = await sources.from_memory(root, path)
+        source = await sources.from_memory(root, path, request)
         return await laid_over(root, source, request, manner, more)
 
 

@@ -60,6 +60,7 @@ class ChangeWeights(AdminBody, kw_only=True):
     version: str | None = field(default=None, name="weight_version")
     mode: str | None = None
     dry_run: bool | None = None
+    allow_nonfinite: bool | None = None
 
 
 class UpdateFromDisk(ChangeWeights, kw_only=True):

@@ -42,11 +42,18 @@ def info(ask: Ask, verify: bool, output: str) -> None:
 @click.argument("source", type=click.Path(path_type=pathlib.Path))
 @click.option("--version", default=None, help="What to call them.  [default: a number]")
 @_mode
-@click.option("--dry-run", is_flag=True, help="Only see whether they fit.")
+@click.option("--dry-run", is_flag=True, help="Only see whether they fit, without reading their numbers.")
+@click.option("--allow-nonfinite", is_flag=True, help="Also where numbers are infinite or NaN.")
 @output_option
 @patient
 def update(
-    ask: Ask, source: pathlib.Path, version: str | None, mode: str, dry_run: bool, output: str
+    ask: Ask,
+    source: pathlib.Path,
+    version: str | None,
+    mode: str,
+    dry_run: bool,
+    allow_nonfinite: bool,
+    output: str,
 ) -> None:
     """Serve the checkpoint SOURCE. A directory or a .safetensors file, of all tensors or of some."""
     request = {
@@ -55,6 +62,7 @@ def update(
         "version": version,
         "mode": mode,
         "dry_run": dry_run,
+        "allow_nonfinite": allow_nonfinite,
     }
     reply = ask(request)
     facts(reply, output, reply["version"])
