@@ -243,20 +243,22 @@ def test_two_trainers_at_once_and_the_company_serves_on(
 ) -> None:
     company, second = trainer.company, Trainer(trainer.company, "second", pool)
     second.meet()
-    with nothing_changes(company):
-        answer = trainer.announce(norm(1.25))
-        until(lambda: _busy(company), "it is under way")
-        for attempt in (
-            lambda: second.announce(norm(2.0)).result(),
-            lambda: ask(company, "weights.leave", group=trainer.name),
-            lambda: ask(company, "weights.rollback"),
-        ):
-            with pytest.raises(VerbError, match="a change of weights is under way") as refusal:
-                attempt()
-            assert refusal.value.code == "conflict"
-        assert len(Generation(company, PROMPT, 8).done().ids) == 8
-    trainer.send(norm(1.25)[NORM])
-    assert answer.result()["changed"] == 1
+    before, said = ask(company, "weights.info"), Generation(company, PROMPT, 8).done().ids
+    tensors = {**norm(1.25), INPUT_NORM: torch.ones(256)}
+    answer = trainer.announce(tensors)
+    trainer.send(tensors[NORM])
+    for attempt in (
+        lambda: second.announce(norm(2.0)).result(),
+        lambda: ask(company, "weights.leave", group=trainer.name),
+        lambda: ask(company, "weights.rollback"),
+    ):
+        with pytest.raises(VerbError, match="a change of weights is under way") as refusal:
+            attempt()
+        assert refusal.value.code == "conflict"
+    assert Generation(company, PROMPT, 8).done().ids == said
+    assert ask(company, "weights.info") == before
+    trainer.send(tensors[INPUT_NORM])
+    assert answer.result()["changed"] == 2
     with pytest.raises(VerbError, match="group 'second' was refused"):
         second.announce(norm(3.0)).result()
     ask(company, "weights.leave", group="second")
@@ -265,13 +267,6 @@ def test_two_trainers_at_once_and_the_company_serves_on(
     second.part()
     ask(company, "weights.leave", group="second")
     taken(trainer, 1.25)
-
-
-def _busy(company: Company) -> bool:
-    with contextlib.suppress(VerbError):
-        ask(company, "weights.leave", group="nobody")
-        return False
-    return True
 
 
 def test_a_group_that_is_made_twice_is_the_first(trainer: Trainer) -> None:
@@ -286,15 +281,15 @@ def test_a_group_that_is_made_twice_is_the_first(trainer: Trainer) -> None:
 
 def test_while_the_weights_are_released(trainer: Trainer) -> None:
     company = trainer.company
-    with nothing_changes(company):
-        answer = Generation(company, PROMPT, 8).done().ids
-        ask(company, "memory.release", tags=["weights"])
-        with pytest.raises(VerbError, match="the weights are released") as refusal:
-            trainer.announce(norm(3.0)).result()
-        assert refusal.value.code == "conflict"
-        ask(company, "weights.leave", group=trainer.name)
-        ask(company, "memory.restore")
-        assert Generation(company, PROMPT, 8).done().ids == answer
+    before, answer = ask(company, "weights.info", verify=True), Generation(company, PROMPT, 8).done().ids
+    ask(company, "memory.release", tags=["weights"])
+    with pytest.raises(VerbError, match="the weights are released") as refusal:
+        trainer.announce(norm(3.0)).result()
+    assert refusal.value.code == "conflict"
+    ask(company, "weights.leave", group=trainer.name)
+    ask(company, "memory.restore")
+    assert ask(company, "weights.info", verify=True) == before
+    assert Generation(company, PROMPT, 8).done().ids == answer
     trainer.meet()
     taken(trainer, 1.25)
 
