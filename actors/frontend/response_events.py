@@ -12,7 +12,7 @@ from protocols.openai.logprobs import TokenLogprob, token_logprob
 
 DELTA = "response.output_text.delta"
 _DELTA_BYTES = 160
-_LOGPROB_BYTES = 300
+_LOGPROB_BYTES = 500
 _encode = msgspec.json.Encoder().encode
 
 

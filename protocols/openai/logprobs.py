@@ -12,7 +12,7 @@ FLOOR = -9999.0
 """Shown in place of minus infinity, which JSON cannot carry (the other engines' figure)."""
 
 
-class TopLogprob(msgspec.Struct, frozen=True):
+class TopLogprob(msgspec.Struct, frozen=True, gc=False):
     """One of the most likely tokens at a position."""
 
     token: str
@@ -20,7 +20,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
     bytes: list[int]
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """The chosen token of a position, and the most likely ones, best first."""
 
     token: str
