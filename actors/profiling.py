@@ -13,7 +13,6 @@ from protocols.errors import StartError, VerbError
 from protocols.orders import Answer, Done, Order, Profiled, StartProfile, StopProfile
 from protocols.plan import Plan
 from runtime.actor import Context
-from runtime.failpoints import reach
 from runtime.orders import Handler
 
 
@@ -101,7 +100,6 @@ class Profiling:
         part = f"{path}.part"
         with self._context.busy():
             recording.stop()
-            reach("profile.stopped")
             if not path:
                 return
             try:
