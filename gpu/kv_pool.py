@@ -12,14 +12,12 @@ alone: so what is read is the same in any crowd, and after a recovery.
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from gpu.cpu import memory
 from gpu.cuda.memory import FRACTION, pool_bytes
 from gpu.occupation import discard, reclaim
 from protocols.config import Config, KernelChoice, KvCacheDtype
@@ -128,8 +126,6 @@ class KvPool:
 
     def _pages(self, kv_heads: int, dim: int) -> Tensor:
         size = (self.pages + 1, self.page_size, kv_heads, dim)
-        if self.device.type == "cpu":
-            return memory.zeros(math.prod(size) * self.stored.itemsize).view(self.stored).view(size)
         pages = torch.empty(size, dtype=self.stored, device=self.device)
         pages[-1].zero_()
         return pages
