@@ -34,7 +34,7 @@ from gpu.grammar import Grammars
 from gpu.kv_pool import KvPool, choose_pages, stored_as
 from gpu.lora.peft import ModelShelf
 from gpu.lora.table import AdapterTable
-from gpu.models.base import Inputs, Model
+from gpu.models.base import Inputs, Model, Tap
 from gpu.models.loading import load_model
 from gpu.models.registry import NATIVE
 from gpu.occupation import settle
@@ -267,12 +267,12 @@ class Executor:
         if layout is None:
             yield Flight(plan.epoch, plan.step, None, None, launched)
             return
-        found = self._decode(layout, plan.rounds)
+        refused = self._refused(layout)
+        found = () if refused else self._decode(layout, plan.rounds)
         for likeliest in found:
             yield Flight(plan.epoch, plan.step, layout, Likeliest(likeliest), launched)
         if not len(found):
-            result, told = self._forward(layout, self._prompt_outputs.plan(plan))
-            refused = self._refused(layout)
+            result, told = self._forward(layout, self._prompt_outputs.plan(plan), refused)
             yield Flight(plan.epoch, plan.step, layout, result, launched, told, refused=refused)
         again = msgspec.structs.replace(plan, closes=(), opens=(), grants=(), rounds=1)
         for _ in range(plan.rounds - max(1, len(found))):
@@ -284,11 +284,8 @@ class Executor:
         greedy, slots = self._model.greedy, layout.decodes
         if greedy is None or len(slots) < len(layout.slots) or not self._only_likeliest(layout, rounds):
             return ()
-        batch = layout.batch
-        places = self.adapters.rows(slots, batch.query_lens)
-        adapters = None if places is None else self._to_device(places)
-        tokens, positions = self._tokens(layout), self._to_device(batch.positions)
-        found = greedy(tokens, positions, self.attention.prepare(batch), adapters, rounds)
+        places = self.adapters.rows(slots, layout.batch.query_lens)
+        found = greedy(self._inputs(layout, layout.batch.positions, places), rounds)
         if len(found):
             self._table.advance(slots, len(found) - 1)
             self._last[slots] = found[-1]
@@ -297,8 +294,7 @@ class Executor:
     def _only_likeliest(self, layout: Step, rounds: int) -> bool:
         """Whether so many rounds of the layout's slots are nothing but the model and its likeliest tokens."""
         end = int(layout.batch.contexts.max()) + rounds - 1
-        likeliest = self._sampler.takes_likeliest(layout.sampled)
-        return likeliest and end <= self._context and not self._refused(layout)
+        return self._sampler.takes_likeliest(layout.sampled) and end <= self._context
 
     def _lay_out(self, plan: Plan) -> Step | None:
         """The plan's forward, None when it has no rows."""
@@ -338,40 +334,51 @@ class Executor:
         for grant in plan.grants:
             self._table.grant(grant)
 
-    def _forward(self, step: Step, read: Round | None) -> tuple[SampleResult | None, Told | None]:
+    def _forward(
+        self, step: Step, read: Round | None, refused: Mapping[int, str]
+    ) -> tuple[SampleResult | None, Told | None]:
         # A wasted row past the end must not ask a model for a position that it does not have.
         clipped = np.minimum(step.batch.positions, self._context - 1)
         places = self.adapters.rows(step.slots, step.batch.query_lens)
         if self._graphs is not None and len(step.known_tokens) == 0:
             replayed = self._graphs.run(step.decodes, step.batch, clipped, places)
             if replayed is not None:
-                return self._sample(step, replayed), None
-        attention = self.attention.prepare(step.batch)
-        positions = self._to_device(clipped)
+                return self._sample(step, replayed, refused), None
         wanted = step.rows if read is None else np.concatenate([step.rows, np.array(read.rows, np.int64)])
         every = read is None and len(wanted) == len(step.batch.positions)
         rows = None if every else self._to_device(wanted)
         tap = read.tap(self._device) if read is not None else None
-        adapters = None if places is None else self._to_device(places)
-        inputs = Inputs(self._tokens(step), positions, attention, rows, tap, adapters)
-        logits = self._model.forward(inputs)
+        logits = self._model.forward(self._inputs(step, clipped, places, rows, tap))
         told = None
         if read is not None:
             count = len(step.rows)
             told, logits = self._prompt_outputs.read(read, logits[count:], tap), logits[:count]
-        return self._sample(step, logits), told
+        return self._sample(step, logits, refused), told
 
-    def _refused(self, step: Step | None) -> Mapping[int, str]:
+    def _inputs(
+        self,
+        step: Step,
+        positions: np.ndarray,
+        places: np.ndarray | None,
+        rows: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Inputs:
+        """The step as a model sees it. places: see `AdapterTable.rows`."""
+        attention = self.attention.prepare(step.batch)
+        adapters = None if places is None else self._to_device(places)
+        return Inputs(self._tokens(step), self._to_device(positions), attention, rows, tap, adapters)
+
+    def _refused(self, step: Step) -> Mapping[int, str]:
         """Why slots of the step cannot be computed: sentences, by slot."""
-        if step is None or not self.adapters.refuses:
+        if not self.adapters.refuses:
             return {}
         found = ((slot, self.adapters.refusal(slot)) for slot in step.sampled.tolist())
         return {slot: sentence for slot, sentence in found if sentence is not None}
 
-    def _sample(self, step: Step, logits: Tensor) -> SampleResult | None:
+    def _sample(self, step: Step, logits: Tensor, refused: Mapping[int, str]) -> SampleResult | None:
         if len(step.sampled) == 0:
             return None
-        if refused := self._refused(step):
+        if refused:
             rows = np.flatnonzero(np.isin(step.sampled, list(refused)))
             logits.index_fill_(0, self._to_device(rows), torch.nan)
         result = self._sampler.sample(logits, step.sampled, step.next_positions)

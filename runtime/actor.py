@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import trio
 from protocols.board import Column, State
 from protocols.config import Config
 from protocols.orders import Answer, Freeze, Frozen, Order, Stack, Stacked, Standing
+from runtime import garbage
 from runtime.blackbox import BlackBox
 from runtime.board import Board, Row
 from runtime.channel import Inbox, Outbox
@@ -98,10 +98,7 @@ class Context(Generic[T]):
         """Do what any actor does by itself, or leave it to the actor's handler, once there is one."""
         match order:
             case Freeze():
-                gc.unfreeze()  # what has become garbage since the last time is collected now
-                gc.collect()
-                gc.freeze()
-                return Frozen(gc.get_freeze_count())
+                return Frozen(garbage.settle())
             case Stack():
                 return Stacked(stacks())
             case _:

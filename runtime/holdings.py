@@ -39,11 +39,14 @@ class Holdings:
     def keep(self, path: str, name: str, how: Keep) -> File:
         """Hold a regular file, known as `name`, or a copy of it. May take a while: use a thread. Raises
         VerbError."""
-        held = self.hold(path, name)
+        return self.keep_held(self.hold(path, name), how)
+
+    def keep_held(self, held: File, how: Keep) -> File:
+        """A held file, or a copy of it in its place. May take a while: use a thread. Raises VerbError."""
         if how is Keep.OPEN:
             return held
         try:
-            return self.copy(held, name)
+            return self.copy(held, held.name)
         finally:
             self.drop(held)
 

@@ -53,17 +53,14 @@ def keep_adapter(holdings: Holdings, adapter: Adapter, how: Keep) -> Adapter:
 
 def _kept(holdings: Holdings, directory: pathlib.Path, names: tuple[str, ...], how: Keep) -> Iterator[File]:
     for name in names:
-        with contextlib.suppress(VerbError):
-            file = holdings.hold(str(directory / name), name)
-            if how is Keep.COPY:
-                try:
-                    yield holdings.copy(file, name)
-                except VerbError as error:
-                    raise StartError(str(error)) from error
-                finally:
-                    holdings.drop(file)
-            else:
-                yield file
+        try:
+            held = holdings.hold(str(directory / name), name)
+        except VerbError:
+            continue
+        try:
+            yield holdings.keep_held(held, how)
+        except VerbError as error:
+            raise StartError(str(error)) from error
 
 
 def _weights(directory: pathlib.Path) -> tuple[str, ...]:

@@ -78,9 +78,10 @@ def _activities(request: Request) -> tuple[Activity, ...]:
     value = request.get("activities")
     if value is None or value == []:
         return tuple(Activity)
-    if not isinstance(value, list) or not {str(each).upper() for each in value} <= {*Activity}:
+    wanted = {str(each).upper() for each in value} if isinstance(value, list) else set[str]()
+    if not wanted or not wanted <= {*Activity}:
         raise VerbError("usage", f"activities are some of {', '.join(Activity)}.")
-    return tuple(each for each in Activity if each in {str(one).upper() for one in value})
+    return tuple(each for each in Activity if each in wanted)
 
 
 def _folder(request: Request, name: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu.attention import StepAttention
 from gpu.cpu.attention import CpuStep
 from gpu.cpu.library import (
     ELEMENT_TYPES,
@@ -101,18 +100,13 @@ class FusedDecoder:
 
     def forward(self, inputs: Inputs) -> Tensor:
         """See `Model.forward`. The logits are valid until the next call."""
-        attention, tap = inputs.attention, inputs.tap
-        assert isinstance(attention, CpuStep)
-        count = len(inputs.tokens) if inputs.rows is None else len(inputs.rows)
-        logits = self._room(count)
-        step = self._step(inputs.tokens, inputs.positions, attention, inputs.rows, logits)
+        tap = inputs.tap
+        model, step, logits, _rows = self._step(inputs)
         if tap is not None:
             tap.states = torch.empty(len(tap.rows), self.spec.hidden)
             step.tapped, step.tapped_count = tap.rows.data_ptr(), len(tap.rows)
             step.states = tap.states.data_ptr()
-        if inputs.adapters is not None:
-            step.adapted, _rows = self.lora.step(inputs.adapters)
-        self._kernels.forward(self._model(attention.pool), step)
+        self._kernels.forward(model, step)
         return logits
 
     @property
@@ -120,29 +114,27 @@ class FusedDecoder:
         """See `Model.greedy`."""
         return self._decode
 
-    def _decode(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        attention: StepAttention,
-        adapters: Tensor | None,
-        rounds: int,
-    ) -> Tensor:
+    def _decode(self, inputs: Inputs, rounds: int) -> Tensor:
         """See `Greedy`."""
-        assert isinstance(attention, CpuStep)
-        likeliest = torch.empty(rounds, len(tokens), dtype=torch.int64)
-        step = self._step(tokens, positions, attention, None, self._room(len(tokens)))
+        likeliest = torch.empty(rounds, len(inputs.tokens), dtype=torch.int64)
+        model, step, _logits, _rows = self._step(inputs)
         step.likeliest = likeliest.data_ptr()
-        if adapters is not None:
-            step.adapted, _rows = self.lora.step(adapters)
-        return likeliest[: self._kernels.decode(self._model(attention.pool), step, rounds)]
+        return likeliest[: self._kernels.decode(model, step, rounds)]
 
-    def _step(
-        self, tokens: Tensor, positions: Tensor, attention: CpuStep, rows: Tensor | None, logits: Tensor
-    ) -> StepStruct:
+    def _step(self, inputs: Inputs) -> tuple[ModelStruct, StepStruct, Tensor, object]:
+        """What the kernels are told of a step, the logits that they write, and what must live until then."""
+        attention = inputs.attention
+        assert isinstance(attention, CpuStep)
+        logits = self._room(len(inputs.tokens) if inputs.rows is None else len(inputs.rows))
         batch = attention.struct
-        batch.positions = positions.data_ptr()
-        return StepStruct(batch, tokens.data_ptr(), address(rows), len(logits), logits.data_ptr())
+        batch.positions = inputs.positions.data_ptr()
+        step = StepStruct(
+            batch, inputs.tokens.data_ptr(), address(inputs.rows), len(logits), logits.data_ptr()
+        )
+        rows = None
+        if inputs.adapters is not None:
+            step.adapted, rows = self.lora.step(inputs.adapters)
+        return self._model(attention.pool), step, logits, rows
 
     def wanted(self) -> dict[str, Tensor]:
         """See `Model.wanted`."""

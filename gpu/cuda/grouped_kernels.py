@@ -1,9 +1,8 @@
 """Rows that each go through one of several matrices, as one product, in Triton: experts, and LoRA's factors.
 
 Rows are sorted by their group, and a program computes a tile of rows of one group. Which tile that is it
-finds by
-itself, from where the groups begin: nothing of it is known to the host, so a CUDA graph may replay it for
-other rows. A row of no group (-1) is not touched.
+finds by itself, from where the groups begin: nothing of it is known to the host, so a CUDA graph may
+replay it for other rows. A row of no group (-1) is not touched.
 """
 
 from __future__ import annotations

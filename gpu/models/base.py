@@ -43,20 +43,13 @@ class Inputs:
 class Greedy(Protocol):
     """Decodes several times without coming back to Python in between."""
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        attention: StepAttention,
-        adapters: Tensor | None,
-        rounds: int,
-    ) -> Tensor:
+    def __call__(self, inputs: Inputs, rounds: int) -> Tensor:
         """Steps in a row over one row a sequence, each with the most likely token of the one before: what
         `Model.forward` and an argmax would give. int64 [<= rounds, n]: it ends before a round in which a row
         has no finite greatest logit.
 
-        tokens, positions: int64 [n]. attention: of the first step, with block tables that reach as far as
-        the last.
+        inputs: of the first step, n rows, all logits wanted and no tap, with block tables that reach as far
+        as the last.
         """
         ...
 
