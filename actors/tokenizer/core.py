@@ -22,11 +22,11 @@ from actors.tokenizer.codec import Codec, CodecError
 from actors.tokenizer.grammar import GrammarMaker
 from actors.tokenizer.prompt import Prompted, Prompter
 from actors.tokenizer.questions import Answerer, Question, refusal
+from actors.tokenizer.records import Records, record
 from actors.tokenizer.recovery import committed_row, replay
 from actors.tokenizer.stream import ChoiceStream
 from protocols.config import Config
-from protocols.errors import ErrorBody, PeerError, UserError
-from protocols.grammar import Rules
+from protocols.errors import ErrorBody, UserError
 from protocols.messages import (
     Abort,
     Deltas,
@@ -35,27 +35,18 @@ from protocols.messages import (
     Refused,
     Replay,
     StopHere,
-    Submit,
     TextRow,
     TokenRow,
 )
-from protocols.request import ChatPrompt, Finish, TextPrompt, TokenPrompt
-from protocols.sampling import SamplingParams
+from protocols.request import Finish
 from protocols.spans import is_sampled
-from protocols.stored import StoredRequest, decode_stored
+from protocols.stored import StoredRequest
 from protocols.weights import ORIGINAL
-from protocols.wire import encode
 from runtime.ledger import Ledger, StaleRequest
 from runtime.tracing import trace_fields
 
 Outgoing = tuple[str, Message]
 """Name of the actor to send to, and the message."""
-
-KEPT_MESSAGES = 1 << 16
-"""Bytes of a conversation kept in the ledger, so that it can be continued after its frontend's death."""
-
-_RING_OVERHEAD = 4096
-"""A Submit, smaller than its record in the ledger, must fit the ring whose half is its longest record."""
 
 _ABORTED = ErrorBody(499, "The client went away.", "request_aborted", "aborted")
 _FAILED = ErrorBody(500, "The tokenizer failed on this prompt.", "server_error", "internal_error")
@@ -71,10 +62,10 @@ class Core:
         self._prompter = Prompter(config.model, codec, config.ring_bytes, GrammarMaker(config, codec))
         self._answerer = Answerer(codec, self._prompter, config.ring_bytes // 2, log)
         self.down = "balancer" if config.dp > 1 else "scheduler.0"
-        self._largest = config.ring_bytes // 2 - _RING_OVERHEAD
         self._index = index
         self._codec = codec
         self._ledger = ledger
+        self._records = Records(config, ledger, log)
         self._log = log
         self._streams: dict[int, ChoiceStream] = {}
         self._aborted = Aborts()
@@ -126,13 +117,13 @@ class Core:
             return [self._refusal(message, message.rids[0], prompted)]
         fresh = [rid for rid in message.rids if self._is_new(rid)]
         aborted = [rid for rid in fresh if rid in self._aborted]
-        stored = [_stored(message, prompted, rid, self._index) for rid in fresh if rid not in self._aborted]
+        stored = [record(message, prompted, rid, self._index) for rid in fresh if rid not in self._aborted]
         refusals = [self._refusal(message, rid, _ABORTED) for rid in aborted]
         try:
-            kept = [record for record in stored if self._put(record)]
+            kept = [each for each in stored if self._records.put(each)]
         except UserError as error:
             return refusals + self._no_room(message, fresh, error.body)
-        return refusals + [out for record in kept for out in self._begin(record)]
+        return refusals + [out for each in kept for out in self._begin(each)]
 
     def _no_room(self, message: Generate, fresh: list[int], error: ErrorBody) -> list[Outgoing]:
         """A Refused speaks of all choices. Where some of them run already, since the request was sent again,
@@ -147,27 +138,6 @@ class Core:
             return rid not in self._streams and not self._ledger.request(rid)
         except StaleRequest:
             return False
-
-    def _put(self, stored: StoredRequest) -> bool:
-        """Write the record; False when the frontend has given the slot up. Raises UserError."""
-        record = encode(stored)
-        if len(record) > min(self._largest, self._ledger.layout.request_bytes):
-            raise UserError("The request is too large.", status=413, code="request_too_large")
-        try:
-            self._ledger.put_request(stored.submit.rid, record)
-        except StaleRequest:
-            return False
-        except OSError as error:
-            submit = stored.submit
-            self._log.error("ledger_full", rid=submit.rid, error=str(error), **trace_fields(submit.trace))
-            raise UserError(
-                "The server has no memory for another request.",
-                status=503,
-                type="overloaded_error",
-                code="server_overloaded",
-                retry_after=1,
-            ) from error
-        return True
 
     def _begin(self, stored: StoredRequest) -> list[Outgoing]:
         stream = self._streams[stored.submit.rid] = self._stream(stored)
@@ -199,7 +169,7 @@ class Core:
         """Everything that a choice has said so far, for a frontend that follows it from now on."""
         rid, to = message.rid, message.origin
         try:
-            stored = self._stored(rid)
+            stored = self._records.read(rid)
             if stored is None:
                 return [(f"frontend.{to}", Refused(rid, _GONE))]
             fresh = self._stream(stored)
@@ -249,17 +219,9 @@ class Core:
         except StaleRequest:
             return TokenRow(row.rid, stream.received, (), Finish.ABORT)
         except LookupError:
-            trace = self._trace(row.rid)
+            trace = self._records.trace(row.rid)
             self._log.error("rows_lost", rid=row.rid, start=row.start, received=stream.received, **trace)
             return TokenRow(row.rid, stream.received, (), Finish.ERROR, error=_LOST)
-
-    def _trace(self, rid: int) -> dict[str, str]:
-        """What a log line says of the trace of an open choice."""
-        try:
-            stored = self._stored(rid)
-        except StaleRequest:
-            stored = None
-        return trace_fields(stored.submit.trace) if stored is not None else {}
 
     def _close(self, stream: ChoiceStream, finish: Finish) -> list[Outgoing]:
         """The choice is finished; where only this actor knows, the scheduler is told."""
@@ -282,7 +244,7 @@ class Core:
                 self._streams.pop(rid, None)
 
     def _recover(self, rid: int) -> Iterator[Outgoing]:
-        stored = self._stored(rid)
+        stored = self._records.read(rid)
         if stored is None or stored.submit.origin != self._index or rid in self._streams:
             return
         yield from self._siblings(stored)
@@ -295,14 +257,6 @@ class Core:
         if stream.closed:
             yield from self._close(stream, self._ledger.finish(rid))
 
-    def _stored(self, rid: int) -> StoredRequest | None:
-        record = self._ledger.request(rid)
-        try:
-            return decode_stored(record) if record else None
-        except PeerError as error:
-            self._log.error("ledger_record_bad", rid=rid, error=str(error))
-            return None
-
     def _siblings(self, stored: StoredRequest) -> Iterator[Outgoing]:
         """Choices of the same request whose record was not written any more: same prompt, other number."""
         for choice, rid in enumerate(stored.generate.rids):
@@ -311,7 +265,7 @@ class Core:
                     stored, submit=msgspec.structs.replace(stored.submit, rid=rid, choice=choice)
                 )
                 try:
-                    yield from self._begin(sibling) if self._put(sibling) else ()
+                    yield from self._begin(sibling) if self._records.put(sibling) else ()
                 except UserError as error:
                     yield _deltas(stored.generate.origin, [_failed(rid, error.body)])
 
@@ -322,34 +276,3 @@ def _deltas(frontend: int, rows: list[TextRow]) -> Outgoing:
 
 def _failed(rid: int, error: ErrorBody) -> TextRow:
     return TextRow(rid, 0, "", 0, Finish.ERROR, error=error)
-
-
-def _stored(message: Generate, prompted: Prompted, rid: int, index: int) -> StoredRequest:
-    """The ledger's record of one choice."""
-    output, prompt = message.output, message.prompt
-    kept = output.echo and isinstance(prompt, TextPrompt)
-    if isinstance(prompt, ChatPrompt):
-        output = msgspec.structs.replace(output, echo=False, thinking=prompted.thinking)
-        kept = bool(message.client) and len(prompt.messages) <= KEPT_MESSAGES
-    return StoredRequest(
-        msgspec.structs.replace(
-            message,
-            prompt=prompt if kept else TokenPrompt(b""),
-            sampling=SamplingParams(),
-            output=output,
-            rules=Rules(),
-        ),
-        Submit(
-            rid,
-            index,
-            message.rids.index(rid),
-            prompted.tokens,
-            prompted.sampling,
-            message.priority,
-            message.salt,
-            message.trace,
-            message.arrived_ns,
-            adapter=message.adapter,
-            whole=output.whole and not output.stop,
-        ),
-    )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from actors.frontend import finder, ledger_slots
 from actors.frontend.live import LiveResponse, Reader
-from actors.tokenizer import core
+from actors.tokenizer import records
 from actors.tokenizer.outgoing import Backlog
 from protocols.errors import UserError
 from protocols.messages import Abort, Deltas, Replay, StopHere, TextRow
@@ -316,7 +316,7 @@ async def test_an_adopted_response_can_be_continued() -> None:
 
 
 async def test_a_long_conversation_does_not_survive_its_frontend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "KEPT_MESSAGES", 20)
+    monkeypatch.setattr(records, "KEPT_MESSAGES", 20)
     with edge_of() as edge:
         live = await edge.create(0, "one")
         edge.take(edge.commit(rid_of(live), ids_of("two"), Finish.LENGTH))
