@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import trio
 
 from protocols.errors import StartError, VerbError
-from protocols.orders import Adjust, Answer, Done, Held, Memory, Order, Release, Restore
+from protocols.orders import Adjust, Answer, Done, Held, Order, Release, Restore
+from protocols.standing import Memory
 from protocols.weights import Leave
 from runtime.actor import Context
 from runtime.orders import Handler

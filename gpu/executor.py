@@ -45,9 +45,10 @@ from gpu.speculation import Speculator
 from gpu.versions import Versions
 from protocols.config import Config, KernelChoice, graph_sizes
 from protocols.errors import StartError
-from protocols.orders import Memory, StartProfile
+from protocols.orders import StartProfile
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
+from protocols.standing import Memory
 from protocols.weights import ORIGINAL, Weights
 
 

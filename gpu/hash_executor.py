@@ -28,9 +28,10 @@ from gpu.lora.table import AdapterTable
 from gpu.step_recording import StepRecording
 from protocols import oracle
 from protocols.config import Config, Speculate
-from protocols.orders import Memory, StartProfile
+from protocols.orders import StartProfile
 from protocols.plan import Chunk, Logprobs, Plan, PromptOutput, SlotOpen, StepDone
 from protocols.sampling import Pool
+from protocols.standing import Memory
 from protocols.weights import ORIGINAL, Weights
 
 DEFAULT_PAGES = 4096

@@ -13,7 +13,8 @@ import trio
 
 from protocols.board import Column, State
 from protocols.config import Config
-from protocols.orders import Answer, Freeze, Frozen, Order, Stack, Stacked, Standing
+from protocols.orders import Answer, Freeze, Frozen, Order, Stack, Stacked
+from protocols.standing import Standing
 from runtime import garbage
 from runtime.blackbox import BlackBox
 from runtime.board import Board, Row

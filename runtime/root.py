@@ -19,7 +19,8 @@ import trio
 
 from protocols.config import Config
 from protocols.errors import StartError, VerbError
-from protocols.orders import Answer, Order, Standing
+from protocols.orders import Answer, Order
+from protocols.standing import Standing
 from runtime import status
 from runtime.admin import Reply
 from runtime.board import Row

@@ -16,7 +16,7 @@ import msgspec
 
 from protocols.config import Config
 from protocols.ledger import Layout
-from protocols.orders import Standing
+from protocols.standing import Standing
 from runtime.blackbox import BlackBox
 from runtime.board import Board, Row
 from runtime.doorbell import Doorbell

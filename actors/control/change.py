@@ -22,7 +22,8 @@ from actors.control.fields import LONGEST, choice, flag, label, number
 from actors.control.ranks import gather, granted, processes, tell_all, to_all
 from protocols.board import Column
 from protocols.errors import VerbError
-from protocols.orders import Answer, Continue, Know, Order, Pause, PauseMode, Renew
+from protocols.orders import Answer, Continue, Know, Order, Pause, Renew
+from protocols.standing import PauseMode
 from protocols.weights import Commit, Discard, Examine, Mode, Source, Stage, Staged, Weights
 from runtime.admin import Reply, Request, Send
 from runtime.orders import Gone

@@ -10,7 +10,8 @@ from actors.control.change import Manner, laid_over
 from actors.control.fields import LONGEST, number
 from actors.control.ranks import gather, granted, tell_all, to_each
 from protocols.errors import VerbError
-from protocols.orders import Memory, Order
+from protocols.orders import Order
+from protocols.standing import Memory
 from protocols.weights import Group, Join, Leave, Receive
 from runtime.admin import Reply, Request, Send
 from runtime.root import Root

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from actors.control import pace
 from actors.control.fields import LONGEST, number
 from protocols.errors import VerbError
-from protocols.orders import Answer, Held, Memory, PauseMode, Release, Restore
+from protocols.orders import Answer, Held, Release, Restore
+from protocols.standing import Memory, PauseMode
 from runtime.admin import Reply, Request, Send
 from runtime.root import Root
 from runtime.verbs import Verb

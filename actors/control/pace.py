@@ -11,19 +11,8 @@ from actors.control.progress import until_none
 from protocols.board import Column
 from protocols.config import Speculate
 from protocols.errors import VerbError, several
-from protocols.orders import (
-    Adjust,
-    Continue,
-    Drain,
-    Flush,
-    Flushed,
-    Freeze,
-    Frozen,
-    Pause,
-    Paused,
-    PauseMode,
-    Settings,
-)
+from protocols.orders import Adjust, Continue, Drain, Flush, Flushed, Freeze, Frozen, Pause, Paused
+from protocols.standing import PauseMode, Settings
 from runtime.admin import Reply, Request, Send
 from runtime.root import ORDER_SECONDS, Root
 from runtime.verbs import Verb

@@ -38,12 +38,10 @@ from protocols.orders import (
     Held,
     Inquire,
     Inquired,
-    Memory,
     Open,
     Order,
     Pause,
     Paused,
-    PauseMode,
     Release,
     Renew,
     Restore,
@@ -51,6 +49,7 @@ from protocols.orders import (
     Users,
 )
 from protocols.plan import ExecutorReady
+from protocols.standing import Memory, PauseMode
 from runtime.actor import Context
 from runtime.failpoints import reach
 

@@ -41,23 +41,10 @@ from actors.scheduler.tally import Tally
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit
-from protocols.orders import (
-    Adjust,
-    Continue,
-    EndRequests,
-    Flush,
-    Memory,
-    Pause,
-    PauseMode,
-    Release,
-    Renew,
-    Restore,
-    SetAdapters,
-    Settings,
-    Standing,
-)
+from protocols.orders import Adjust, Continue, EndRequests, Flush, Pause, Release, Renew, Restore, SetAdapters
 from protocols.plan import ExecutorReady, StepDone
 from protocols.request import Finish
+from protocols.standing import Memory, PauseMode, Settings, Standing
 
 Ordered = Pause | Continue | Flush | Renew | Release | Restore | Adjust | EndRequests | SetAdapters
 Mail = SchedulerMail | Resume | Ordered

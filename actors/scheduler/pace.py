@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.scheduler.sequence import Sequence
-from protocols.orders import PauseMode
+from protocols.standing import PauseMode
 
 
 class Pace:

@@ -13,7 +13,8 @@ import msgspec
 from msgspec import field
 
 from protocols.openai.generation import Int
-from protocols.orders import Activity, Memory, PauseMode
+from protocols.orders import Activity
+from protocols.standing import Memory, PauseMode
 
 
 def _words(kind: type[enum.StrEnum]) -> msgspec.Meta:

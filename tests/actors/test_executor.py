@@ -20,9 +20,10 @@ from protocols.board import Column, State
 from protocols.config import Config, ExecutorKind, ModelCard
 from protocols.ledger import Layout
 from protocols.messages import SchedulerMail
-from protocols.orders import Adjust, Done, Settings
+from protocols.orders import Adjust, Done
 from protocols.plan import Chunk, ExecutorReady, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
+from protocols.standing import Settings
 from runtime.actor import Context
 from runtime.board import Board
 from runtime.ledger import Ledger

@@ -11,7 +11,8 @@ import trio
 import trio.testing
 
 from protocols.errors import PeerError, VerbError
-from protocols.orders import Answer, Continue, Done, Flush, Flushed, Order, Pause, Paused, PauseMode
+from protocols.orders import Answer, Continue, Done, Flush, Flushed, Order, Pause, Paused
+from protocols.standing import PauseMode
 from runtime import frames
 from runtime.orders import Gone, Handler, Line, obey
 

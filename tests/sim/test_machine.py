@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from protocols.config import Policy
 from protocols.messages import Abort
-from protocols.orders import Adjust, PauseMode, Settings
+from protocols.orders import Adjust
 from protocols.request import Finish
+from protocols.standing import PauseMode, Settings
 from tests.sim.world import World, tokens_of
 
 STEMS = (tuple(range(16)), tuple(range(8)) + (1,) * 8, (7,) * 16)

@@ -18,10 +18,11 @@ from protocols.adapters import Adapter
 from protocols.config import Policy
 from protocols.messages import Abort, StopHere, Submit
 from protocols.oracle import continuation, next_token, sequence_key
-from protocols.orders import Continue, Flush, Pause, PauseMode, Renew, Standing
+from protocols.orders import Continue, Flush, Pause, Renew
 from protocols.plan import ExecutorReady, Plan
 from protocols.request import Finish
 from protocols.sampling import SamplingParams
+from protocols.standing import PauseMode, Standing
 from protocols.weights import NOBODY, Made, Weights
 from tools.simulation.executor import VirtualExecutor
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from protocols.orders import Memory, PauseMode
+from protocols.standing import Memory, PauseMode
 from tools.actorctl.output import facts, output_option
 from tools.actorctl.target import Ask, administers, confirmed, orders, patient, yes_option
 
