@@ -107,25 +107,28 @@ class RingWire:
             part.close()
 
 
+def connect(path: str, bind: bool, *, echo: bool) -> tuple[Any, Any, Any]:
+    """pyzmq's context, and the sockets out and in: PUSH and PULL one way, one PAIR for round trips,
+    high-water marks out of the way. bind: whether this is the end that comes first."""
+    context: zmq.Context[Any] = zmq.Context()
+    kinds = [zmq.PAIR] if echo else [zmq.PUSH, zmq.PULL]
+    lanes = range(len(kinds)) if bind else reversed(range(len(kinds)))
+    sockets = []
+    for kind, lane in zip(kinds, lanes, strict=True):
+        socket = context.socket(kind)
+        socket.set_hwm(HIGH_WATER)
+        (socket.bind if bind else socket.connect)(f"ipc://{path}.{lane}")
+        sockets.append(socket)
+    return context, sockets[0], sockets[-1]
+
+
 class ZmqWire:
-    """PUSH and PULL one way, PAIR for round trips, high-water marks out of the way."""
+    """pyzmq's blocking calls."""
 
     def __init__(self, echo: bool, path: str, bind: bool, copy: bool) -> None:
-        self._context: zmq.Context[Any] = zmq.Context()
+        self._context, self._out, self._into = connect(path, bind, echo=echo)
         self._spec = {"echo": echo, "path": path, "bind": False, "copy": copy}
         self._copy = copy
-        kinds = [zmq.PAIR] if echo else [zmq.PUSH, zmq.PULL]
-        lanes = range(len(kinds)) if bind else reversed(range(len(kinds)))
-        sockets = [
-            self._open(kind, f"ipc://{path}.{lane}", bind) for kind, lane in zip(kinds, lanes, strict=True)
-        ]
-        self._out, self._into = sockets[0], sockets[-1]
-
-    def _open(self, kind: int, address: str, bind: bool) -> Any:
-        socket = self._context.socket(kind)
-        socket.set_hwm(HIGH_WATER)
-        (socket.bind if bind else socket.connect)(address)
-        return socket
 
     def spec(self) -> dict[str, Any]:
         return self._spec
