@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,16 +15,7 @@ from protocols.board import Column
 from protocols.messages import Abort, Plan, SchedulerMail, StepDone, StopHere
 from protocols.wire import Decoder, encode_batch
 from runtime.board import Board
-from runtime.channel import (
-    HOLDOFF_LAST,
-    POLL_NS,
-    RELOOK,
-    SHORT_WAIT_NS,
-    TOGETHER,
-    Inbox,
-    Outbox,
-    Patience,
-)
+from runtime.channel import RELOOK, TOGETHER, Inbox, Outbox
 from runtime.doorbell import Doorbell
 from runtime.memory import MemoryDoorbell, MemoryRing
 from runtime.ring import Ring
@@ -355,32 +345,3 @@ def test_a_damaged_ring_costs_its_unread_mail_and_no_more() -> None:
     assert office.messages() == [step(4)]
     other.close()
     office.close()
-
-
-def test_patience_begins_with_a_short_wait_and_lasts_while_it_is_rewarded() -> None:
-    patience = Patience()
-    assert patience.nanoseconds == 0
-    patience.parked(SHORT_WAIT_NS)
-    assert patience.nanoseconds == 0, "long waits are slept through"
-    patience.parked(SHORT_WAIT_NS - 1)
-    for _ in range(3):
-        assert patience.nanoseconds == POLL_NS
-        patience.found()
-    patience.parked(10)
-    assert patience.nanoseconds == 0, "in vain once is enough"
-
-
-def test_patience_that_is_never_rewarded_fades() -> None:
-    patience, polls = Patience(), []
-    for wait in range(20_000):
-        patience.parked(10)
-        if patience.nanoseconds:
-            polls.append(wait)
-    gaps = [later - earlier for earlier, later in pairwise(polls)]
-    assert gaps == sorted(gaps) and gaps[0] <= 3 and gaps[-1] >= HOLDOFF_LAST
-    patience = Patience()
-    patience.parked(10)
-    patience.found()
-    patience.parked(10)
-    patience.parked(10)
-    assert patience.nanoseconds == POLL_NS, "a success makes the next try near again"
