@@ -56,7 +56,7 @@ class PauseGeneration(AdminBody, kw_only=True):
 
 
 class ChangeWeights(AdminBody, kw_only=True):
-    """What every change of weights may hold; see `actors.control.weights.Manner`."""
+    """What every change of weights may hold; see `actors.control.change.Manner`."""
 
     version: str | None = field(default=None, name="weight_version")
     mode: str | None = None
