@@ -43,11 +43,13 @@ def test_links_lead_somewhere(document: pathlib.Path) -> None:
 
 
 def _missing_files(text: str) -> Iterator[str]:
-    """Files that are named and not there. In a row of a table a name without a folder lies in the folder of
-    the one before it."""
+    """Files that are named and not there. A name without a folder lies in the folder of the file, or of the
+    module, that its line has named before it."""
     for line in text.splitlines():
         folder = ROOT
         for name in QUOTED.findall(line):
+            if NAME.fullmatch(f"`{name}`"):
+                folder = _module(name).parent
             if not FILE.fullmatch(name):
                 continue
             if "/" in name:
@@ -64,17 +66,24 @@ def test_the_map_of_the_files_is_true() -> None:
     assert list(_missing_files((ROOT / "CONTRIBUTING.md").read_text())) == []
 
 
-def _defines(name: str) -> bool:
-    """Whether `name` is a package, a module, or what a module defines (and a class in it)."""
+def _module(name: str) -> pathlib.Path:
+    """The file of the module or package that a dotted name begins with."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         path = ROOT.joinpath(*parts[:length])
         module = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if not module.exists():
-            continue
-        source = module.read_text()
-        return all(re.search(DEFINED.replace("NAME", part), source, re.MULTILINE) for part in parts[length:])
-    return False
+        if module.exists():
+            return module
+    raise FileNotFoundError(name)
+
+
+def _defines(name: str) -> bool:
+    """Whether `name` is a package, a module, or what a module defines (and a class in it)."""
+    module = _module(name)
+    depth = len(module.relative_to(ROOT).parts) - (module.name == "__init__.py")
+    source = module.read_text()
+    further = name.split(".")[depth:]
+    return all(re.search(DEFINED.replace("NAME", part), source, re.MULTILINE) for part in further)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
