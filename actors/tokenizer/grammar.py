@@ -27,6 +27,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 from actors.answers.calls import HermesCalls, MistralCalls
 from actors.answers.formats import TOOL_FORMATS
 from actors.tokenizer.codec import Codec
+from actors.tokenizer.schema import bounded
+from actors.tokenizer.schema_keys import NotUnderstood
 from actors.tokenizer.tags import TagGrammar
 from protocols import structural_tags
 from protocols.config import Config
@@ -105,8 +107,21 @@ class GrammarMaker:
         for number, tool in enumerate(rules.tools):
             parts[f"tool_{number}"] = _arguments(tool)
             self._check({"grammars": [parts[f"tool_{number}"]]}, f"tools[{number}].parameters")
+        parts = {name: self._bounded(part) for name, part in parts.items()}
         whole = {"grammars": [self._top(rules, thoughts, thinking), *_named(parts)], "written": written}
         return self._check(whole, "tools" if rules.tools else rules.shape.param if rules.shape else "")
+
+    def _bounded(self, part: Grammar) -> Grammar:
+        """In place of a schema that has been checked, a grammar in which what it leaves open has an end; the
+        schema itself where there is none."""
+        if "json_schema" not in part:
+            return part
+        try:
+            found: Grammar = {"lark_grammar": bounded(part["json_schema"])}
+            self._check({"grammars": [found]}, "")
+        except (NotUnderstood, UserError):
+            return part
+        return found
 
     def _shape(self, shape: Shape) -> dict[str, Grammar]:
         """The grammar "shape", and what it makes use of."""
