@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import click
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -29,6 +29,7 @@ from rich.text import Text
 
 from runtime import admin
 from tools.actorctl.serve import DEMO_MODEL
+from tools.background import background
 from tools.bench import load
 from tools.bench.serve import random_prompts
 from tools.launch import Launched, launched
@@ -93,39 +94,25 @@ class Terminal:
         return written.decode().replace("\r\n", "\n")
 
 
-@contextlib.contextmanager
-def loaded(status: Mapping[str, object]) -> Iterator[None]:
+def loaded(status: Mapping[str, object]) -> contextlib.AbstractContextManager[None]:
     """Twelve clients meanwhile."""
-    over = threading.Event()
     workload = load.Workload(str(status["model"]), 12, random_prompts(24, 60), 300)
 
-    def ask() -> None:
+    def ask(over: threading.Event) -> None:
         while not over.is_set():
             load.run(str(status["host"]), int(str(status["port"])), workload, load.HttpDialogue)
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return background(ask)
 
 
-@contextlib.contextmanager
-def killed(demo: Launched, name: str) -> Iterator[None]:
+def killed(demo: Launched, name: str) -> contextlib.AbstractContextManager[None]:
     """An actor is killed soon."""
 
-    def kill() -> None:
+    def kill(_over: threading.Event) -> None:
         time.sleep(3.0)
         admin.ask(demo.address, {"verb": "actor.kill", "name": name})
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+    return background(kill)
 
 
 def traced(status: Mapping[str, object]) -> str:

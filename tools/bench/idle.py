@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from tools.actorctl.serve import DEMO_MODEL
+from tools.background import background
 from tools.bench import load
 from tools.bench.serve import company, random_prompts, summary
 from tools.bench.statistics import number, spread
@@ -35,9 +36,8 @@ _COLUMNS = {
 def idle_sockets(host: str, port: int, count: int) -> Iterator[None]:
     """`count` open WebSockets that only ping, each at its own time."""
     sockets = [_open(host, port) for _ in range(count)]
-    over = threading.Event()
 
-    def ping() -> None:
+    def ping(over: threading.Event) -> None:
         while True:
             for sock in sockets:
                 if over.wait(PING_SECONDS / count):
@@ -45,13 +45,10 @@ def idle_sockets(host: str, port: int, count: int) -> Iterator[None]:
                 sock.sendall(_PING)
                 sock.recv(1 << 16)
 
-    thread = threading.Thread(target=ping)
-    thread.start()
     try:
-        yield
+        with background(ping):
+            yield
     finally:
-        over.set()
-        thread.join()
         for sock in sockets:
             sock.close()
 
