@@ -32,11 +32,11 @@ from protocols.orders import (
     ReadAdapter,
     RecordExperts,
     SetAdapters,
+    Standing,
     TakeExperts,
 )
 from protocols.plan import ExecutorReady, Plan, StepDone
 from protocols.spans import SpanName
-from protocols.weights import ORIGINAL, Weights
 from runtime.actor import Context
 from runtime.failpoints import reach
 
@@ -103,7 +103,7 @@ class Gate:
 async def run(context: Context[ExecutorMail]) -> None:
     """Load, announce, and serve until asked to stop."""
     with context.busy():
-        executor = _load(context.config, context.progress, context.index, context.standing.weights)
+        executor = _load(context.config, context.progress, context.index, context.standing)
         first = context.incarnation <= 1
         adapting.begin(executor.adapters, context.standing.adapters, context.log, first=first)
         executor.record_experts(bool(context.standing.recording))
@@ -148,18 +148,20 @@ def preload(config: Config) -> None:
 
 
 def _load(
-    config: Config, progress: Callable[[str], None], replica: int = 0, weights: Weights = ORIGINAL
+    config: Config, progress: Callable[[str], None], replica: int = 0, standing: Standing | None = None
 ) -> Executor:
-    """The executor for `config` with `weights`. torch is imported only for a model."""
+    """The executor for `config` with the weights that stand. torch is imported only for a model."""
+    standing = standing or Standing()
     match config.executor:
         case ExecutorKind.HASH:
             from gpu.hash_executor import HashExecutor
 
-            return HashExecutor.load(config, progress, weights)
+            return HashExecutor.load(config, progress, standing.weights)
         case ExecutorKind.MODEL:
             from gpu.executor import Executor as ModelExecutor
 
-            return ModelExecutor.load(config, progress, replica, weights)
+            adapted = bool(standing.adapters)
+            return ModelExecutor.load(config, progress, replica, standing.weights, adapted=adapted)
 
 
 def _scheduler(context: Context[ExecutorMail]) -> str:

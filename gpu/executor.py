@@ -25,7 +25,7 @@ from gpu.cpu import cores
 from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
 from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, Recorder
-from gpu.cuda.memory import GRAPHS_BYTES, largest_step, step_bytes
+from gpu.cuda.memory import hold, needed_by_steps
 from gpu.cuda.staging import to_device
 from gpu.device import choose_device
 from gpu.expert_counts import ExpertCounts
@@ -50,6 +50,9 @@ from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
 from protocols.standing import Memory
 from protocols.weights import ORIGINAL, Weights
+
+_WARMING = (128, 64, 32, 2)
+"""Tokens of prefills for which there are different kernels."""
 
 
 class Executor:
@@ -100,9 +103,12 @@ class Executor:
         progress: Callable[[str], None],
         replica: int = 0,
         weights: Weights = ORIGINAL,
+        *,
+        adapted: bool = False,
     ) -> Executor:
-        """Load the model of `config` with `weights`, reserve its pages, as replica number `replica`. Tells
-        `progress` what it does; StartError with a sentence when it cannot be done."""
+        """Load the model of `config` with `weights`, reserve its pages, as replica number `replica`. adapted:
+        adapters are to follow, for which there has to be room beside the pages. Tells `progress` what it
+        does; StartError with a sentence when it cannot be done."""
         device = choose_device(config.device, replica)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # events are recorded on the current device
@@ -115,35 +121,30 @@ class Executor:
                 model, dtype = load_model(config, device, progress, kernels, weights)
             except torch.OutOfMemoryError as error:
                 raise StartError(f"the weights of {config.model.name} do not fit on {device}.") from error
-            reserved = cls._step_memory(config, model, dtype, device) if device.type == "cuda" else 0
+            if adapted and model.lora is not None:
+                hold(model.lora, config)
             stored = stored_as(config, dtype, device)
+
+            def pool_of(pages: int) -> KvPool:
+                return KvPool(model.kv, pages, config.page_size, dtype, device, stored)
+
+            def trial(pages: int) -> Callable[[Plan], StepDone]:
+                small = cls(config, model, pool_of(pages))
+                return lambda plan: small.finish(small.launch(plan))
+
+            reserved = needed_by_steps(config, trial, device) if device.type == "cuda" else 0
             pages = choose_pages(config, model.kv, stored, device, reserved)
-            pool = KvPool(model.kv, pages, config.page_size, dtype, device, stored)
+            pool = pool_of(pages)
         progress(f"{pages} pages of {config.page_size} tokens in {stored} on {device}")
         executor = cls(config, model, pool, kernels, weights, progress)
         executor._grammars.preload()
         executor.warm_up()
         sizes = graph_sizes(config.cuda_graphs, config.max_running)
         if device.type == "cuda":
-            executor.use_graphs(sizes, CudaRecorder(), progress)
+            executor.use_graphs(sizes, CudaRecorder(device), progress)
         elif config.cuda_graphs not in ("auto", "off"):
             raise StartError("--cuda-graphs needs a CUDA device.", exit_code=2)
         return executor
-
-    @classmethod
-    def _step_memory(cls, config: Config, model: Model, dtype: torch.dtype, device: torch.device) -> int:
-        """Bytes of a GPU that steps need, measured: the largest one runs over a small pool."""
-        plan, pages = largest_step(config)
-        stored = stored_as(config, dtype, device)
-        small = cls(config, model, KvPool(model.kv, pages, config.page_size, dtype, device, stored))
-        try:
-            needed = step_bytes(lambda: small.finish(small.launch(plan)), device)
-        except torch.OutOfMemoryError as error:
-            raise StartError(
-                f"a step of {config.chunk_size} tokens does not fit beside the weights on {device}: "
-                "use a smaller --chunk-size."
-            ) from error
-        return needed + (GRAPHS_BYTES if graph_sizes(config.cuda_graphs, config.max_running) else 0)
 
     @torch.inference_mode()
     def use_graphs(self, sizes: Sequence[int], recorder: Recorder, progress: Callable[[str], None]) -> None:
@@ -174,13 +175,20 @@ class Executor:
 
     def warm_up(self) -> None:
         """Run a small prefill and a decode, so that the first request does not wait for kernels to be
-        compiled and loaded. In an epoch of its own: the next plan forgets it."""
-        tokens = min(2, self.page_size)
+        compiled and loaded; on a GPU larger ones too, for which there are others. In epochs of their own: the
+        next plan forgets them."""
+        for tokens in _WARMING if self.asynchronous else _WARMING[-1:]:
+            self.run_alone(min(tokens, self.page_size * self.pages, max(1, self._context - 1)))
+
+    def run_alone(self, tokens: int) -> None:
+        """A prefill of so many tokens, and a decode where it has room, of no request."""
+        epoch = -1 - tokens
         opening = SlotOpen(0, 0, SamplingParams(temperature=0.0, seed=0), 0, tokens, 0)
-        chunk, grant = Chunk(0, 0, bytes(4 * tokens), True), PageGrant(0, 0, bytes(4))
-        self.finish(self.launch(Plan(-1, 0, (), (opening,), (grant,), (chunk,))))
-        if self.page_size > tokens:
-            self.finish(self.launch(Plan(-1, 1, decodes=bytes(4))))
+        pages = np.arange(-(-tokens // self.page_size), dtype="<i4")
+        chunk, grant = Chunk(0, 0, bytes(4 * tokens), True), PageGrant(0, 0, pages.tobytes())
+        self.finish(self.launch(Plan(epoch, 0, (), (opening,), (grant,), (chunk,))))
+        if len(pages) * self.page_size > tokens:
+            self.finish(self.launch(Plan(epoch, 1, decodes=bytes(4))))
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:

@@ -101,7 +101,7 @@ class KvPool:
         """Take the memory again. The pages hold anything, but for the one of zeros."""
         for tensor in self._tensors():
             reclaim(tensor)
-            tensor[-1].zero_()
+            tensor.view(self.pages + 1, -1)[-1].zero_()
 
     def _tensors(self) -> Iterator[Tensor]:
         for layer in self.layers:

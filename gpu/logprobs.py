@@ -56,7 +56,11 @@ class RawLogprobs:
         self._at = to_device(rows, logits.device)
         self._kept = logits[self._at] if edited else None
         top = min(MAX_TOP_LOGPROBS, logits.shape[1])
-        tile = max(1, _TILE // logits.shape[1]) if logits.device.type == "cpu" else len(rows)
+        if logits.device.type != "cpu":
+            asking = logits[self._at] if self._kept is None else self._kept
+            self._norm, self._ids, self._values = _measure(asking.float(), top)
+            return
+        tile = max(1, _TILE // logits.shape[1])
         starts = range(0, len(rows), tile)
         parts = [_measure(draw_cpu.rows_of(logits, rows[start : start + tile]), top) for start in starts]
         self._norm, self._ids, self._values = (torch.cat(column) for column in zip(*parts, strict=True))

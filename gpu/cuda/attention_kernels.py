@@ -10,6 +10,9 @@ up to SPLITS programs, and a second kernel joins what they found. Where the part
 alone, so that a row gets the same bits in any crowd.
 
 Softmax is computed in powers of two; scores carry the factor log2(e).
+
+Nothing is specialised on what changes from step to step (where the numbers of a part of a batch begin): a
+kernel that is compiled in the midst of serving is a pause of everybody.
 """
 
 from __future__ import annotations
@@ -104,7 +107,7 @@ def _part(context, window, SPLITS: tl.constexpr, LEAST: tl.constexpr, WINDOWED: 
     return first, (share + LEAST - 1) // LEAST * LEAST
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["starts", "contexts", "tables", "table_stride"])
 def attend(
     query,
     out,
@@ -227,7 +230,7 @@ def attend(
     tl.store(target, result.to(out.dtype.element_ty), mask=there[:, None] & (value_dims < VALUE)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["contexts"])
 def join(
     partial,
     levels,
@@ -285,7 +288,7 @@ def put(x, pages, scales, place, here, HEADS: tl.constexpr, DIM: tl.constexpr, S
     tl.store(target, x.to(pages.dtype.element_ty), mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["places"])
 def store(
     key,
     value,

@@ -89,7 +89,7 @@ def _store_scaled(low, high, target, scales, here, HALF: tl.constexpr):
     tl.store(target + HALF, (high / scale[:, None]).to(target.dtype.element_ty), mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "places"])
 def _turn_and_store(
     qkv,
     row_stride,

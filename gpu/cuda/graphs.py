@@ -35,26 +35,40 @@ _ROW_BYTES = 8 * _LONG + 4 * _SHORT
 class Recorder(Protocol):
     """Makes work repeatable."""
 
+    def begin(self) -> None:
+        """Whatever was recorded before is gone, and what comes now shares memory."""
+        ...
+
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Run `work`, then return what does the same again, on the same memory."""
         ...
 
 
 class CudaRecorder:
-    """Records graphs that share one pool of memory, which works because no two of them run at a time."""
+    """Records graphs that share one pool of memory, which works because no two of them run at a time.
 
-    def __init__(self) -> None:
+    The pool is another one at each beginning: torch takes none whose graphs have all gone. All graphs come
+    from one stream, since the libraries of matrix products keep memory for each that they have seen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self.begin()
+
+    def begin(self) -> None:
+        """See `Recorder.begin`."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`."""
-        aside, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            work()
-        current.wait_stream(aside)
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            work()  # once beforehand: kernels are loaded, and libraries take what memory they want
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # Another thread may be busy with weights, which the mode of a whole process would not bear.
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
@@ -109,6 +123,7 @@ class DecodeGraphs:
         """Record every size of `model`, the largest first, since the others fit into its memory. To be called
         again when the model is exchanged, or anything has moved in memory."""
         self.release()
+        recorder.begin()
         self._lora = model.lora
         self._moved = 0 if model.lora is None else model.lora.moved
         ways = (False, True) if self._moved else (False,)

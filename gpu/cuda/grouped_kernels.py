@@ -34,7 +34,7 @@ class Groups:
         return cls(order, torch.searchsorted(found, every), count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["order", "starts", "factors"])
 def _grouped(
     x,
     weights,

@@ -11,7 +11,7 @@ from torch import Tensor
 _COLUMNS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x,
     numbers,

@@ -16,6 +16,7 @@ from torch import Tensor
 from gpu import draw
 
 _BLOCK = 4096
+_SEEN_BLOCK = 1024
 _SCALE: tl.constexpr = tl.constexpr(draw.SCALE)
 _LEAST: tl.constexpr = tl.constexpr(-(2**31))
 
@@ -89,7 +90,9 @@ def _total(row, vocab, best, factor, lowest, least, BLOCK: tl.constexpr):
     return tl.sum(sums, 0)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["rows", "bests", "factors", "top_ks", "top_ps", "floors", "points", "out"],
+)
 def _choose(
     logits, stride, rows, bests, factors, top_ks, top_ps, floors, points, out, vocab, BLOCK: tl.constexpr
 ):
@@ -150,7 +153,9 @@ def choose(logits: Tensor, rows: Tensor, best: Tensor, limits: draw.Limits) -> T
     return out
 
 
-@triton.jit(do_not_specialize=["logits_stride", "seen_stride"])
+@triton.jit(
+    do_not_specialize=["logits_stride", "rows", "numbers", "lengths", "strengths", "seen_stride"],
+)
 def _penalise(
     logits,
     logits_stride,
@@ -200,8 +205,7 @@ def penalise(
     mask: the bits of a count that count output."""
     if longest == 0:
         return
-    block = min(1024, triton.next_power_of_2(longest))
-    _penalise[len(rows), triton.cdiv(longest, block)](
+    _penalise[len(rows), triton.cdiv(longest, _SEEN_BLOCK)](
         logits,
         logits.stride(0),
         rows,
@@ -213,11 +217,11 @@ def penalise(
         seen.stride(0),
         counts.shape[1],
         OUTPUT=mask,
-        BLOCK=block,
+        BLOCK=_SEEN_BLOCK,
     )
 
 
-@triton.jit(do_not_specialize=["seen_stride"])
+@triton.jit(do_not_specialize=["tokens", "rows", "numbers", "lengths", "seen_stride"])
 def _count(tokens, rows, numbers, lengths, counts, seen, seen_stride, vocab):
     """Grid (n,)."""
     which = tl.program_id(0)

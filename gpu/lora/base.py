@@ -44,6 +44,10 @@ class LoraSlots(Protocol):
     def prepare(self, changes: Changes) -> Any:
         """The adapter as this model multiplies with it, in the host's memory."""
 
+    def hold(self, slots: int, rank: int) -> None:
+        """Make room for any adapters in so many slots, of this rank at most, where room has to be made before
+        they come. Nothing moves for them then."""
+
     def reserve(self, slots: int, adapters: Sequence[Any]) -> bool:
         """Make room for any of these prepared adapters in any of so many slots; whether anything moved."""
 
@@ -102,10 +106,24 @@ def fuse(changes: Changes, modules: Sequence[str], sizes: Mapping[str, tuple[int
     return Fused(torch.cat([change.down for _, change in found]), up, scale)
 
 
+def fused_sizes(
+    slots_shapes: Mapping[str, tuple[int, int]], layers: int
+) -> list[tuple[int, int, int] | None]:
+    """(n, k, modules) of every fused map, in the order of `fused_maps`; None where no adapter may change
+    it."""
+    found = [[slots_shapes[name] for name in modules] for modules in _modules(slots_shapes, layers)]
+    return [(sum(n for n, _ in sizes), sizes[0][1], len(sizes)) if sizes else None for sizes in found]
+
+
+def _modules(slots_shapes: Mapping[str, tuple[int, int]], layers: int) -> list[list[str]]:
+    """Names of the modules of every fused map, as far as adapters may change them."""
+    names = [[f"layers.{layer}.{module}" for module in part] for layer in range(layers) for part in PARTS]
+    return [[name for name in modules if name in slots_shapes] for modules in names]
+
+
 def fused_maps(
     changes: Changes, slots_shapes: Mapping[str, tuple[int, int]], layers: int
 ) -> list[Fused | None]:
     """`fuse` of every fused map: those of layer 0 in the order of PARTS, then those of layer 1, and so on."""
-    names = [[f"layers.{layer}.{module}" for module in part] for layer in range(layers) for part in PARTS]
-    present = [[name for name in modules if name in slots_shapes] for modules in names]
+    present = _modules(slots_shapes, layers)
     return [fuse(changes, modules, slots_shapes) if modules else None for modules in present]

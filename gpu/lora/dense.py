@@ -57,6 +57,9 @@ class DenseSlots:
         """See `LoraSlots.prepare`."""
         return fused_maps(changes, self.shapes, self._layers)
 
+    def hold(self, slots: int, rank: int) -> None:
+        """See `LoraSlots.hold`: room is made when adapters come."""
+
     def reserve(self, slots: int, adapters: Sequence[object]) -> bool:
         """See `LoraSlots.reserve`."""
         return False

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpu.cuda.grouped_kernels import Groups, grouped
-from gpu.lora.base import Changes, Fused, fused_maps
+from gpu.lora.base import Changes, Fused, fused_maps, fused_sizes
 
 _RANKS = 16
 """A change is filled up with zeros to a multiple of so many ranks."""
@@ -42,8 +42,8 @@ class _Room:
 Prepared = Sequence[_Factors | None]
 
 
-def _padded(factors: _Factors) -> int:
-    return -(-len(factors.down) // _RANKS) * _RANKS
+def _padded(rank: int) -> int:
+    return -(-rank // _RANKS) * _RANKS
 
 
 class GroupedStep:
@@ -78,6 +78,15 @@ class GroupedSlots:
         return [self._factors(change) for change in fused_maps(changes, self.shapes, self._layers)]
 
     @torch.inference_mode()
+    def hold(self, slots: int, rank: int) -> None:
+        """See `LoraSlots.hold`."""
+        self._slots = max(slots, self._slots)
+        for number, size in enumerate(fused_sizes(self.shapes, self._layers)):
+            if size is not None:
+                n, k, modules = size
+                self._widen(number, n, k, _padded(modules * rank))
+
+    @torch.inference_mode()
     def reserve(self, slots: int, adapters: Sequence[Prepared]) -> bool:
         """See `LoraSlots.reserve`."""
         before = self.moved
@@ -92,7 +101,8 @@ class GroupedSlots:
         self._fit(slot + 1, prepared)
         for number, factors in enumerate(prepared):
             if factors is not None:
-                room, rank, padded = self._rooms[number], len(factors.down), _padded(factors)
+                room, rank = self._rooms[number], len(factors.down)
+                padded = _padded(rank)
                 room.down[slot, :rank].copy_(factors.down, non_blocking=True)
                 room.up[slot, :, :rank].copy_(factors.up, non_blocking=True)
                 room.down[slot, rank:padded].zero_()
@@ -116,36 +126,30 @@ class GroupedSlots:
         return _Factors(*(each.pin_memory() if self._device.type == "cuda" else each for each in both))
 
     def _fit(self, slots: int, prepared: Prepared) -> None:
-        slots = max(slots, self._slots)
+        self._slots = max(slots, self._slots)
         for number, factors in enumerate(prepared):
-            if factors is None:
-                continue
-            rank, held = _padded(factors), self._rooms.get(number)
-            if held is None or held.down.shape[1] < rank:
-                self._rooms[number] = self._room(held, slots, rank, factors)
-                self.moved += 1
-        if slots > self._slots:
-            self._slots = slots
-            for number, held in self._rooms.items():
-                if len(held.ranks) < slots:
-                    self._rooms[number] = self._room(held, slots, held.down.shape[1], None)
-                    self.moved += 1
+            if factors is not None:
+                rank, k = factors.down.shape
+                self._widen(number, len(factors.up), k, _padded(rank))
+        for number, held in list(self._rooms.items()):
+            self._widen(number, held.up.shape[1], held.down.shape[2], 0)
 
-    def _room(self, held: _Room | None, slots: int, rank: int, factors: _Factors | None) -> _Room:
-        """Room for more, with what was there."""
+    def _widen(self, number: int, n: int, k: int, rank: int) -> None:
+        """Room for all slots and this rank in a map [n, k], with what was there."""
+        held, slots = self._rooms.get(number), self._slots
         if held is not None:
-            n, k = held.up.shape[1], held.down.shape[2]
-        else:
-            assert factors is not None
-            n, k = len(factors.up), factors.down.shape[1]
+            count, before = held.down.shape[:2]
+            if count >= slots and before >= rank:
+                return
+            rank = max(rank, before)
         made = _Room(
             torch.zeros(slots, rank, k, dtype=self._dtype, device=self._device),
             torch.zeros(slots, n, rank, dtype=self._dtype, device=self._device),
             torch.zeros(slots, dtype=torch.int32, device=self._device),
         )
         if held is not None:
-            count, before = held.down.shape[:2]
             made.down[:count, :before] = held.down
             made.up[:count, :, :before] = held.up
             made.ranks[:count] = held.ranks
-        return made
+        self._rooms[number] = made
+        self.moved += 1

@@ -61,6 +61,9 @@ class PackedSlots:
         fused = fused_maps(changes, self.shapes, self._layers)
         return [self._pack(change, number % len(PARTS)) for number, change in enumerate(fused)]
 
+    def hold(self, slots: int, rank: int) -> None:
+        """See `LoraSlots.hold`: room is made when adapters come."""
+
     def reserve(self, slots: int, adapters: Sequence[Prepared]) -> bool:
         """See `LoraSlots.reserve`."""
         return False

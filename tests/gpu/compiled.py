@@ -1,7 +1,4 @@
-"""Compiles our Triton kernels for a Hopper GPU, which needs none, and prints the shared memory each takes.
-
-Run as a program, without Triton's interpreter: `python -m tests.gpu.compiled`.
-"""
+"""Compiles our Triton kernels for a Hopper GPU, which needs none, and prints the shared memory each takes."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gpu.cuda import attention_kernels, fused_kernels, grouped_kernels, quantized_kernels, sample_kernels
+from gpu.cuda import attention_kernels, fused_kernels, grouped_kernels, quantized_kernels
 
 HOPPER = GPUTarget("cuda", 90, 32)
 _TYPES = {
@@ -61,8 +58,8 @@ def _type(name: str) -> str:
     return "i32" if name.endswith(("_stride", "_row", "_head")) or name == "stride" else "*bf16"
 
 
-def main() -> None:
-    """Every kernel, in the shapes of Qwen3-8B."""
+def compile_all() -> None:
+    """What `tests.gpu.launched` does not come to, in the shapes of Qwen3-8B."""
     manner = {"CAPPED": True, "WINDOWED": True, "PRECISION": "tf32"}
     dims = {"KEY": 128, "VALUE": 128, "PAD_KEY": 128, "PAD_VALUE": 128}
     shape = {"GROUP": 4, "PAGE": 16, "BLOCK": 64, **manner, **dims}
@@ -70,47 +67,21 @@ def main() -> None:
     whole, one = {"SPLITS": 0, "LEAST": 0, "SINKS": True}, {"TOKENS": 1, "SINKS": False}
     joined = {"HEADS": 32, "VALUE": 128, "PAD_VALUE": 128, "WINDOWED": True, "SINKS": True, **parts}
     rows = {"HEADS": 8, "PAD_HEADS": 8, "KEY": 128, "PAD_KEY": 128, "VALUE": 128, "PAD_VALUE": 128}
-    heads = {"HEADS": 32, "KV_HEADS": 8, "BLOCK": 8, "DIM": 128, "HALF": 64, "PADDED": 64, "NORMS": True}
-    warps, pipelined = {"num_warps": 4}, {"num_stages": 2}
     group = {"GROUPS": 128, "PADDED": 128, "WEIGHED": True, "ROWS": 64, "COLUMNS": 64, "BLOCK": 128}
     expert = {**group, "SHARED": 8, "ADDS": False, "NARROW_N": False, "NARROW_K": False, "PRECISION": "tf32"}
-    adapter = {**expert, "SHARED": 1, "GROUPS": 8, "PADDED": 8, "ROWS": 16, "WEIGHED": False}
-    many: dict[str, int] = {"num_warps": 4, "num_stages": 3}
-    starts = {"starts": "*i64"}
-    sampled = {"stride": "i64", "logits": "*fp32", "out": "*i64"}
-    wide = {"logits_stride": "i64", "seen_stride": "i64", "logits": "*fp32", "rows": "*i64"}
+    tile = {"BIAS": True, "ROWS": 64, "COLUMNS": 32, "BLOCK": 256, "PRECISION": "tf32"}
+    warps, many, pipelined = {"num_warps": 4}, {"num_warps": 4, "num_stages": 3}, {"num_stages": 2}
     scaled, plain = {"SCALED": True}, {"SCALED": False}
     kept = {"keys": "*fp8e4nv", "values": "*fp8e4nv"}
-    tile = {"BIAS": True, "ROWS": 64, "COLUMNS": 32, "BLOCK": 256, "PRECISION": "tf32"}
-    weights = {"scale": "*fp32", "rows": "i32"}
+    weights = {"scale": "*fp32", "rows": "i32", "numbers": "*fp8e4nv"}
+    prefill = {**shape, **scaled, **whole, "TOKENS": 32, "ROWS": 128}
     for kernel, constants, options, *types in (
-        (quantized_kernels._product, tile, many, weights | {"numbers": "*i8"}),
-        (quantized_kernels._product, tile, many, weights | {"numbers": "*fp8e4nv"}),
-        (
-            attention_kernels.attend,
-            {**shape, **scaled, **whole, "TOKENS": 32, "ROWS": 128},
-            {"num_warps": 8},
-            kept,
-        ),
-        (attention_kernels.attend, {**shape, **scaled, **parts, **one, "ROWS": 16}, warps, kept),
-        (attention_kernels.store, {**rows, **scaled}, warps, kept),
-        (fused_kernels._turn_and_store, {**heads, **scaled}, warps, kept),
-        (grouped_kernels._grouped, expert, many, starts),
-        (grouped_kernels._grouped, {**adapter, "NARROW_N": True}, many, starts),
-        (grouped_kernels._grouped, {**adapter, "NARROW_K": True, "ADDS": True}, many, starts),
-        (sample_kernels._choose, {"BLOCK": 4096}, {"num_warps": 16}, sampled),
-        (sample_kernels._penalise, {"OUTPUT": (1 << 30) - 1, "BLOCK": 1024}, warps, wide),
-        (sample_kernels._count, {}, {"num_warps": 1}, wide),
-        (attention_kernels.attend, {**shape, **plain, **whole, "TOKENS": 32, "ROWS": 128}, {"num_warps": 8}),
+        (quantized_kernels._product, tile, many, weights),
+        (attention_kernels.attend, prefill, {"num_warps": 8}, kept),
         (attention_kernels.attend, {**shape, **plain, **parts, **one, "ROWS": 16}, warps),
         (attention_kernels.join, joined, warps),
-        (attention_kernels.store, {**rows, **plain}, warps),
+        (attention_kernels.store, {**rows, **scaled}, warps, kept),
+        (grouped_kernels._grouped, expert, many, {"starts": "*i64"}),
         (fused_kernels._add_norm, {"SIZE": 4096, "PADDED": 4096, "ADDS": True}, warps),
-        (fused_kernels._gated, {"SIZE": 12288, "BLOCK": 1024}, warps),
-        (fused_kernels._turn_and_store, {**heads, **plain}, warps),
     ):
-        print(kernel.__name__, compiled(kernel, constants, pipelined | options, *types))
-
-
-if __name__ == "__main__":
-    main()
+        print("ready", kernel.__name__, compiled(kernel, constants, pipelined | options, *types))

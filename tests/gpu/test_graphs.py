@@ -12,13 +12,17 @@ from gpu.attention.base import Batch
 from gpu.cuda.graphs import packed
 from gpu.cuda.staging import Staging, to_device
 from gpu.executor import Executor
+from gpu.weights import SINGLE
 from protocols.config import KernelChoice, graph_sizes
 from protocols.errors import StartError
+from protocols.orders import Memory
 from protocols.plan import Plan
 from protocols.sampling import SamplingParams
+from protocols.weights import Weights
 from tests.gpu import interpreted
 from tests.gpu.adapters import Oracle
 from tests.gpu.driver import GREEDY, Driver, Output
+from tests.gpu.test_versions import source
 from tests.gpu.tiny import Tiny, make, prompts
 
 PROMPTS = prompts(6, 3)
@@ -29,10 +33,15 @@ pytestmark = pytest.mark.timeout(300)
 
 
 class Again:
-    """A recorder. recorded: pieces of work; replayed: how often each has run again."""
+    """A recorder. begun: how often from the beginning; recorded: pieces of work; replayed: how often each has
+    run again."""
 
     def __init__(self) -> None:
-        self.recorded, self.replayed = 0, 0
+        self.begun, self.recorded, self.replayed = 0, 0, 0
+
+    def begin(self) -> None:
+        """See `gpu.cuda.graphs.Recorder`."""
+        self.begun += 1
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `gpu.cuda.graphs.Recorder`."""
@@ -50,6 +59,13 @@ class Again:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     assert interpreted.DEVICE
     return make(tmp_path_factory.mktemp("qwen3"), "Qwen3ForCausalLM", head_dim=16, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A model of the same shape."""
+    sizes = {"head_dim": 16, "num_hidden_layers": 1}
+    return make(tmp_path_factory.mktemp("other"), "Qwen3ForCausalLM", seed=2, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +127,62 @@ def test_adapters_change_in_place_and_are_recorded_anew_when_they_move(
     assert again.recorded == 5 and again.replayed > replays
 
 
-def check(executor: Executor, oracle: Oracle, names: Sequence[str]) -> None:
+def test_room_for_adapters_that_is_there_from_the_start(
+    tiny: Tiny, adapted: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is recorded once, whatever adapters come."""
+    monkeypatch.setattr("gpu.models.cuda.GROUPED", ("cpu", "cuda"))
+    monkeypatch.setattr("gpu.attention.triton_paged._PROGRAMS", 2)
+    options = {"kernels": KernelChoice.TORCH, "attention_backend": "triton", "max_running": 3}
+    config = tiny.config(**options, max_loras=2, max_lora_rank=33)
+    executor, again = Executor.load(config, lambda _: None, adapted=True), Again()
+    executor.use_graphs((3,), again, lambda _: None)
+    assert again.recorded == 2
+    assert not executor.adapters.set(adapted.adapters)
+    check(executor, adapted, ("", "late"), 2)
+    assert again.recorded == 2 and again.begun == 1 and again.replayed > 0
+
+
+def test_graphs_follow_weights_and_memory(executor: Executor, tiny: Tiny, other: Tiny) -> None:
+    """They are recorded anew behind a commit and a return of memory, and nothing is replayed before."""
+    again = Again()
+    executor.use_graphs((1,), again, lambda _: None)
+    first = brief(executor)
+    executor.versions.stage(Weights(2, "b", (source(1, other.path / SINGLE),)), lambda _: None)
+    assert again.begun == 1 and executor.commit(2)
+    assert again.begun == 2 and again.recorded == 2
+    second = brief(executor)
+    other.check(PROMPTS[1], second)
+    assert second.tokens != first.tokens
+    for tags in ((Memory.KV_CACHE,), (Memory.WEIGHTS, Memory.KV_CACHE)):
+        begun, replayed = again.begun, again.replayed
+        executor.release(tags)
+        assert executor._graphs is not None and not executor._graphs._replays
+        executor.restore(tags)
+        assert again.begun == begun + 1 and again.replayed == replayed
+        assert brief(executor) == second and again.replayed > replayed
+    executor.release((Memory.WEIGHTS, Memory.KV_CACHE))
+    begun = again.begun
+    executor.restore((Memory.WEIGHTS,))
+    assert again.begun == begun, "there are no pages yet"
+    executor.restore((Memory.KV_CACHE,))
+    assert again.begun == begun + 1 and brief(executor) == second
+    executor.versions.stage(Weights(3, "default"), lambda _: None)
+    assert executor.commit(3) and brief(executor) == first
+    executor.release_graphs()
+
+
+def brief(executor: Executor) -> Output:
+    """A greedy sequence."""
+    executor.finish(executor.launch(Plan(epoch=-1, step=0)))
+    return Driver(executor).generate(PROMPTS[1:], 3, GREEDY)[0]
+
+
+def check(executor: Executor, oracle: Oracle, names: Sequence[str], want: int = 4) -> None:
     driver = Driver(executor, budget=20, depth=2)
     executor.finish(executor.launch(Plan(epoch=-1, step=0)))
     ids = {adapter.name: adapter.id for adapter in oracle.adapters} | {"": 0}
-    running = [driver.submit(PROMPTS[i % 2], 4, GREEDY, ids[name]) for i, name in enumerate(names)]
+    running = [driver.submit(PROMPTS[i % 2], want, GREEDY, ids[name]) for i, name in enumerate(names)]
     while driver.turn():
         pass
     for name, sequence in zip(names, running, strict=True):

@@ -107,7 +107,8 @@ class Subject:
         executor = Executor(config, self.model, self._pages())
         executor.warm_up()
         if self._device.type == "cuda":
-            executor.use_graphs(graph_sizes(config.cuda_graphs, config.max_running), CudaRecorder(), _silent)
+            sizes = graph_sizes(config.cuda_graphs, config.max_running)
+            executor.use_graphs(sizes, CudaRecorder(self._device), _silent)
         yield executor, Driver(executor, config.chunk_size, config.depth)
 
     def decode(self, driver: Driver, batch: int) -> dict[str, float]:
