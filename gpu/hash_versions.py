@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 from protocols.errors import StartError
-from protocols.weights import Found, Group, Shape, Weights
+from protocols.weights import File, Found, Group, Shape, Source, Weights
 
 
 class NoGroups:
@@ -91,15 +91,20 @@ def _number(weights: Weights) -> int:
     number = 0
     for source in weights.sources[-1:]:
         for file in source.files:
-            try:
-                with open(file.path, "rb") as opened:
-                    status = os.fstat(opened.fileno())
-                    if (status.st_size, status.st_mtime_ns) != file.stamp:
-                        raise StartError(f"{source.title} has been written to since it was chosen.")
-                    number = zlib.crc32(opened.read(), number)
-            except OSError as error:
-                raise StartError(f"cannot read the weights {source.title}: {error.strerror}.") from error
+            number = zlib.crc32(_content(source, file), number)
     return number
+
+
+def _content(source: Source, file: File) -> bytes:
+    """Raises StartError."""
+    try:
+        with open(file.path, "rb") as opened:
+            status = os.fstat(opened.fileno())
+            if (status.st_size, status.st_mtime_ns) != file.stamp:
+                raise StartError(f"{source.title} has been written to since it was chosen.")
+            return opened.read()
+    except OSError as error:
+        raise StartError(f"cannot read the weights {source.title}: {error.strerror}.") from error
 
 
 def _used(weights: Weights) -> tuple[int, ...]:

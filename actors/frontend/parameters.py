@@ -105,27 +105,16 @@ def job(
         prompt_logprobs=prompt_logprobs,
         least=least,
     )
-    output = answer_format.adapted(output_options(request, echo=echo))
-    priority, salt = request.priority or 0, request.cache_salt or ""
-    if not -_PRIORITIES <= priority < _PRIORITIES:
-        raise UserError("priority must fit 32 bits.", param="priority")
-    if len(salt) > MAX_SALT:
-        raise UserError(f"cache_salt may have at most {MAX_SALT} characters.", param="cache_salt")
-    truncate = request.truncate_prompt_tokens or 0
-    if truncate < -1 or request.truncate_prompt_tokens == 0:
-        raise UserError(
-            "truncate_prompt_tokens must be positive, or -1 for what fits.", param="truncate_prompt_tokens"
-        )
     return Job(
         prompts,
         params,
-        output,
+        answer_format.adapted(output_options(request, echo=echo)),
         n,
-        priority,
-        salt,
+        _priority(request),
+        _salt(request),
         trace,
         default_tokens=default_tokens,
-        truncate=truncate,
+        truncate=_truncate(request),
         rules=rules,
         names=names,
         adapter=adapter,
@@ -139,6 +128,29 @@ def top_logprobs(wanted: bool, top: int | None) -> int | None:
             raise UserError("top_logprobs may only be set with logprobs.", param="top_logprobs")
         return None
     return top or 0
+
+
+def _priority(request: GenerationFields) -> int:
+    priority = request.priority or 0
+    if not -_PRIORITIES <= priority < _PRIORITIES:
+        raise UserError("priority must fit 32 bits.", param="priority")
+    return priority
+
+
+def _salt(request: GenerationFields) -> str:
+    salt = request.cache_salt or ""
+    if len(salt) > MAX_SALT:
+        raise UserError(f"cache_salt may have at most {MAX_SALT} characters.", param="cache_salt")
+    return salt
+
+
+def _truncate(request: GenerationFields) -> int:
+    truncate = request.truncate_prompt_tokens or 0
+    if truncate < -1 or request.truncate_prompt_tokens == 0:
+        raise UserError(
+            "truncate_prompt_tokens must be positive, or -1 for what fits.", param="truncate_prompt_tokens"
+        )
+    return truncate
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
