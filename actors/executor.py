@@ -32,11 +32,11 @@ from protocols.orders import (
     ReadAdapter,
     RecordExperts,
     SetAdapters,
-    Standing,
     TakeExperts,
 )
 from protocols.plan import ExecutorReady, Plan, StepDone
 from protocols.spans import SpanName
+from protocols.standing import Standing
 from runtime.actor import Context
 from runtime.failpoints import reach
 
