@@ -15,9 +15,9 @@ from gpu.executor import Executor
 from gpu.weights import SINGLE
 from protocols.config import KernelChoice, graph_sizes
 from protocols.errors import StartError
-from protocols.orders import Memory
 from protocols.plan import Plan
 from protocols.sampling import SamplingParams
+from protocols.standing import Memory
 from protocols.weights import Weights
 from tests.gpu import interpreted
 from tests.gpu.adapters import Oracle
