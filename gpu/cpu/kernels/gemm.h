@@ -105,8 +105,9 @@ struct PackedPanel {
     const W* at(i64 u, i64 j) const { return first + u * step + j * 16 * Weight<W>::per_unit; }
 };
 
+// Out of line, with all registers to itself: R * J sums, J of w and one of x.
 template <class Source, int R, int J>
-inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, typename Source::Next next) {
+[[gnu::noinline]] void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, typename Source::Next next) {
     using W = typename Source::Number;
     f32x16 acc[R][J];
 #pragma GCC unroll 6
@@ -119,7 +120,7 @@ inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, f
         next.template fetch<J>(u);
         u32x16 b[J];
 #pragma GCC unroll 4
-        for (int j = 0; j < J; ++j) b[j] = units(w.at(u, j));
+        for (int j = 0; j < J; ++j) b[j] = held(units(w.at(u, j)));
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
             u32x16 a = u32x16{} + x[r * ldx + u];
@@ -134,18 +135,21 @@ inline void multiply_rows(const u32* x, i64 ldx, const Source& w, i64 units_k, f
 }
 
 template <int R, int J, class Source>
-inline void multiply_remainder(i64 rows, const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, typename Source::Next next) {
-    if (rows == R)
+inline void multiply_height(i64 height, const u32* x, i64 ldx, const Source& w, i64 units_k, float* c, bool add, typename Source::Next next) {
+    if (height == R)
         multiply_rows<Source, R, J>(x, ldx, w, units_k, c, add, next);
     else if constexpr (R > 1)
-        multiply_remainder<R - 1, J>(rows, x, ldx, w, units_k, c, add, next);
+        multiply_height<R - 1, J>(height, x, ldx, w, units_k, c, add, next);
 }
 
 template <int J, class Source>
 inline void multiply_vectors(const u32* x, i64 ldx, i64 rows, const Source& w, i64 units_k, float* c, bool add, typename Source::Next next) {
     const i64 passes = (rows + MAX_R - 1) / MAX_R;
-    for (i64 pass = 0; pass < passes; ++pass, rows -= MAX_R, x += MAX_R * ldx, c += MAX_R * COLUMNS)
-        multiply_remainder<MAX_R, J>(std::min<i64>(rows, MAX_R), x, ldx, w, units_k, c, add, next.part(pass, passes, units_k));
+    for (i64 pass = 0, row = 0; pass < passes; ++pass) {
+        const i64 height = (rows - row) / (passes - pass);
+        multiply_height<MAX_R, J>(height, x + row * ldx, ldx, w, units_k, c + row * COLUMNS, add, next.part(pass, passes, units_k));
+        row += height;
+    }
 }
 
 #if defined(__AMX_BF16__)

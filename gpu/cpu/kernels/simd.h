@@ -40,6 +40,14 @@ inline void store(P* at, V value) {
 
 inline f32x16 splat(float x) { return f32x16{} + x; }
 
+// The same, in a register from here on: the compiler does not load it again at each use.
+inline u32x16 held(u32x16 x) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(x));
+#endif
+    return x;
+}
+
 inline f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return mask ? yes : no; }
 
 inline f32x16 maximum(f32x16 a, f32x16 b) { return select(a > b, a, b); }
