@@ -51,7 +51,7 @@ def _multiplies(kernels: Kernels, dtype: torch.dtype) -> bool:
 
 def _attends(kernels: Kernels, dtype: torch.dtype, page: int) -> bool:
     """A prompt of two blocks of keys."""
-    heads, shape, rows = 4, KvShape(kv_heads=2, key_dim=64, value_dim=64), 71
+    heads, shape, rows = 4, KvShape(kv_heads=2, key_dim=64, value_dim=64), 135
     pages = -(-rows // page)
     pool = KvPool([shape], pages, page, dtype, torch.device("cpu"))
     lengths, positions = np.array([rows], np.int64), np.arange(rows)

@@ -133,6 +133,17 @@ def test_long_contexts_of_many_blocks_of_keys(dtype: torch.dtype, dim: int, wind
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_scores_that_climb_from_block_to_block(dtype: torch.dtype) -> None:
+    """What was summed before weighs less and less, in the end nothing."""
+    case, spec = Case([700, 500], [3, 200], dtype=dtype), Spec(1.0)
+    for keys in case.keys:
+        keys *= torch.linspace(0, 12, len(keys)).to(dtype)[:, None, None]
+    got = case.run(spec, decodes=0, name="cpu").double()
+    assert torch.allclose(got, case.expected(spec), atol=1e-4 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [0, 100])
 @pytest.mark.parametrize("page", [16, 32, 128])
 @torch.inference_mode()

@@ -9,7 +9,7 @@
 
 #include "simd.h"
 
-constexpr i64 KEYS = 64;        // that are looked at together
+constexpr i64 KEYS = 128;       // that are looked at together: with fewer, sums are put down and picked up too often
 constexpr i64 BLOCK_ROWS = 48;  // of a block at most
 constexpr i64 TASKS = 4;         // for each thread, at least, where there are so many
 

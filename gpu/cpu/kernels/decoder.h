@@ -44,14 +44,14 @@ struct Step {
 // The index of the greatest of `size` numbers, the first of several; -1 where one is not a number, or that is infinite.
 inline i64 likeliest_of(const float* x, i64 size) {
     f32x16 best = splat(-std::numeric_limits<float>::infinity());
-    i32x16 at = {}, lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, strange = {};
+    i32x16 at = {}, strange = {};
     i64 i = 0;
     for (; i + 16 <= size; i += 16) {
         const f32x16 part = load<f32x16>(x + i);
         const i32x16 greater = part > best;
         strange |= part != part;
         best = select(greater, part, best);
-        at = (greater & (lanes + (std::int32_t)i)) | (~greater & at);
+        at = (greater & (LANES + (std::int32_t)i)) | (~greater & at);
     }
     float highest = best[0];
     i64 found = at[0];

@@ -78,18 +78,22 @@ struct Run {
     Run part(i64 pass, i64 passes, i64 units_k) const { return {from + pass * units_k * (rate / passes), rate / passes}; }
 };
 
-// A source of the same shape, or null.
+// A source of the same shape, or null: its units [begin, end).
 template <class Source>
 struct Alike {
     const Source* source = nullptr;
+    i64 begin = 0, end = 0;
 
     template <int J>
     void fetch(i64 u) const {
-        if (source)
+        if (u >= begin && u < end)
             for (i64 j = 0; j < J; ++j) __builtin_prefetch(source->at(u, j), 0, 2);
     }
 
-    Alike part(i64 pass, i64, i64) const { return {pass ? nullptr : source}; }
+    Alike part(i64 pass, i64 passes, i64 units_k) const {
+        if (!source) return {};
+        return {source, pass * units_k / passes, (pass + 1) * units_k / passes};
+    }
 };
 
 // Where the 16 columns from 16 * j on of unit u of a panel lie: source.at(u, j). step: numbers between units. tiles:
@@ -267,6 +271,7 @@ inline void one_panel(const Linear& linear, i64 panel, i64 then, const u32* x, i
     const i64 size = units_k * COLUMNS * Weight<W>::per_unit;
     const W* w = static_cast<const W*>(linear.weight) + panel * size;
     const Run next = then < 0 ? Run{} : Run{reinterpret_cast<const char*>(w + (then - panel) * size), PackedPanel<W>::step * (i64)sizeof(W)};
+    const bool changed = linear.scale || linear.bias;
     f32x16 scale[4], bias[4];
     for (int j = 0; j < 4; ++j) {
         scale[j] = linear.scale ? load<f32x16>(linear.scale + panel * COLUMNS + j * 16) : splat(1);
@@ -285,7 +290,7 @@ inline void one_panel(const Linear& linear, i64 panel, i64 then, const u32* x, i
             multiply(x + row * ldx, ldx, rows, PackedPanel<W>{w}, units_k, scratch.c, false, COLUMNS, row == from ? next : Run{});
         for (i64 r = 0; r < rows; ++r) {
             float* c = scratch.c + r * COLUMNS;
-            for (int j = 0; j < 4; ++j) store(c + j * 16, load<f32x16>(c + j * 16) * scale[j] + bias[j]);
+            for (int j = 0; changed && j < 4; ++j) store(c + j * 16, load<f32x16>(c + j * 16) * scale[j] + bias[j]);
             put(row + r, c);
         }
     }

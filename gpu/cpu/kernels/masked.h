@@ -89,7 +89,7 @@ class MaskedDraw {
 
     // What tokens first .. first + 16 weigh.
     i64x16 weigh(i64 first) const {
-        const f32x16 power = exp2_nonpositive((allowed(first) - highest) * scale) * WHOLE;
+        const f32x16 power = exp2_bounded((allowed(first) - highest) * scale) * WHOLE;
         return __builtin_convertvector(select(power < splat(least), splat(0), power), i64x16);
     }
 

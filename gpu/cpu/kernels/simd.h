@@ -50,6 +50,9 @@ inline u32x16 held(u32x16 x) {
 
 inline f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return mask ? yes : no; }
 
+constexpr i32x16 LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// b where one is not a number.
 inline f32x16 maximum(f32x16 a, f32x16 b) { return select(a > b, a, b); }
 
 // In an order that depends on nothing but the lanes: halves, then halves of these.
@@ -130,14 +133,43 @@ inline f32x16 dot<bf16>(f32x16 acc, u32x16 a, u32x16 b) {
 #endif
 }
 
-// 2^x for x <= 0 by Cephes' polynomial for exp, relative error below 2e-7; exactly 1 at 0, 0 far below.
-inline f32x16 exp_nonpositive(f32x16 x) {
-    const f32x16 low = splat(-87.0f);
-    i32x16 vanishes = x < low;
-    x = select(vanishes, low, x);
-    f32x16 scaled = x * 1.44269504088896341f - 0.5f;
-    i32x16 whole = __builtin_convertvector(scaled, i32x16);  // towards zero, so x * log2(e) rounded
-    f32x16 n = __builtin_convertvector(whole, f32x16);
+// The nearest whole number, of numbers below 2^22.
+inline f32x16 whole(f32x16 x) {
+    constexpr float LAST_BIT_IS_ONE = 12582912;  // 1.5 * 2^23
+    return (x + LAST_BIT_IS_ONE) - LAST_BIT_IS_ONE;
+}
+
+// x * 2^n for a whole n below 128; 0 far below.
+inline f32x16 times_power(f32x16 x, f32x16 n) {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+    const i32x16 vanishes = n < splat(-126);
+    n = select(vanishes, splat(-126), n);
+    f32x16 power = (f32x16)((__builtin_convertvector(n, i32x16) + 127) << 23);
+    return select(vanishes, splat(0), x * power);
+#endif
+}
+
+constexpr float FAR_BELOW = -160;  // 2 to this is nothing
+
+// 2^x for x < 127 by Cephes' polynomial, relative error below 2e-7; exactly 1 at 0, 0 far below.
+inline f32x16 exp2_bounded(f32x16 x) {
+    x = maximum(splat(FAR_BELOW), x);
+    const f32x16 n = whole(x), r = x - n;
+    f32x16 p = splat(1.535336188319500e-4f);
+    p = p * r + 1.339887440266574e-3f;
+    p = p * r + 9.618437357674640e-3f;
+    p = p * r + 5.550332471162809e-2f;
+    p = p * r + 2.402264791363012e-1f;
+    p = p * r + 6.931472028550421e-1f;
+    return times_power(p * r + 1.0f, n);
+}
+
+// e^x for x < 88, the same; what x loses by the change of base is made up for.
+inline f32x16 exp_bounded(f32x16 x) {
+    x = maximum(splat(FAR_BELOW * 0.693f), x);
+    const f32x16 n = whole(x * 1.44269504088896341f);
     f32x16 r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
     f32x16 p = splat(1.9875691500e-4f);
@@ -146,20 +178,22 @@ inline f32x16 exp_nonpositive(f32x16 x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    f32x16 value = p * r * r + r + 1.0f;
-    f32x16 power = (f32x16)((whole + 127) << 23);
-    return select(vanishes, splat(0), value * power);
+    return times_power(p * r * r + r + 1.0f, n);
 }
-
-// 2^x for x <= 0, relative error below 3e-7; exactly 1 at 0, 0 far below.
-inline f32x16 exp2_nonpositive(f32x16 x) { return exp_nonpositive(x * 0.693147180559945309f); }
 
 // x / (1 + exp(-x)), by exp of a number that is not positive on both sides.
 inline f32x16 silu(f32x16 x) {
     i32x16 negative = x < splat(0);
-    f32x16 e = exp_nonpositive(select(negative, x, -x));
+    f32x16 e = exp_bounded(select(negative, x, -x));
     f32x16 value = select(negative, x * e, x) / (1.0f + e);
     return select(x == x, value, x);
+}
+
+inline f32x16 tanh_of(f32x16 x) {
+    i32x16 negative = x < splat(0);
+    f32x16 e = exp_bounded(select(negative, x, -x) * 2.0f);
+    f32x16 value = (1.0f - e) / (1.0f + e);
+    return select(negative, -value, value);
 }
 
 // 16 units from each of 16 rows: columns become rows of `out`, which begin `stride` units apart.
