@@ -173,7 +173,7 @@ class Config(msgspec.Struct, frozen=True):
     may find it. max_bodies: bytes of all request bodies together that a frontend holds; max_connections: of
     one frontend. Seconds, and what has to happen within: head, body: arrive; idle: the next request on a
     connection; write: a slow reader takes some; queue: a request's first token (0: any time); template: the
-    chat template renders.
+    chat template renders; grammar: what an answer must be is read and checked.
     """
 
     model: ModelCard
@@ -235,6 +235,7 @@ class Config(msgspec.Struct, frozen=True):
     write_seconds: float = 30.0
     queue_seconds: float = 0.0
     template_seconds: float = 5.0
+    grammar_seconds: float = 10.0
     ring_bytes: int = 8 * 1024 * 1024
     step_ms: float = 0.0
     tool_parser: str = "none"

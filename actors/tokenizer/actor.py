@@ -2,7 +2,7 @@
 
     reader ─► Tokens, Abort: at once              ─► desk ─► frontends, scheduler or balancer
            └► Generate, Encode, Decode: queue ─► encoder ─┘
-                                 ├► a helper process, for the template of a chat
+                                 ├► a helper process, for the template of a chat, and one for a grammar
                                  └► a thread, for long prompts (the library lets go of the GIL)
 
 The reader never waits for a ring to drain, so whoever sends to this actor can always go on. The encoder
@@ -17,15 +17,19 @@ import functools
 import pathlib
 import time
 from collections import deque
-from typing import assert_never
+from collections.abc import Callable
+from typing import Any, TypeVar, assert_never
 
 import trio
 
 from actors.tokenizer.codec import Codec, load_codec
 from actors.tokenizer.core import Core, Outgoing
+from actors.tokenizer.grammar_helper import Wish
+from actors.tokenizer.grammars import Grammars
 from actors.tokenizer.instruments import Instruments
 from actors.tokenizer.model_files import read_chat_templates
 from actors.tokenizer.outgoing import Desk
+from actors.tokenizer.prompt import in_thought
 from actors.tokenizer.questions import Question
 from actors.tokenizer.render_helper import Sources
 from actors.tokenizer.renderers import Renderers
@@ -40,7 +44,8 @@ from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
 from protocols.spans import SpanName
 from runtime.actor import Context
 from runtime.failpoints import reach
-from runtime.ledger import Ledger
+
+T = TypeVar("T")
 
 accepts = TokenizerMail
 
@@ -52,17 +57,23 @@ THREADS = 4
 
 async def run(context: Context[TokenizerMail]) -> None:
     """Serve until asked to stop, then finish what is open. StartError without a usable tokenizer."""
+    config, log = context.config, context.log
     with context.busy():
-        core, sources = load_core(context.config, context.index, context.ledger, context.log)
+        codec, sources = _load_text(pathlib.Path(config.model.path))
+        core = Core(config, context.index, codec, context.ledger, log)
         core.labels = context.standing.labels
-    renderers = Renderers(sources, context.config.template_seconds, context.log)
-    with contextlib.closing(renderers):
-        await _serve(context, core, renderers)
+    with (
+        contextlib.closing(Renderers(sources, config.template_seconds, log)) as renderers,
+        contextlib.closing(Grammars(config, codec, log)) as grammars,
+    ):
+        await _serve(context, core, renderers, grammars)
 
 
-async def _serve(context: Context[TokenizerMail], core: Core, renderers: Renderers) -> None:
+async def _serve(
+    context: Context[TokenizerMail], core: Core, renderers: Renderers, grammars: Grammars
+) -> None:
     async with trio.open_nursery() as nursery:
-        actor = Actor(context, core, renderers, nursery)
+        actor = Actor(context, core, renderers, grammars, nursery)
         await actor.recover()
         reach("tokenizer.recovered")
         context.ready()
@@ -72,12 +83,6 @@ async def _serve(context: Context[TokenizerMail], core: Core, renderers: Rendere
         await context.stopping.wait()
         await actor.drained()
         nursery.cancel_scope.cancel()
-
-
-def load_core(config: Config, index: int, ledger: Ledger, log: object) -> tuple[Core, Sources]:
-    """Read the model's tokenizer and templates; StartError with a sentence where that fails."""
-    codec, sources = _load_text(pathlib.Path(config.model.path))
-    return Core(config, index, codec, ledger, log), sources
 
 
 def preload(config: Config) -> None:
@@ -97,11 +102,17 @@ class Actor:
     """The Trio side: who does what when."""
 
     def __init__(
-        self, context: Context[TokenizerMail], core: Core, renderers: Renderers, nursery: trio.Nursery
+        self,
+        context: Context[TokenizerMail],
+        core: Core,
+        renderers: Renderers,
+        grammars: Grammars,
+        nursery: trio.Nursery,
     ) -> None:
         self._context = context
         self._core = core
         self._renderers = renderers
+        self._grammars = grammars
         self._nursery = nursery
         self._instruments = Instruments(context.box)
         ring_bytes = context.config.ring_bytes
@@ -172,31 +183,53 @@ class Actor:
 
     def _take_up(self, message: Generate | Question) -> None:
         self._context.vitals.add(Column.REQUESTS_TOTAL, isinstance(message, Generate))
-        if not isinstance(message, Decode) and isinstance(message.prompt, ChatPrompt):
+        if _takes_long(message):
             self._away += 1
-            self._nursery.start_soon(self._take_up_chat, message, message.prompt)
-        elif _takes_long(message, _length(message)):
-            self._away += 1
-            self._nursery.start_soon(self._take_up_in_thread, message, "")
+            self._nursery.start_soon(self._take_up_apart, message)
+        elif isinstance(message, Generate):
+            start = time.monotonic_ns()
+            self._post(self._core.admit(message, self._core.prepare(message)))
+            self._instruments.took_up(message, SpanName.ENCODE, start)
         else:
-            self._take_up_here(message, "")
+            self._post(self._core.answer(message))
 
-    async def _take_up_chat(self, message: Generate | Encode, prompt: ChatPrompt) -> None:
-        start = time.monotonic_ns()
+    async def _take_up_apart(self, message: Generate | Question) -> None:
         try:
-            rendered = await self._render(message, prompt)
+            out = await self._taken_up(message)
         except UserError as error:
-            self._away -= 1
-            self._post(self._core.refuse(message, error.body))
-        else:
-            if isinstance(message, Generate):
-                self._instruments.took_up(message, SpanName.RENDER, start)
-            if _takes_long(message, len(rendered)):
-                await self._take_up_in_thread(message, rendered)
-                return
-            self._away -= 1
-            self._take_up_here(message, rendered)
+            out = self._core.refuse(message, error.body)
+        self._away -= 1
+        self._post(out)
         self._moved()
+
+    async def _taken_up(self, message: Generate | Question) -> list[Outgoing]:
+        """With the help of other processes and of a thread. Raises UserError."""
+        rendered = await self._rendered(message)
+        run = self._run if _length(message) + len(rendered) > INLINE_CHARS else _at_once
+        if not isinstance(message, Generate):
+            return await run(self._core.answer, message, rendered)
+        start = time.monotonic_ns()
+        grammar = await self._grammar(message, rendered) if message.rules else ""
+        out = self._core.admit(message, await run(self._core.prepare, message, rendered, grammar))
+        self._instruments.took_up(message, SpanName.ENCODE, start)
+        return out
+
+    async def _run(self, call: Callable[..., T], *args: Any) -> T:
+        return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+
+    async def _grammar(self, message: Generate, rendered: str) -> str:
+        thinking = in_thought(message, rendered)
+        return await self._grammars.make(Wish(message.rules, message.output.thoughts, thinking))
+
+    async def _rendered(self, message: Generate | Question) -> str:
+        """The text of a chat, "" of anything else."""
+        if isinstance(message, Decode) or not isinstance(message.prompt, ChatPrompt):
+            return ""
+        start = time.monotonic_ns()
+        rendered = await self._render(message, message.prompt)
+        if isinstance(message, Generate):
+            self._instruments.took_up(message, SpanName.RENDER, start)
+        return rendered
 
     async def _render(self, message: Generate | Encode, prompt: ChatPrompt) -> str:
         if not (isinstance(message, Generate) and prompt.shorten):
@@ -207,27 +240,6 @@ class Actor:
 
         return await latest(prompt, self._renderers.render, fits)
 
-    def _take_up_here(self, message: Generate | Question, rendered: str) -> None:
-        if isinstance(message, Generate):
-            start = time.monotonic_ns()
-            self._post(self._core.admit(message, self._core.prepare(message, rendered)))
-            self._instruments.took_up(message, SpanName.ENCODE, start)
-        else:
-            self._post(self._core.answer(message, rendered))
-
-    async def _take_up_in_thread(self, message: Generate | Question, rendered: str) -> None:
-        run = functools.partial(trio.to_thread.run_sync, limiter=self._limiter)
-        if isinstance(message, Generate):
-            start = time.monotonic_ns()
-            prompted = await run(self._core.prepare, message, rendered)
-            out = self._core.admit(message, prompted)
-            self._instruments.took_up(message, SpanName.ENCODE, start)
-        else:
-            out = await run(self._core.answer, message, rendered)
-        self._away -= 1
-        self._post(out)
-        self._moved()
-
     def _post(self, out: list[Outgoing]) -> None:
         for to, message in out:
             self._desk.post(to, message)
@@ -237,9 +249,15 @@ class Actor:
         self._movement.unpark_all()
 
 
-def _takes_long(message: Generate | Question, length: int) -> bool:
-    """Whether a thread is to take it: a long prompt, or a grammar to be made."""
-    return length > INLINE_CHARS or (isinstance(message, Generate) and bool(message.rules))
+async def _at_once(call: Callable[..., T], *args: Any) -> T:
+    return call(*args)
+
+
+def _takes_long(message: Generate | Question) -> bool:
+    """Whether other processes or a thread are to help: a chat, a long prompt, or a grammar to be made."""
+    if not isinstance(message, Decode) and isinstance(message.prompt, ChatPrompt):
+        return True
+    return _length(message) > INLINE_CHARS or (isinstance(message, Generate) and bool(message.rules))
 
 
 def _length(message: Generate | Question) -> int:

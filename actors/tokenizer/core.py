@@ -19,7 +19,6 @@ import msgspec
 
 from actors.aborts import Aborts
 from actors.tokenizer.codec import Codec, CodecError
-from actors.tokenizer.grammar import GrammarMaker
 from actors.tokenizer.prompt import Prompted, Prompter
 from actors.tokenizer.questions import Answerer, Question, refusal
 from actors.tokenizer.records import Records, record
@@ -59,7 +58,7 @@ class Core:
 
     def __init__(self, config: Config, index: int, codec: Codec, ledger: Ledger, log: Any) -> None:
         self.labels: Mapping[int, str] = {ORIGINAL.serial: ORIGINAL.version}
-        self._prompter = Prompter(config.model, codec, config.ring_bytes, GrammarMaker(config, codec))
+        self._prompter = Prompter(config.model, codec, config.ring_bytes)
         self._answerer = Answerer(codec, self._prompter, config.ring_bytes // 2, log)
         self.down = "balancer" if config.dp > 1 else "scheduler.0"
         self._index = index
@@ -87,7 +86,7 @@ class Core:
         return [(f"frontend.{question.origin}", self._answerer(question, rendered))]
 
     def refuse(self, message: Generate | Question, error: ErrorBody) -> list[Outgoing]:
-        """The answer to a chat that the template refused."""
+        """The answer to what cannot be rendered, or has rules that cannot be kept."""
         if isinstance(message, Generate):
             return self.admit(message, error)
         return [(f"frontend.{message.origin}", refusal(message, error))]
@@ -100,11 +99,11 @@ class Core:
         except (UserError, CodecError):
             return True
 
-    def prepare(self, message: Generate, rendered: str = "") -> Prompted | ErrorBody:
-        """Tokenise a request, or say why not. rendered: the text of a chat. Touches no state: may run in a
-        thread."""
+    def prepare(self, message: Generate, rendered: str = "", grammar: str = "") -> Prompted | ErrorBody:
+        """Tokenise a request, or say why not. rendered: the text of a chat; grammar: what its rules mean.
+        Touches no state: may run in a thread."""
         try:
-            return self._prompter(message, rendered)
+            return self._prompter(message, rendered, grammar)
         except UserError as error:
             return error.body
         except CodecError:

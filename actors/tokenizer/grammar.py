@@ -14,8 +14,6 @@ import dataclasses
 import functools
 import json
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +24,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from actors.answers.calls import HermesCalls, MistralCalls
 from actors.answers.formats import TOOL_FORMATS
+from actors.tokenizer.circles import circular
 from actors.tokenizer.codec import Codec
 from actors.tokenizer.schema import bounded
 from actors.tokenizer.schema_keys import NotUnderstood
@@ -33,7 +32,7 @@ from actors.tokenizer.tags import TagGrammar
 from protocols import structural_tags
 from protocols.config import Config
 from protocols.errors import UserError
-from protocols.grammar import CACHED_GRAMMARS, MAX_GRAMMAR, Rules, Shape, Syntax, ToolRule, limits_of
+from protocols.grammar import MAX_GRAMMAR, NARROW, Rules, Shape, Syntax, ToolRule, limits_of
 
 _WHITESPACE = {"whitespace_pattern": r" |\n[ \t]{0,24}"}
 """Between the parts of JSON, where there is any: a space, or a new line with its indentation, not more."""
@@ -43,6 +42,10 @@ _MAX_NESTING = 100
 
 _MAX_RULES = 200
 """Rules of an EBNF grammar at most: their translation takes more than linear time."""
+
+_MAX_SYMBOLS = 800
+"""Symbols of a client's grammar at most, as llguidance counts them (a grammar of C has 125). The work for one
+byte grows with their cube where rules mean each other in a circle: about 20 ms for so many."""
 
 _WALKS, _STEPS = 4, 12
 """How often, and for how many tokens, a client's grammar is followed before it is accepted."""
@@ -68,30 +71,21 @@ class _Calls:
 
 
 class GrammarMaker:
-    """Makes grammars for one model. Safe to use from several threads; what was made is kept a while."""
+    """Makes grammars for one model."""
 
     def __init__(self, config: Config, codec: Codec) -> None:
         self._config, self._codec = config, codec
         self._tools = TOOL_FORMATS.get(config.tool_parser)
         self._tokenizer: LLTokenizer | None = None
-        self._made: OrderedDict[tuple[Rules, tuple[str, ...], bool], str] = OrderedDict()
-        self._lock = threading.Lock()
+
+    def preload(self) -> None:
+        """Read the vocabulary ahead of the first request; who asks is told where that cannot be done."""
+        with contextlib.suppress(UserError):
+            self._vocabulary()
 
     def __call__(self, rules: Rules, thoughts: tuple[str, ...] = (), *, thinking: bool = False) -> str:
         """The grammar. thoughts: the tags of those that may come first; thinking: the prompt ends in the
         midst of one. Raises UserError (400)."""
-        key = rules, thoughts, thinking
-        with self._lock:
-            made = self._made.get(key)
-        if made is None:
-            made = self._make(rules, thoughts, thinking)
-            with self._lock:
-                self._made[key] = made
-                while len(self._made) > CACHED_GRAMMARS:
-                    self._made.popitem(last=False)
-        return made
-
-    def _make(self, rules: Rules, thoughts: tuple[str, ...], thinking: bool) -> str:
         if rules.tools and self._tools is None:
             raise UserError(
                 "the format in which this model calls functions is not known: start with --tool-parser.",
@@ -105,8 +99,9 @@ class GrammarMaker:
             alone = [self._top(Rules(rules.shape), (), False), *_named(parts)]
             self._check({"grammars": alone, "written": written}, rules.shape.param, trial=written)
         for number, tool in enumerate(rules.tools):
-            parts[f"tool_{number}"] = _arguments(tool)
-            self._check({"grammars": [parts[f"tool_{number}"]]}, f"tools[{number}].parameters")
+            param = f"tools[{number}].parameters"
+            parts[f"tool_{number}"] = _arguments(tool, param)
+            self._check({"grammars": [parts[f"tool_{number}"]]}, param)
         parts = {name: self._bounded(part) for name, part in parts.items()}
         whole = {"grammars": [self._top(rules, thoughts, thinking), *_named(parts)], "written": written}
         return self._check(whole, "tools" if rules.tools else rules.shape.param if rules.shape else "")
@@ -126,10 +121,37 @@ class GrammarMaker:
     def _shape(self, shape: Shape) -> dict[str, Grammar]:
         """The grammar "shape", and what it makes use of."""
         if shape.syntax is not Syntax.TAGS:
-            return {"shape": _shape(shape)}
-        made = TagGrammar(shape.param, _quoted, self._codec.parts, functools.partial(_part, shape.param))
+            return {"shape": self._alone(shape)}
+        made = TagGrammar(shape.param, _quoted, self._codec.parts, functools.partial(self._part, shape.param))
         format = msgspec.json.decode(shape.source, type=structural_tags.Format)
         return {"shape": {"lark_grammar": made.lark(format)}, **made.parts}
+
+    def _alone(self, shape: Shape) -> Grammar:
+        """A shape that is one grammar. One that a client has written is checked for its size first."""
+        made = _shape(shape)
+        if shape.syntax is Syntax.GRAMMAR:
+            limits = LLParserLimits(**{**NARROW, "max_grammar_size": _MAX_SYMBOLS}, verbose_errors=False)
+            with _user_error(shape.param):
+                matcher = LLMatcher(
+                    self._vocabulary(), json.dumps({"grammars": [made]}), log_level=0, limits=limits
+                )
+                if "grammar size" in matcher.get_error():
+                    raise UserError(f"{shape.param} has more than {_MAX_SYMBOLS} symbols.", param=shape.param)
+        return made
+
+    def _part(
+        self,
+        param: str,
+        part: structural_tags.JsonSchema | structural_tags.Regex | structural_tags.OwnGrammar,
+    ) -> Grammar:
+        """Of a structural tag."""
+        match part:
+            case structural_tags.JsonSchema(schema):
+                return _json_grammar(schema, param)
+            case structural_tags.Regex(pattern):
+                return self._alone(Shape(Syntax.REGEX, pattern, param))
+            case structural_tags.OwnGrammar(source):
+                return self._alone(Shape(Syntax.GRAMMAR, source, param))
 
     def _top(self, rules: Rules, thoughts: tuple[str, ...], thinking: bool) -> Grammar:
         written = rules.shape is not None and _is_written(rules.shape)
@@ -220,13 +242,12 @@ class GrammarMaker:
         return source
 
     def _vocabulary(self) -> LLTokenizer:
-        with self._lock:
-            if self._tokenizer is None:
-                model = self._config.model
-                text, eos = self._codec.serialised(), list(model.eos) or None
-                with _user_error(None, _NOT_SUPPORTED, code="unsupported"):
-                    self._tokenizer = LLTokenizer(text, n_vocab=model.vocab_size, eos_token=eos)
-            return self._tokenizer
+        if self._tokenizer is None:
+            model = self._config.model
+            text, eos = self._codec.serialised(), list(model.eos) or None
+            with _user_error(None, _NOT_SUPPORTED, code="unsupported"):
+                self._tokenizer = LLTokenizer(text, n_vocab=model.vocab_size, eos_token=eos)
+        return self._tokenizer
 
 
 @contextlib.contextmanager
@@ -269,24 +290,10 @@ def _named(parts: dict[str, Grammar]) -> list[Grammar]:
     return [{"name": name, **grammar} for name, grammar in parts.items()]
 
 
-def _part(
-    param: str,
-    part: structural_tags.JsonSchema | structural_tags.Regex | structural_tags.OwnGrammar,
-) -> Grammar:
-    """Of a structural tag."""
-    match part:
-        case structural_tags.JsonSchema(schema):
-            return _json_grammar(schema)
-        case structural_tags.Regex(pattern):
-            return _shape(Shape(Syntax.REGEX, pattern, param))
-        case structural_tags.OwnGrammar(source):
-            return _shape(Shape(Syntax.GRAMMAR, source, param))
-
-
 def _shape(shape: Shape) -> Grammar:
     match shape.syntax:
         case Syntax.JSON:
-            return _json_grammar(msgspec.json.decode(shape.source))
+            return _json_grammar(msgspec.json.decode(shape.source), shape.param)
         case Syntax.CHOICE:
             choices = msgspec.json.decode(shape.source, type=list[str])
             return {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(_quoted, choices))}
@@ -305,14 +312,16 @@ def _shape(shape: Shape) -> Grammar:
             raise AssertionError("a structural tag is more than one grammar")
 
 
-def _arguments(tool: ToolRule) -> Grammar:
+def _arguments(tool: ToolRule, param: str) -> Grammar:
     schema = msgspec.json.decode(tool.parameters)
     if isinstance(schema, dict) and not {"type", "$ref", "anyOf", "oneOf", "allOf"} & set(schema):
         schema = {"type": "object", **schema}
-    return _json_grammar(schema)
+    return _json_grammar(schema, param)
 
 
-def _json_grammar(schema: Any) -> Grammar:
+def _json_grammar(schema: Any, param: str) -> Grammar:
+    if reference := circular(schema):
+        raise UserError(f"{param}: {reference[:100]} means itself, with nothing in between.", param=param)
     if not isinstance(schema, dict):
         return {"json_schema": schema}
     return {"json_schema": {**schema, "x-guidance": _WHITESPACE}}

@@ -10,7 +10,6 @@ import numpy as np
 
 from actors.sizes import reading_fits
 from actors.tokenizer.codec import Codec, Ids
-from actors.tokenizer.grammar import GrammarMaker
 from actors.tokenizer.stops import check_stops
 from protocols.config import ModelCard
 from protocols.errors import UserError
@@ -32,26 +31,18 @@ class Prompted:
 
 
 class Prompter:
-    """Tokenises requests for one model. Safe to use from several threads. ring_bytes: see Config. grammars:
-    for requests with rules."""
+    """Tokenises requests for one model. Safe to use from several threads. ring_bytes: see Config."""
 
-    def __init__(
-        self,
-        model: ModelCard,
-        codec: Codec,
-        ring_bytes: int = 8 << 20,
-        grammars: GrammarMaker | None = None,
-    ) -> None:
+    def __init__(self, model: ModelCard, codec: Codec, ring_bytes: int = 8 << 20) -> None:
         self._model = model
         self._ring_bytes = ring_bytes
         self._codec = codec
-        self._grammars = grammars
         eos = model.eos if codec.eos is None else (*model.eos, codec.eos)
         self._eos = tuple(token for token in dict.fromkeys(eos) if 0 <= token < model.vocab_size)
 
-    def __call__(self, message: Generate, rendered: str) -> Prompted:
-        """Tokenise and check. rendered: the text of a chat. Raises UserError, or CodecError where the
-        tokenizer fails."""
+    def __call__(self, message: Generate, rendered: str, grammar: str = "") -> Prompted:
+        """Tokenise and check. rendered: the text of a chat; grammar: what its rules mean. Raises UserError,
+        or CodecError where the tokenizer fails."""
         check_stops(message.output.stop)
         if not message.truncate:
             self._check_length(message.prompt, rendered)
@@ -65,11 +56,9 @@ class Prompter:
                 param="prompt_logprobs",
             )
         sampling = self._complete(message.sampling, len(ids), message.default_tokens)
-        thoughts = message.output.thoughts
-        thinking = bool(thoughts) and rendered.rstrip().endswith(thoughts[0])
         if message.rules:
-            sampling = self._shaped(sampling, message, thinking)
-        return Prompted(ids.tobytes(), sampling, thinking)
+            sampling = _shaped(sampling, grammar)
+        return Prompted(ids.tobytes(), sampling, in_thought(message, rendered))
 
     def room(self, message: Generate) -> int:
         """Tokens that the prompt of a request may have."""
@@ -131,17 +120,6 @@ class Prompter:
                 f"the prompt holds token {token}, but the vocabulary has {size} tokens.", param="prompt"
             )
 
-    def _shaped(self, sampling: SamplingParams, message: Generate, thinking: bool) -> SamplingParams:
-        """With the grammar that the request's rules mean."""
-        assert self._grammars is not None
-        if not sampling.stop_token_ids:
-            raise UserError(
-                "an answer that must have a shape needs a token to end with; ignore_eos leaves none.",
-                param="ignore_eos",
-            )
-        grammar = self._grammars(message.rules, message.output.thoughts, thinking=thinking)
-        return msgspec.structs.replace(sampling, grammar=grammar)
-
     def _complete(self, sampling: SamplingParams, count: int, default: int) -> SamplingParams:
         """Fill in what depends on model and prompt: max_tokens and the ids that stop."""
         max_tokens = _max_tokens(sampling, count, default, self._model.context)
@@ -153,6 +131,22 @@ class Prompter:
         eos = () if sampling.ignore_eos else self._eos
         stops = tuple(dict.fromkeys((*sampling.stop_token_ids, *eos)))
         return msgspec.structs.replace(sampling, max_tokens=max_tokens, stop_token_ids=stops)
+
+
+def in_thought(message: Generate, rendered: str) -> bool:
+    """Whether the prompt of a request ends in the midst of a thought."""
+    thoughts = message.output.thoughts
+    return bool(thoughts) and rendered.rstrip().endswith(thoughts[0])
+
+
+def _shaped(sampling: SamplingParams, grammar: str) -> SamplingParams:
+    """Held to a grammar."""
+    if not sampling.stop_token_ids:
+        raise UserError(
+            "an answer that must have a shape needs a token to end with; ignore_eos leaves none.",
+            param="ignore_eos",
+        )
+    return msgspec.structs.replace(sampling, grammar=grammar)
 
 
 def _max_tokens(sampling: SamplingParams, count: int, default: int, context: int) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 from actors.tokenizer import ranges
 from actors.tokenizer.schema_keys import (
@@ -26,6 +25,7 @@ from actors.tokenizer.schema_keys import (
     is_number,
     limit,
     merged,
+    pointed,
     room_for_others,
 )
 
@@ -84,7 +84,7 @@ class _Grammar:
         start = self._of(self._root)
         while self._pending:
             reference = self._pending.pop()
-            self._lines.append(f"{self._names[reference]}: {self._of(self._found(reference))}")
+            self._lines.append(f"{self._names[reference]}: {self._of(self._meant(reference))}")
         lines = [
             "%llguidance {}",
             f"start: {start}",
@@ -151,24 +151,18 @@ class _Grammar:
         found = list(dict.fromkeys(options))
         return found[0] if len(found) == 1 else self._rule(" | ".join(found))
 
-    def _reference(self, reference: Any) -> str:
-        if not isinstance(reference, str) or not reference.startswith("#"):
+    def _meant(self, reference: str) -> Any:
+        found = pointed(self._root, reference)
+        if isinstance(found, dict) and {"$id", "id"} & found.keys():
             raise NotUnderstood
+        return found
+
+    def _reference(self, reference: Any) -> str:
+        pointed(self._root, reference)
         if reference not in self._names:
             self._names[reference] = f"ref_{len(self._names)}"
             self._pending.append(reference)
         return self._names[reference]
-
-    def _found(self, reference: str) -> Any:
-        found = self._root
-        for part in unquote(reference[1:]).split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, dict) or part not in found:
-                raise NotUnderstood
-            found = found[part]
-        if not isinstance(found, dict | bool) or (isinstance(found, dict) and {"$id", "id"} & set(found)):
-            raise NotUnderstood
-        return found
 
     def _values(self, values: Sequence[Any]) -> str:
         plain = [value for value in values if not isinstance(value, list | dict)]

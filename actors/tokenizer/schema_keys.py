@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from actors.tokenizer.ranges import Bound
 
@@ -33,6 +34,19 @@ _RESTS = {"additionalProperties": "properties", "items": "prefixItems"}
 
 class NotUnderstood(Exception):
     """A schema says something that is not read here."""
+
+
+def pointed(root: Any, reference: Any) -> Any:
+    """The schema that a reference within a document means."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        raise NotUnderstood
+    found = root
+    for part in unquote(reference).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if not isinstance(found, dict) or part not in found:
+            raise NotUnderstood
+        found = found[part]
+    return found
 
 
 def merged(schema: Schema, parts: Any) -> Schema:

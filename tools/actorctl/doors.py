@@ -75,6 +75,7 @@ _OPTIONS = (
     _seconds("write-seconds", "Time after which a client that reads nothing is cut off."),
     _seconds("queue-seconds", "Time within which a request has its first token, else 503; 0: any.", least=0),
     _seconds("template-seconds", "Time that the chat template may take for a request."),
+    _seconds("grammar-seconds", "Time to read what an answer must be: a schema, a grammar, tools."),
 )
 
 

@@ -16,8 +16,10 @@ import structlog
 import trio
 import trio.testing
 
-from actors.tokenizer.render_helper import Sources, frame
-from actors.tokenizer.renderers import HELPERS, Renderers
+from actors.tokenizer.helper_process import frame
+from actors.tokenizer.helpers import HELPERS
+from actors.tokenizer.render_helper import Sources
+from actors.tokenizer.renderers import Renderers
 from protocols.errors import UserError
 from protocols.request import ChatPrompt
 from tests.actors.tokenizer import templates
@@ -45,7 +47,7 @@ def renderers(template: str, seconds: float = 60.0) -> Iterator[Renderers]:
 
 
 def pids(made: Renderers) -> list[int]:
-    return [helper.pid for helper in made._idle]
+    return made.helpers.pids
 
 
 async def test_the_same_text_as_in_this_process() -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import pathlib
+import signal
 import socket
 import threading
 import time
@@ -227,20 +229,42 @@ def test_too_many_requests_on_one_socket(company: Company) -> None:
         assert codes == {"websocket_stream_limit_reached", "rate_limit_exceeded"}
 
 
+def _stopped_in_a_grammar(company: Company, tokenizer: int) -> None:
+    """The process that reads grammars stops in the middle of one."""
+    found: list[tuple[int, Any]] = []
+
+    def shaped(regex: str) -> tuple[int, Any]:
+        return post(company, COMPLETIONS, completion(company, regex=regex, max_tokens=3, ignore_eos=False))
+
+    assert shaped("a{9}")[0] == 200
+    children = pathlib.Path(f"/proc/{tokenizer}/task/{tokenizer}/children").read_text().split()
+    names = {pathlib.Path(f"/proc/{pid}/comm").read_text().strip(): int(pid) for pid in children}
+    os.kill(names["grammar_helper"], signal.SIGSTOP)
+    hung = threading.Thread(target=lambda: found.append(shaped("b{9}")))
+    with Neighbour(company).streaming():
+        hung.start()
+        assert shaped("a{9}")[0] == post(company, COMPLETIONS, completion(company))[0] == 200
+        hung.join()
+    ((status, document),) = found
+    assert status == 400 and "to read it took more than 3 s" in document["error"]["message"]
+    assert shaped("b{9}")[0] == 200
+
+
 LOOPS = """{%- for message in messages -%}{%- if 'loop' in message.content -%}
 {%- for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor -%}
 {%- endif -%}{{ message.content }}{%- endfor -%}"""
 
 
-def test_a_template_that_never_ends(tmp_path: pathlib.Path) -> None:
-    """It costs its own requests; other chats, completions and streams go on."""
+def test_a_template_and_a_grammar_that_never_end(tmp_path: pathlib.Path) -> None:
+    """They cost their own requests; other chats, completions, grammars and streams go on."""
     model = tmp_path / "model"
     model.mkdir()
     for file in DEMO_MODEL.iterdir():
         if file.name != "chat_template.jinja":
             (model / file.name).symlink_to(file)
     (model / "chat_template.jinja").write_text(LOOPS)
-    with serving("--executor", "hash", "--template-seconds", "3", model=str(model)) as company:
+    seconds = ("--template-seconds", "3", "--grammar-seconds", "3")
+    with serving("--executor", "hash", *seconds, model=str(model)) as company:
         pids = company.pids()
         found: list[tuple[int, Any]] = []
 
@@ -258,5 +282,6 @@ def test_a_template_that_never_ends(tmp_path: pathlib.Path) -> None:
                 thread.join()
         assert [status for status, _ in found] == [400] * 3
         assert all("within 3 s" in document["error"]["message"] for _, document in found)
+        _stopped_in_a_grammar(company, pids["tokenizer.0"])
         assert company.pids() == pids
         assert json.dumps(found).count("/") == 0

@@ -1,0 +1,64 @@
+"""Schemas that mean themselves.
+
+A reference to "a", where "a" is a reference to "a" or something else, says nothing by its round. But whoever
+reads a text reads it in as many ways as there are rounds, and takes the longer the more of them cross.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from actors.tokenizer.schema_keys import NotUnderstood, pointed
+
+
+def circular(schema: Any) -> str:
+    """A reference that means itself with nothing of its own in between, "" where there is none."""
+    done: set[str] = set()
+    for reference in _everywhere(schema):
+        if found := _round(schema, reference, done):
+            return found
+    return ""
+
+
+def _round(schema: Any, start: str, done: set[str]) -> str:
+    """A reference through which a way from `start` comes twice. done: those from which none does."""
+    way = {} if start in done else {start: _meant(schema, start)}
+    while way:
+        last = next(reversed(way))
+        following = next(way[last], None)
+        if following in way:
+            return last
+        if following is None:
+            done.add(last)
+            del way[last]
+        elif following not in done:
+            way[following] = _meant(schema, following)
+    return ""
+
+
+def _meant(schema: Any, reference: str) -> Iterator[str]:
+    """The references that one means at once."""
+    try:
+        waiting = [pointed(schema, reference)]
+    except NotUnderstood:
+        return
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if isinstance(part.get("$ref"), str):
+                yield part["$ref"]
+            options = (part.get(key) for key in ("anyOf", "oneOf", "allOf"))
+            waiting += (each for option in options if isinstance(option, list) for each in option)
+
+
+def _everywhere(schema: Any) -> Iterator[str]:
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if isinstance(part.get("$ref"), str):
+                yield part["$ref"]
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
