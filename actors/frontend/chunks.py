@@ -95,7 +95,8 @@ class ChunkStream:
     def feed(self, index: int, row: TextRow) -> None:
         """Take in a row of choice `index`."""
         self._pending[index].add(row)
-        self._meter.add(index, row)
+        if row.usage is not None or self._continuous:
+            self._meter.add(index, row)
         self._dirty[index] = None
 
     def fail(self, error: ErrorBody) -> None:

@@ -47,21 +47,26 @@ class Delivery:
         self._exchange = exchange
         self._source = source
         self.feed, self.fail = source.feed, source.fail
+        self._over = False
         self.ended = trio.Event()
 
     def pump(self) -> None:
         """Send what there is, if the client takes it."""
-        if not self._exchange.ready or self.ended.is_set():
+        if self._over or not self._exchange.ready:
             return
         try:
             data = self._source.take()
         except Exception:
-            self.ended.set()
+            self._end()
             raise
         if data:
             self._exchange.write_nowait(data)
         if self._source.ended:
-            self.ended.set()
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self.ended.set()
 
 
 async def begun(generation: Generation, seconds: float = PATIENCE) -> None:

@@ -211,12 +211,14 @@ class Engine:
         if generation.account is not None:
             generation.account.charge(choice.bill(row))
             self._ledger.set_billed(row.rid, choice.billed)
-        if generation.waits and row.tokens:
-            generation.waits = False
         if choice.catching_up:
             if not choice.follows(row):
                 return
             choice.catching_up = False
+            generation.begun.set()
+        if generation.waits:
+            generation.waits = not row.tokens
+            generation.begun.set()
         woken[generation] = None
         if row.tokens:
             self.instruments.heard(choice, row)
@@ -234,7 +236,6 @@ class Engine:
         if row.finish is not _NONE:
             self._end(choice)
             self.instruments.ended(choice, row.finish, row.tokens)
-        generation.begun.set()
 
     def _refused(self, rid: int, error: ErrorBody, woken: dict[Generation, None]) -> None:
         choice = self._choices.get(rid)

@@ -42,6 +42,7 @@ class Instruments:
     def __init__(self, box: BlackBox) -> None:
         self._box = box
         self._now = self._before = -1
+        self._recording = False
         self._steady = 0
         self._shown: list[tuple[int, int]] = []
 
@@ -75,6 +76,7 @@ class Instruments:
     def delivering(self) -> None:
         """Mail has come."""
         self._now = time.monotonic_ns()
+        self._recording = bool(self._box.recording)
 
     def heard(self, choice: Timed, row: TextRow) -> None:
         """A row of it."""
@@ -85,7 +87,7 @@ class Instruments:
             self._box.observe(ITL, self._now - last)
         elif not choice.resumed:
             self._box.observe(TTFT, self._now - choice.arrived)
-        if choice.traced or self._box.recording:
+        if choice.traced or self._recording:
             self._shown.append((choice.rid, row.tokens))
 
     def delivered(self) -> None:

@@ -150,18 +150,20 @@ class Reader:
         self._write = write
         self._ready = ready
         self._cursor = cursor
+        self._over = False
         self.ended = trio.Event()
 
     def pump(self) -> None:
         """Write the events that have come, while the socket takes them."""
         more = True
-        while more and self._ready() and not self.ended.is_set():
+        while more and not self._over and self._ready():
             events = self._stream.take(self._cursor, BATCH)
             more = len(events) == BATCH
             self._cursor += len(events)
             if events:
                 self._write(events)
-            if self._stream.finished_at(self._cursor):
+            if self._stream.over and self._stream.finished_at(self._cursor):
+                self._over = True
                 self.ended.set()
 
 

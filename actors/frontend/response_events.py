@@ -59,9 +59,15 @@ def size(entry: Event | Delta) -> int:
 
 def said_in(row: TextRow) -> Iterator[Said]:
     """A row token by token: of those with text, or of all where they have logprobs."""
-    if not (row.pieces or row.logprobs):  # nearly all rows
-        return iter((Said(row.text),) if row.text else ())
-    return _one_by_one(row)
+    return _one_by_one(row) if row.logprobs else map(Said, texts_of(row))
+
+
+def texts_of(row: TextRow) -> Sequence[str]:
+    """The text that each token of a row settled, of those that settled any."""
+    if not row.pieces:
+        return (row.text,) if row.text else ()
+    ends = tuple(itertools.accumulate(row.pieces))
+    return [row.text[end - length : end] for length, end in zip(row.pieces, ends, strict=True) if length]
 
 
 def _one_by_one(row: TextRow) -> Iterator[Said]:

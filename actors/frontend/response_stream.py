@@ -25,7 +25,7 @@ import msgspec
 
 from actors.answers.pieces import Piece, Text
 from actors.frontend.answer_format import AnswerFormat
-from actors.frontend.response_events import Delta, Event, Said, said_in, size
+from actors.frontend.response_events import Delta, Event, Said, said_in, size, texts_of
 from actors.frontend.response_items import Items, Made, answered
 from actors.frontend.text import Meter
 from protocols.errors import ErrorBody
@@ -165,7 +165,7 @@ class ResponseStream:
         if self._end is not None:
             return
         if self._plain and _is_plain(row) and self.phase is _WRITING and not self._pending:  # nearly all
-            self._log.append(self._items.say_on(row.text))
+            self._log += map(self._items.say_on, texts_of(row))
             self._meter.count(0, row.tokens)
             return
         if not self._silent:
@@ -299,5 +299,5 @@ class ResponseStream:
 
 
 def _is_plain(row: TextRow) -> bool:
-    """Whether it is one delta and no more."""
-    return bool(row.text) and row.finish is _NONE and row.usage is None and not (row.pieces or row.logprobs)
+    """Whether it is text and no more."""
+    return bool(row.text) and row.finish is _NONE and row.usage is None and not row.logprobs

@@ -27,11 +27,12 @@ def finish_reason(finish: Finish, *, called: bool) -> str:
 
 class Pending:
     """Rows of one choice, merged. characters: how many were taken before, of text; listed: of the tokens that
-    logprobs listed. prompt_logprobs, prompt_ids: of the prompt, where it is listed. thinking, weights: see
-    Usage."""
+    logprobs listed. detailed: there is more than text. prompt_logprobs, prompt_ids: of the prompt, where it
+    is listed. thinking, weights: see Usage."""
 
     __slots__ = (
         "characters",
+        "detailed",
         "finish",
         "listed",
         "logprobs",
@@ -46,6 +47,7 @@ class Pending:
 
     def __init__(self) -> None:
         self.parts: list[str] = []
+        self.detailed = False
         self.logprobs: list[TextLogprob] = []
         self.token_ids: list[int] = []
         self.finish = _NONE
@@ -61,22 +63,23 @@ class Pending:
         """Merge a row in."""
         if row.text:
             self.parts.append(row.text)
-        if row.logprobs:
-            (self.logprobs if row.tokens else self.prompt_logprobs).extend(row.logprobs)
-        if row.token_ids:
-            (self.token_ids if row.tokens else self.prompt_ids).extend(row.token_ids)
+        if row.logprobs or row.token_ids:
+            self._list(row)
         if row.finish is not _NONE:
             self.finish, self.stop = row.finish, row.stop
         if row.usage is not None:
             self.thinking, self.weights = row.usage.thinking, row.usage.weights
 
+    def _list(self, row: TextRow) -> None:
+        """Of tokens that a row lists."""
+        self.detailed = True
+        if row.logprobs:
+            (self.logprobs if row.tokens else self.prompt_logprobs).extend(row.logprobs)
+        if row.token_ids:
+            (self.token_ids if row.tokens else self.prompt_ids).extend(row.token_ids)
+
     def __bool__(self) -> bool:
         return bool(self.parts or self.detailed)
-
-    @property
-    def detailed(self) -> bool:
-        """Whether there is more than text."""
-        return bool(self.logprobs or self.token_ids or self.prompt_logprobs or self.prompt_ids)
 
     def take(self) -> str:
         """The text so far; logprobs and ids that belong to it are to be read before."""
@@ -91,6 +94,7 @@ class Pending:
             self.listed += sum(len(entry.token[0]) for entry in (*self.prompt_logprobs, *self.logprobs))
             for details in (self.logprobs, self.token_ids, self.prompt_logprobs, self.prompt_ids):
                 details.clear()
+            self.detailed = False
         return text
 
 

@@ -120,7 +120,8 @@ class Batcher:
         if self.speculation.rows:
             self._speculate(slots, rows, draft)
         elif not running.prefilling and not (len(self.queue) and running.room):
-            self._repeat(rows, self._stride.rounds(watched=bool((rows & running.watched).any())), draft)
+            watched = bool((rows & running.watched).any())
+            self._repeat(rows, self._stride.rounds(int(slots.size), watched=watched), draft)
         running.decode(rows, draft.rounds)
         self._ratio.decoded(draft.rounds)
 

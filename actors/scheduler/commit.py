@@ -73,6 +73,7 @@ class Committer:
     def commit_runs(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
         """The same where a slot may have several tokens: a row for each sequence, with all that it wants."""
         tokens, logprobs = np.frombuffer(done.tokens, "<i4").tolist(), dict(done.logprobs)
+        rows, plain = self._requests.rows, self._role.goes_on and not logprobs
         runs: defaultdict[int, list[int]] = defaultdict(list)
         for index, slot in enumerate(slots):
             runs[slot].append(index)
@@ -80,18 +81,29 @@ class Committer:
             sequence = by_slot[slot]
             if sequence is None or sequence.stage is Stage.ENDED:
                 continue
+            start, run = len(sequence.output), tuple([tokens[index] for index in indices])
+            if (
+                plain
+                and 0 < start < sequence.allowance - len(run)
+                and sequence.stops.isdisjoint(run)
+                and sequence.serial == self.weights
+            ):
+                sequence.output.extend(run)
+                sequence.deaths = 0
+                self._count(len(run))
+                rows[sequence.origin].append(TokenRow(sequence.rid, start, run, Finish.NONE, sequence.cached))
+                continue
             if sequence.serial != self.weights:
                 self._note(sequence)
-            start, finish, prompt_output = len(sequence.output), Finish.NONE, sequence.prompt_output()
-            for index in indices:
-                finish = self._role.commit(sequence, tokens[index])
+            finish, prompt_output = Finish.NONE, sequence.prompt_output()
+            for token in run:
+                finish = self._role.commit(sequence, token)
                 if finish is not Finish.NONE:
                     break
             count = len(sequence.output) - start
             told = tuple(logprobs[index] for index in indices[:count] if index in logprobs)
-            taken = tuple(sequence.output[start:])
-            row = _full_row(sequence, start, taken, finish, told, prompt_output)
-            self._requests.rows[sequence.origin].append(row)
+            row = _full_row(sequence, start, run[:count], finish, told, prompt_output)
+            rows[sequence.origin].append(row)
             self._count(count)
             if finish is not Finish.NONE:
                 self._requests.end(sequence)

@@ -228,7 +228,7 @@ class Core:
         counts = np.bincount(slots, minlength=len(running.by_slot))
         running.land(flight, counts)
         if not flight.fills:
-            self._stride.took(done.elapsed_us, flight.rounds)
+            self._stride.took(done.elapsed_us, flight.rounds, int(np.count_nonzero(flight.decodes)))
         for slot, sentence in done.failed:
             sequence = running[slot]
             if sequence.stage is not Stage.ENDED:

@@ -3,8 +3,9 @@
 Each result that comes back costs a wake-up of the scheduler, the tokenizer and the frontend, and with a small
 model that is more than the step itself. So while nobody waits and nobody is prefilled, a plan whose steps are
 short runs several of them, and their tokens come back together: `burst_us` after the first of them at the
-latest, sooner than a screen shows its next picture. Where nobody sees any of the answers before they are
-whole, WHOLE times as long: only who comes meanwhile has to wait for it. Each token is a function of its
+latest, sooner than a screen shows its next picture. What a result costs grows with its rows, and so does
+the time that it may wait, up to WHOLE times as long. Where nobody sees any of the answers before they are
+whole it is always so long: only who comes meanwhile has to wait for it. Each token is a function of its
 request and position, so they are the same as one by one.
 """
 
@@ -13,9 +14,11 @@ from __future__ import annotations
 MOST = 16
 """Rounds of a plan at most."""
 
-
 WHOLE = 4
-"""How much longer the results of answers that nobody watches may wait."""
+"""How much longer the results of answers that nobody watches may wait, and at most those of a crowd."""
+
+CROWD = 16
+"""Answers that are watched at once beyond which results may wait longer, in proportion."""
 
 
 class Stride:
@@ -24,12 +27,18 @@ class Stride:
     def __init__(self, burst_us: int) -> None:
         self._burst_us = burst_us
         self._step_us = WHOLE * burst_us
+        self._rows = 1 << 20
 
-    def took(self, elapsed_us: int, rounds: int) -> None:
-        """So many rounds of nothing but decodes took so long."""
-        self._step_us = (self._step_us + elapsed_us // rounds) // 2
+    def took(self, elapsed_us: int, rounds: int, rows: int) -> None:
+        """So many rounds of nothing but the decodes of so many rows took so long."""
+        self._step_us = (self._expected_us(rows) + elapsed_us // rounds) // 2
+        self._rows = max(1, rows)
 
-    def rounds(self, *, watched: bool) -> int:
+    def rounds(self, rows: int, *, watched: bool) -> int:
         """How many may run in a row. watched: somebody sees each token come."""
-        burst_us = self._burst_us if watched else WHOLE * self._burst_us
-        return max(1, min(MOST, burst_us // max(1, self._step_us)))
+        crowd = min(WHOLE * CROWD, max(CROWD, rows)) if watched else WHOLE * CROWD
+        return max(1, min(MOST, self._burst_us * crowd // (CROWD * max(1, self._expected_us(rows)))))
+
+    def _expected_us(self, rows: int) -> int:
+        """What a step of so many rows takes: where there are more than there were, in proportion."""
+        return self._step_us * max(rows, self._rows) // self._rows

@@ -17,8 +17,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from actors.answers.thoughts import Place, Thoughts
 from actors.tokenizer.codec import Codec
 from actors.tokenizer.stops import StopMatcher
@@ -173,11 +171,10 @@ class ChoiceStream:
         text = parts[0] if len(parts) == 1 else "".join(parts)
         if not (text or row.finish or self.closed or self._every_row or not first):
             return None
-        text_row = self._row(row, text, first, tokens, logprobs)
-        if len(parts) == 1:
-            return text_row
-        pieces = tuple([len(part) for part in parts if part or self._every_row])
-        return msgspec.structs.replace(text_row, pieces=pieces) if len(pieces) > 1 else text_row
+        pieces: tuple[int, ...] = ()
+        if len(parts) > 1:
+            pieces = tuple([len(part) for part in parts if part or self._every_row])
+        return self._row(row, text, first, tokens, logprobs, pieces if len(pieces) > 1 else ())
 
     def _take_parts(self, tokens: tuple[int, ...], row: TokenRow) -> list[str]:
         """The text that each token settles; what was held back till the end comes with the last."""
@@ -241,10 +238,11 @@ class ChoiceStream:
         first: int,
         tokens: tuple[int, ...],
         logprobs: tuple[Logprobs, ...],
+        pieces: tuple[int, ...],
     ) -> TextRow:
         offset, self.offset = self.offset, self.offset + len(text)
         if not (self.closed or self._every_row) and first:
-            return TextRow(self.rid, offset, text, self.received)
+            return TextRow(self.rid, offset, text, self.received, pieces=pieces)
         taken = self.received - first
         finish, stop = self._ending(row)
         return TextRow(
@@ -259,6 +257,7 @@ class ChoiceStream:
             tokens[:taken] if self._token_ids else (),
             tuple(map(self._logprob, tokens[:taken], logprobs)),
             row.error if finish is Finish.ERROR else None,
+            pieces,
         )
 
     def _ending(self, row: TokenRow) -> tuple[Finish, str | int | None]:

@@ -72,7 +72,7 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--burst-ms",
     type=click.FloatRange(0, 1000),
-    default=8.0,
+    default=9.0,
     show_default=True,
     help="How long the tokens of short steps may wait for each other, to be sent together; 0: not at all.",
 )

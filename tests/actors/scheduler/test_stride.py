@@ -16,15 +16,37 @@ def rounds(world: World) -> list[int]:
     return [plan.rounds for plan in world.plans if plan.decodes]
 
 
-def test_the_longer_a_step_the_fewer_rounds() -> None:
+def learnt(elapsed_us: int, rows: int) -> Stride:
     stride = Stride(8_000)
-    assert stride.rounds(watched=True) == 1, "nothing is known yet"
+    for _ in range(20):
+        stride.took(elapsed_us * 2, 2, rows)
+    return stride
+
+
+def test_the_longer_a_step_the_fewer_rounds() -> None:
+    assert Stride(8_000).rounds(1, watched=True) == 1, "nothing is known yet"
     for elapsed, rounds in ((1_000, 8), (8_000, 1), (20_000, 1), (10, MOST)):
-        for _ in range(20):
-            stride.took(elapsed * 2, 2)
-        assert stride.rounds(watched=True) == rounds
-        assert stride.rounds(watched=False) == min(MOST, max(1, 4 * 8_000 // elapsed))
-    assert Stride(0).rounds(watched=False) == 1
+        stride = learnt(elapsed, 4)
+        assert stride.rounds(4, watched=True) == rounds
+        assert stride.rounds(4, watched=False) == min(MOST, max(1, 4 * 8_000 // elapsed))
+    assert Stride(0).rounds(1, watched=False) == 1
+
+
+def test_results_of_a_crowd_may_wait_longer() -> None:
+    """In proportion to its rows, and not beyond what nobody watches."""
+    rounds = [learnt(2_000, rows).rounds(rows, watched=True) for rows in (1, 16, 24, 32, 64, 640)]
+    assert rounds == [4, 4, 6, 8, 16, 16]
+    assert all(learnt(2_000, rows).rounds(rows, watched=False) == 16 for rows in (1, 64, 640))
+
+
+def test_more_rows_than_before_are_taken_to_last_longer() -> None:
+    """So the first rounds of a crowd are not as many as those of the few before it."""
+    few = learnt(4_000, 4)
+    assert few.rounds(64, watched=True) == 1
+    for _ in range(20):
+        few.took(8_000, 1, 64)
+    assert few.rounds(64, watched=True) == 4
+    assert few.rounds(4, watched=True) == 1, "fewer are not known to be quicker"
 
 
 def test_without_a_burst_every_step_is_by_itself() -> None:
