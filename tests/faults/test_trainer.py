@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from protocols.keys import digest_of
+from tests.keyfile import keyfile
 from tests.serving import ROOT, Company, serving
 from tests.streams import Generation, admin_http, ask
 from tools.chaos.weights import perturbed
@@ -24,10 +24,7 @@ MODEL = ROOT / "tools" / "demo" / "model"
 
 @pytest.fixture(scope="module")
 def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
-    keys: pathlib.Path = tmp_path_factory.mktemp("keys") / "keys.toml"
-    keys.write_text(
-        f'[keys.boss]\nsha256 = "{digest_of("boss")}"\nadmin = true\n[keys.a]\nsha256 = "{digest_of("a")}"\n'
-    )
+    keys = keyfile(tmp_path_factory.mktemp("keys"), "a")
     with serving("--keys", str(keys)) as running:
         yield running
 

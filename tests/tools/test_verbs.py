@@ -20,8 +20,8 @@ from click.shell_completion import ShellComplete
 
 from actors.frontend.admin_routes import ROUTES
 from actors.frontend.operations import OPERATIONS
-from protocols.keys import digest_of
 from tests.faults.stage import until
+from tests.keyfile import keyfile
 from tests.serving import ROOT, Company, actorctl, serving
 from tests.streams import Stream, completion_id
 from tests.tools.verb_cases import CASES, CLIENT, Case, Stand
@@ -80,11 +80,7 @@ def collector() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def stand(tmp_path_factory: pytest.TempPathFactory, collector: str) -> Iterator[Stand]:
     folder = tmp_path_factory.mktemp("verbs")
-    keys, first = folder / "keys.toml", folder / "first"
-    keys.write_text(
-        f'[keys.boss]\nsha256 = "{digest_of("boss")}"\nadmin = true\n'
-        f'[keys.user]\nsha256 = "{digest_of(CLIENT)}"\n'
-    )
+    keys, first = keyfile(folder, user=CLIENT), folder / "first"
     first.mkdir()
     (first / "adapter_config.json").write_text("{}")
     (first / "adapter_model.safetensors").write_bytes(b"first")

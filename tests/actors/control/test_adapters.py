@@ -13,15 +13,10 @@ import pytest
 
 from protocols.adapters import CONFIG, WEIGHTS
 from protocols.errors import VerbError
-from protocols.keys import digest_of
+from tests.keyfile import keyfile
 from tests.serving import Company, actorctl, serving
 from tests.streams import Stream, admin_http, ask
 from tools.actorctl.target import CONFLICT, NOT_FOUND, OK, USAGE
-
-KEYS = "".join(
-    f'[keys.{name}]\nsha256 = "{digest_of(name)}"\nadmin = {admin}\n'
-    for name, admin in (("boss", "true"), ("user", "false"))
-)
 
 
 @pytest.fixture(scope="module")
@@ -133,14 +128,12 @@ def test_a_successor_knows_what_was_loaded(company: Company, folder: pathlib.Pat
 
 
 def test_the_http_names(tmp_path: pathlib.Path) -> None:
-    keys = tmp_path / "keys.toml"
-    keys.write_text(KEYS)
     path = write(tmp_path, "a")
 
     def post(name: str, key: str = "boss", **body: Any) -> tuple[int, dict[str, Any]]:
         return admin_http(company, name, body, key)
 
-    with serving("--executor", "hash", "--keys", str(keys)) as company:
+    with serving("--executor", "hash", "--keys", str(keyfile(tmp_path, "user"))) as company:
         load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
         status, document = post(load, lora_name="a", lora_path=path)
         assert (status, document["success"], document["name"]) == (200, True, "a")

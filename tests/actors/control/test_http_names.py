@@ -15,7 +15,7 @@ import pytest
 
 from actors.frontend.admin_routes import ROUTES
 from protocols.adapters import CONFIG, WEIGHTS
-from protocols.keys import digest_of
+from tests.keyfile import keyfile
 from tests.serving import Company, serving
 from tests.streams import admin_http, ask
 
@@ -221,11 +221,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def company(folder: pathlib.Path) -> Iterator[Company]:
-    keys = folder / "keys.toml"
-    keys.write_text(
-        f'[keys.boss]\nsha256 = "{digest_of("boss")}"\nadmin = true\n'
-        f'[keys.user]\nsha256 = "{digest_of("user")}"\n'
-    )
+    keys = keyfile(folder, "user")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         with serving("--executor", "hash", "--keys", str(keys)) as running:

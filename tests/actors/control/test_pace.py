@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from protocols.errors import VerbError
-from protocols.keys import digest_of
 from tests.faults.stage import until
+from tests.keyfile import keyfile
 from tests.serving import Company, actorctl, serving
 from tests.streams import Stream as Reader
 from tests.streams import admin_http, ask, paused_amid
@@ -21,10 +20,7 @@ TOKENS = 400
 
 @pytest.fixture(scope="module")
 def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
-    keys: pathlib.Path = tmp_path_factory.mktemp("keys") / "keys.toml"
-    keys.write_text(
-        f'[keys.boss]\nsha256 = "{digest_of("boss")}"\nadmin = true\n[keys.a]\nsha256 = "{digest_of("a")}"\n'
-    )
+    keys = keyfile(tmp_path_factory.mktemp("keys"), "a")
     with serving("--executor", "hash", "--step-ms", "3", "--keys", str(keys)) as running:
         yield running
 

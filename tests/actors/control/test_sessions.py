@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from protocols.keys import digest_of
+from tests.keyfile import keyfile
 from tests.serving import Company, serving
 from tests.streams import admin_http, ask
 
@@ -19,9 +18,7 @@ FIRST, SECOND = list(range(5, 45)), list(range(50, 70))
 
 @pytest.fixture(scope="module")
 def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
-    keys: pathlib.Path = tmp_path_factory.mktemp("keys") / "keys.toml"
-    others = "".join(f'[keys.{name}]\nsha256 = "{digest_of(name)}"\n' for name in "ab")
-    keys.write_text(f'[keys.boss]\nsha256 = "{digest_of("boss")}"\nadmin = true\n{others}')
+    keys = keyfile(tmp_path_factory.mktemp("keys"), "a", "b")
     with serving("--executor", "hash", "--keys", str(keys)) as running:
         yield running
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from protocols.errors import VerbError
-from protocols.keys import digest_of
+from tests.keyfile import keyfile
 from tests.serving import Company, actorctl, serving
 from tests.streams import Generation, admin_http, ask
 
@@ -23,10 +23,7 @@ _NO_CHECKPOINT = r"not a regular file|holds no model|not an absolute path|is emp
 
 @pytest.fixture(scope="module")
 def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
-    keys: pathlib.Path = tmp_path_factory.mktemp("keys") / "keys.toml"
-    keys.write_text(
-        f'[keys.boss]\nsha256 = "{digest_of("boss")}"\nadmin = true\n[keys.a]\nsha256 = "{digest_of("a")}"\n'
-    )
+    keys = keyfile(tmp_path_factory.mktemp("keys"), "a")
     with serving("--executor", "hash", "--step-ms", "3", "--keys", str(keys)) as running:
         yield running
 
