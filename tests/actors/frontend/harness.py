@@ -226,6 +226,13 @@ class World:
         """Open ledger slots."""
         return len(self.ledger.open_rids())
 
+    async def begin(self, path: str, body: Any, *headers: str) -> tuple[Raw, Generate]:
+        """A client's request has reached the engine, of which the test itself says the rows."""
+        self.engine.manual = True
+        client = await Raw.connect(self.port)
+        await client.post(path, body, *headers)
+        return client, await self.engine.next()
+
     async def all_free(self) -> None:
         """Wait until every slot is free again."""
         while self.open_slots():

@@ -129,10 +129,8 @@ def test_a_directory_for_a_key_file_costs_no_descriptor(tmp_path: pathlib.Path) 
 
 async def test_concurrency_is_of_the_key_and_choices_count(file: pathlib.Path) -> None:
     async with world(keys_file=write(file, "a:concurrency = 3", "b:concurrency = 3", "free")) as w:
-        w.engine.manual = True
-        held = await Raw.connect(w.port)
-        await held.post(CHAT, chat_body(n=2), bearer("a"))
-        rids = (await w.engine.next()).rids
+        held, asked = await w.begin(CHAT, chat_body(n=2), bearer("a"))
+        rids = asked.rids
         answer = await ask(w.port, CHAT, chat_body(n=2), bearer("a"))
         assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
         assert answer.headers["retry-after"] == "1"

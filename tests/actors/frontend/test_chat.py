@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import trio
 
-from tests.actors.frontend.harness import Raw, ask, chat_body, world
+from tests.actors.frontend.harness import ask, chat_body, world
 
 CHAT = "/v1/chat/completions"
 
@@ -57,10 +57,7 @@ async def test_openai_client_streams() -> None:
 
 async def test_hanging_up_aborts() -> None:
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body())
-        generate = await w.engine.next()
+        raw, generate = await w.begin(CHAT, chat_body())
         await raw.aclose()
         await w.engine.until(lambda: list(generate.rids) == w.engine.aborted)
         await w.all_free()

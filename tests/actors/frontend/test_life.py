@@ -46,10 +46,7 @@ def test_a_hung_executor_is_unhealthy() -> None:
 
 async def test_what_a_dead_tokenizer_read_is_sent_again() -> None:
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body())
-        lost = await w.engine.next()
+        raw, lost = await w.begin(CHAT, chat_body())
         w.board.row(1)[Column.INCARNATION] = 2
         again = await w.engine.next()
         assert again == lost
@@ -131,10 +128,7 @@ async def test_draining_has_an_end_and_leaves_what_can_be_resumed() -> None:
 
 async def test_a_kept_connection_is_told_to_go() -> None:
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body())
-        generate = await w.engine.next()
+        raw, generate = await w.begin(CHAT, chat_body())
         await raw.post(CHAT, chat_body())
         w.context.stopping.set()
         await w.engine.answer(generate, generate.rids[0])
@@ -146,10 +140,7 @@ async def test_a_kept_connection_is_told_to_go() -> None:
 
 async def test_the_board_shows_connections_and_open_requests() -> None:
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body(n=3))
-        await w.engine.next()
+        raw, _ = await w.begin(CHAT, chat_body(n=3))
         with trio.fail_after(PATIENCE):
             while w.board.row(0)[Column.OPEN_REQUESTS] != 3:
                 await trio.sleep(0.01)

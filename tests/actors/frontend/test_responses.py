@@ -84,10 +84,8 @@ async def test_logprobs_on_request() -> None:
 
 async def test_two_readers_follow_one_response_and_one_may_leave() -> None:
     async with world() as w:
-        w.engine.manual = True
-        first = await Raw.connect(w.port)
-        await first.post(PATH, body(stream=True))
-        rid = (await w.engine.next()).rids[0]
+        first, asked = await w.begin(PATH, body(stream=True))
+        rid = asked.rids[0]
         await w.engine.say(rid, "one")
         await first.until(b"response.created")
         id = json.loads((await first.until(b"\n\n")).partition(b"data: ")[2])["response"]["id"]

@@ -10,7 +10,7 @@ import trio
 
 from protocols.errors import ErrorBody
 from protocols.request import Finish
-from tests.actors.frontend.harness import Raw, ask, chat_body, look, world
+from tests.actors.frontend.harness import ask, chat_body, look, world
 from tests.patience import PATIENCE
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
@@ -42,10 +42,7 @@ async def test_a_refusal_is_a_status(which: int, stream: bool) -> None:
 async def test_a_vanished_client_aborts(which: int, stream: bool) -> None:
     path, body = bodies(stream=stream)[which]
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(path, body)
-        generate = await w.engine.next()
+        raw, generate = await w.begin(path, body)
         await w.engine.say(generate.rids[0], "some")
         if stream:
             await raw.until(b"some")
@@ -57,10 +54,8 @@ async def test_a_vanished_client_aborts(which: int, stream: bool) -> None:
 
 async def test_rows_go_out_as_they_come() -> None:
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body(stream=True))
-        rid = (await w.engine.next()).rids[0]
+        raw, asked = await w.begin(CHAT, chat_body(stream=True))
+        rid = asked.rids[0]
         for word in ("one", "two", "three"):
             await w.engine.say(rid, word)
             await raw.until(word.encode())
@@ -72,10 +67,8 @@ async def test_rows_go_out_as_they_come() -> None:
 
 async def test_rows_of_one_message_are_one_write() -> None:
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body(stream=True))
-        rid = (await w.engine.next()).rids[0]
+        raw, asked = await w.begin(CHAT, chat_body(stream=True))
+        rid = asked.rids[0]
         await w.engine.say(rid, "first")
         await raw.until(b"first")
         await raw.until(b"\n\n\r\n")
@@ -87,10 +80,8 @@ async def test_rows_of_one_message_are_one_write() -> None:
 
 async def test_text_merges_behind_a_slow_reader_and_none_is_lost() -> None:
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body(stream=True))
-        rid = (await w.engine.next()).rids[0]
+        raw, asked = await w.begin(CHAT, chat_body(stream=True))
+        rid = asked.rids[0]
         said = ""
         for i in range(3000):
             piece = f"<{i}>" + "x" * 2000
@@ -113,10 +104,8 @@ async def test_text_merges_behind_a_slow_reader_and_none_is_lost() -> None:
 
 async def test_a_failure_in_mid_stream() -> None:
     async with world() as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body(stream=True))
-        rid = (await w.engine.next()).rids[0]
+        raw, asked = await w.begin(CHAT, chat_body(stream=True))
+        rid = asked.rids[0]
         await w.engine.say(rid, "some")
         await raw.until(b"some")
         error = ErrorBody(500, "NaN.", "server_error", "internal_error")
@@ -131,10 +120,7 @@ async def test_a_failure_in_mid_stream() -> None:
 
 async def test_no_room_is_a_503_with_a_time_to_come_back() -> None:
     async with world(slots=1) as w:
-        w.engine.manual = True
-        raw = await Raw.connect(w.port)
-        await raw.post(CHAT, chat_body())
-        await w.engine.next()
+        raw, _ = await w.begin(CHAT, chat_body())
         answer = await ask(w.port, CHAT, chat_body())
         assert (answer.status, answer.error["code"]) == (503, "server_overloaded")
         assert answer.error["type"] == "overloaded_error" and answer.headers["retry-after"] == "1"
