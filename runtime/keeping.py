@@ -31,7 +31,7 @@ def keep(holdings: Holdings, config: Config) -> Config:
     if config.executor is ExecutorKind.MODEL:
         directory = pathlib.Path(config.model.path)
         files += _kept(holdings, directory, _SMALL, Keep.COPY)
-        files += _kept(holdings, directory, _weights(directory), config.keep_weights)
+        files += _kept(holdings, directory, weight_files(directory), config.keep_weights)
     card = msgspec.structs.replace(config.model, files=tuple(files))
     try:
         loras = tuple(keep_adapter(holdings, adapter, config.keep_weights) for adapter in config.loras)
@@ -63,8 +63,8 @@ def _kept(holdings: Holdings, directory: pathlib.Path, names: tuple[str, ...], h
             raise StartError(str(error)) from error
 
 
-def _weights(directory: pathlib.Path) -> tuple[str, ...]:
-    """The files that hold the model's weights; none where the directory tells of none."""
+def weight_files(directory: pathlib.Path) -> tuple[str, ...]:
+    """The files that hold a model's weights; none where the directory tells of none."""
     if (directory / SINGLE).is_file():
         return (SINGLE,)
     try:

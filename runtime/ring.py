@@ -95,6 +95,8 @@ class Ring:
         self._words = watched(mapping.words, {_TAIL: "ring.tail", _HEAD: "ring.head"}, len(mapping.words))
         compiled = native()
         self._end: End = compiled.End(mapping.data, capacity, trap) if compiled else PythonEnd(mapping.words)
+        if not self._is_near(self._end.tail, self._end.head):
+            self._end.tail = self._end.head
 
     @classmethod
     def create(cls, capacity: int) -> Ring:
@@ -231,10 +233,14 @@ class Ring:
         """
         tail = self._words[_TAIL]
         head = self._end.head
-        if tail % 8 or not head <= tail <= head + self.capacity:
+        if not self._is_near(tail, head):
             return 0
         self._words[_HEAD] = self._end.head = tail
         return tail - head
+
+    def _is_near(self, tail: int, head: int) -> bool:
+        """Whether a tail can be right. A producer that finds another begins where the consumer stands."""
+        return tail % 8 == 0 and head <= tail <= head + self.capacity
 
     def used(self) -> int:
         """Bytes unread now, padding included; any process may ask."""

@@ -47,7 +47,7 @@ class Root:
     """What verbs may ask of a running company. `running`: its living actors, kept by the supervisor. feed:
     tells the supervisor what is wished for. sight: what can be told without asking anybody. holdings:
     files that are held open for the actors. said: each actor's latest words about how far something has
-    come."""
+    come. doubtful: trainers' groups in which tensors may lie that nobody has taken."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class Root:
         self.holdings = holdings
         self.sessions = Sessions()
         self.said: dict[str, str] = {}
+        self.doubtful: set[str] = set()
         self._company = company
         self._wiring = wiring
         self._life = life

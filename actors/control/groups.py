@@ -20,10 +20,6 @@ from runtime.verbs import Verb, text
 GROUP_SECONDS = 60.0
 """To meet, and for each tensor."""
 
-_doubtful: set[str] = set()
-"""Groups of which an update was refused before its tensors were taken: whatever its trainer has sent lies
-there still, and would be taken for the next one's."""
-
 
 async def join(root: Root, request: Request, more: Send) -> Reply:
     """Meet a trainer: every executor becomes a rank of its group, from `rank_offset` on."""
@@ -49,7 +45,7 @@ async def join(root: Root, request: Request, more: Send) -> Reply:
             joined = [each for each, answer in answers.items() if not isinstance(answer, VerbError)]
             await gather(root.order, dict.fromkeys(joined, Leave(name)), GROUP_SECONDS)
             raise
-        _doubtful.discard(name)
+        root.doubtful.discard(name)
     return {"group": name, "ranks": [first + i for i in range(len(executors))], "world_size": size}
 
 
@@ -58,14 +54,14 @@ async def leave(root: Root, request: Request, more: Send) -> Reply:
     name = text(request, "group")
     with root.alone("a change of weights"):
         await tell_all(root, Leave(name))
-        _doubtful.discard(name)
+        root.doubtful.discard(name)
     return {"group": name}
 
 
 async def receive(root: Root, request: Request, more: Send) -> Reply:
     """Serve the tensors that a trainer sends to its group, in their order."""
     name = text(request, "group")
-    with _in_doubt_unless_taken(name) as taken:
+    with _in_doubt_unless_taken(root, name) as taken:
         manner = Manner.of(request)
         seconds = number(request, "receive_timeout", GROUP_SECONDS, most=LONGEST)
         shapes = sources.shapes(request)
@@ -90,15 +86,16 @@ async def receive(root: Root, request: Request, more: Send) -> Reply:
 
 
 @contextlib.contextmanager
-def _in_doubt_unless_taken(name: str) -> Iterator[list[str]]:
+def _in_doubt_unless_taken(root: Root, name: str) -> Iterator[list[str]]:
     """Around an update; what is yielded is to hold the group's name once its tensors are taken, or it is
-    left."""
+    left. Until then, whatever its trainer has sent lies there still, and would be taken for the next
+    one's."""
     taken: list[str] = []
     try:
         yield taken
     except VerbError:
         if name not in taken:
-            _doubtful.add(name)
+            root.doubtful.add(name)
         raise
 
 
@@ -106,7 +103,7 @@ def _refuse(root: Root, name: str) -> None:
     """Raises VerbError where nothing can be taken from a group."""
     if Memory.WEIGHTS in root.standing.released:
         raise VerbError("conflict", "the weights are released: resume them first.")
-    if name in _doubtful:
+    if name in root.doubtful:
         raise VerbError(
             "conflict",
             f"an update through the group {name!r} was refused, and what was sent for it may lie there still:"

@@ -16,10 +16,10 @@ TELL = 1.0
 """Seconds between two words about it, at least."""
 
 
-async def tell(more: Send, text: str) -> None:
+async def tell(more: Send, text: str, **about: str) -> None:
     """Say something. Who does not listen any more ends nothing."""
     with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
-        await more({"progress": text})
+        await more({**about, "progress": text})
 
 
 async def until_none(

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import trio
 
+from actors.control.progress import tell
 from protocols.board import Column
 from protocols.errors import VerbError
 from protocols.orders import Answer, Order
@@ -74,12 +75,11 @@ async def tell_all(root: Root, order: Order) -> None:
 
 
 async def _tell(root: Root, more: Send) -> None:
-    """While something is done, tell what the executors say of it. Who does not listen ends nothing."""
+    """While something is done, tell what the executors say of it."""
     told = {name: root.said.get(name) for name in root.actors("executor")}
-    with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
-        while True:
-            await trio.sleep(_TELL)
-            for name, before in told.items():
-                if (words := root.said.get(name)) and words != before:
-                    told[name] = words
-                    await more({"actor": name, "progress": words})
+    while True:
+        await trio.sleep(_TELL)
+        for name, before in told.items():
+            if (words := root.said.get(name)) and words != before:
+                told[name] = words
+                await tell(more, words, actor=name)

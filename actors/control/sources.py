@@ -14,6 +14,7 @@ from actors.control.fields import flag
 from protocols.errors import VerbError
 from protocols.weights import INDEX, SINGLE, File, Shape, Source, Weights
 from runtime.admin import Request
+from runtime.keeping import weight_files
 from runtime.root import Root
 
 MOST_FILES = 1000
@@ -107,18 +108,16 @@ def _checked(path: str) -> pathlib.Path:
     return place
 
 
-def _names(place: pathlib.Path) -> list[str]:
+def _names(place: pathlib.Path) -> tuple[str, ...]:
     """Of the files that are to be held."""
-    if (place / SINGLE).is_file():
-        return [SINGLE]
-    if not (place / INDEX).is_file():
+    found = weight_files(place)
+    if not found and not (place / INDEX).is_file():
         pickled = any(each.suffix in _PICKLES for each in place.iterdir())
         reason = ", and pickled weights can run code and are never loaded" if pickled else ""
         raise VerbError("failed", f"{place} holds no {SINGLE} and no {INDEX}{reason}.")
-    names = sorted(each.name for each in place.glob("*.safetensors"))
-    if len(names) > MOST_FILES:
-        raise VerbError("failed", f"{place} holds {len(names)} files, of at most {MOST_FILES}.")
-    return [INDEX, *names]
+    if len(found) > MOST_FILES:
+        raise VerbError("failed", f"{place} holds {len(found)} files, of at most {MOST_FILES}.")
+    return found if found == (SINGLE,) else (INDEX, *found)
 
 
 def _check_config(root: Root, place: pathlib.Path) -> None:

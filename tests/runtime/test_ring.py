@@ -176,6 +176,27 @@ def test_a_cursor_out_of_bounds_is_the_peers_error_and_heals_with_the_next_recor
     consumer.close()
 
 
+@pytest.mark.parametrize("tail", [1 << 60, 36, 0])
+def test_a_producer_that_finds_a_nonsense_cursor_begins_where_the_consumer_stands(
+    ring: Ring, tail: int
+) -> None:
+    """36 is near, but no record ends there; and before 0 there was nothing."""
+    consumer = again(ring)
+    for payload in (b"a", b"b"):
+        ring.write_nowait(payload, 1)
+    assert take(consumer, 1) == [b"a"]
+    raw = mapped(ring)
+    raw.words[TAIL_WORD] = tail
+    successor = again(ring)
+    with pytest.raises(PeerError, match="cursor"):
+        consumer.read_batch(1)
+    assert consumer.resync() == 0
+    assert successor.write_nowait(b"c", 2)
+    assert drain(consumer) == [b"c"]
+    for each in (raw, consumer, successor):
+        each.close()
+
+
 def test_a_nonsense_head_stops_the_producer() -> None:
     ring = Ring.create(MINIMUM)
     raw = mapped(ring)

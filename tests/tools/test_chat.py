@@ -104,7 +104,7 @@ def test_a_message_as_an_argument_and_a_server_by_its_url(company: Company) -> N
     assert url.startswith("https://")
     done = chat(company, "What is 20 + 3?", "--url", url, "--system", "Answer.", "--temperature", "0")
     assert (done.returncode, done.stdout) == (0, "20 + 3 = 23.\n")
-    assert chat(company, "What is 20 + 3?", "--max-tokens", "1").stderr.startswith("1 tokens, ")
+    assert chat(company, "What is 20 + 3?", "--max-tokens", "1").stderr.startswith("1 token, ")
 
 
 @pytest.mark.parametrize(
@@ -208,11 +208,11 @@ CREATED = {"type": "response.created", "sequence_number": 0, "response": {"id": 
 
 def test_an_answer_asks_for_what_it_has_not_seen() -> None:
     answer = Answer({"input": "hi"})
-    assert answer.opening() == {"type": "response.create", "input": "hi"}
+    assert answer.opening(1.0) == {"type": "response.create", "input": "hi"}
     assert answer.take(CREATED, 1.0) == ""
     delta = {"type": "response.output_text.delta", "sequence_number": 1, "delta": "Hello"}
     assert answer.take(delta, 2.0) == "Hello"
-    assert answer.opening() == {"type": "response.resume", "response_id": "resp_1", "starting_after": 1}
+    assert answer.opening(1.0) == {"type": "response.resume", "response_id": "resp_1", "starting_after": 1}
     assert not answer.over and answer.summary == ""
 
 

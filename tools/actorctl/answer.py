@@ -15,7 +15,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import connect
 
-from protocols.errors import TroupeError
+from protocols.errors import TroupeError, several
 
 PATIENCE = 30.0
 """Seconds without an event after which a server that cannot be reached is given up."""
@@ -69,7 +69,7 @@ class Server:
 @dataclasses.dataclass
 class Answer:
     """What has come of one response. request: the body that asks for it. number: of the last event.
-    first, last: when text came, in seconds."""
+    asked, last: when it was asked for and when its latest text came, in seconds; 0: not yet."""
 
     request: dict[str, Any]
     text: str = ""
@@ -77,11 +77,12 @@ class Answer:
     number: int = -1
     over: bool = False
     usage: dict[str, Any] = dataclasses.field(default_factory=dict)
-    first: float = 0.0
+    asked: float = 0.0
     last: float = 0.0
 
-    def opening(self) -> dict[str, Any]:
+    def opening(self, now: float) -> dict[str, Any]:
         """What to send on a fresh socket: the request, or the wish for the rest."""
+        self.asked = self.asked or now
         if self.id:
             return {"type": "response.resume", "response_id": self.id, "starting_after": self.number}
         return {"type": "response.create", **self.request}
@@ -98,20 +99,20 @@ class Answer:
             self.over, self.usage = True, response.get("usage") or {}
         if kind != "response.output_text.delta":
             return ""
-        self.first, self.last = self.first or now, now
+        self.last = now
         self.text += event["delta"]
         return str(event["delta"])
 
     @property
     def summary(self) -> str:
-        """Tokens, their speed, and what the prefix cache had; "" before the end."""
+        """Tokens, how many a second since the question, and what the prefix cache had; "" before the end."""
         if not self.usage:
             return ""
         tokens, prompt = self.usage["output_tokens"], self.usage["input_tokens"]
         cached = self.usage["input_tokens_details"]["cached_tokens"]
-        words = [f"{tokens} tokens", f"{cached} of {prompt} prompt tokens cached"]
-        if self.last > self.first:
-            words.insert(1, f"{(tokens - 1) / (self.last - self.first):.0f} tokens/s")
+        words = [several(tokens, "token"), f"{cached} of {prompt} prompt tokens cached"]
+        if self.last:
+            words.insert(1, f"{tokens / (self.last - self.asked):.0f} tokens/s")
         return ", ".join(words)
 
 
@@ -152,7 +153,7 @@ def _listen(server: Server, answer: Answer, show: Callable[[str], None]) -> None
         max_size=None,
         close_timeout=1,
     ) as socket:
-        socket.send(json.dumps(answer.opening()))
+        socket.send(json.dumps(answer.opening(time.monotonic())))
         while not answer.over:
             text = answer.take(json.loads(socket.recv()), time.monotonic())
             if text:

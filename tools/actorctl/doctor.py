@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import click
 
+from protocols.compiling import Unavailable
+from runtime.native import load
 from tools.actorctl.output import output_option, show
 from tools.actorctl.target import FAILED, OK
 
@@ -53,6 +55,7 @@ def examine() -> Iterator[Finding]:
     yield _files()
     yield _features()
     yield _compiler()
+    yield _rings()
     yield _gpu()
     yield from map(_version, PACKAGES)
 
@@ -111,6 +114,14 @@ def _compiler() -> Finding:
     if found is None:
         return Finding("compiler", "warning", "neither g++ nor clang++: CPU models run on torch's operations")
     return Finding("compiler", "ok", found)
+
+
+def _rings() -> Finding:
+    try:
+        load()
+    except Unavailable as error:
+        return Finding("rings", "warning", f"Python moves the mail between actors, slower: {error}")
+    return Finding("rings", "ok", "their core is compiled")
 
 
 def _gpu() -> Finding:

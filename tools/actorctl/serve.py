@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -24,7 +26,17 @@ from tools.actorctl.sizes import ByteSize
 
 DEMO_MODEL = pathlib.Path(__file__).resolve().parent.parent / "demo" / "model"
 
+F = TypeVar("F", bound=Callable[..., Any] | click.Command)
+
 _POSITIVE = click.IntRange(min=1)
+
+
+def one_of(
+    name: str, default: enum.StrEnum, help: str | None = None, *, hidden: bool = False
+) -> Callable[[F], F]:
+    """An option that takes a word of the default's kind."""
+    words = click.Choice([each.value for each in type(default)])
+    return click.option(name, type=words, default=default.value, show_default=True, help=help, hidden=hidden)
 
 
 @click.command()
@@ -62,12 +74,10 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--max-open", type=_POSITIVE, default=1024, show_default=True, help="Open requests at most.")
 @click.option("--chunk-size", type=_POSITIVE, default=512, show_default=True, help="Tokens in a step.")
 @click.option("--depth", type=click.IntRange(1, 8), default=2, show_default=True, help="Steps in flight.")
-@click.option(
+@one_of(
     "--policy",
-    type=click.Choice([each.value for each in Policy]),
-    default=Policy.FCFS.value,
-    show_default=True,
-    help="Who is admitted next: first come, longest cached prefix, or lowest priority value.",
+    Policy.FCFS,
+    "Who is admitted next: first come, longest cached prefix, or lowest priority value.",
 )
 @click.option(
     "--burst-ms",
@@ -77,12 +87,10 @@ _POSITIVE = click.IntRange(min=1)
     help="How long the tokens of short steps may wait for each other, to be sent together; 0: not at all.",
 )
 @click.option("--radix/--no-radix", default=True, show_default=True, help="Prefix cache.")
-@click.option(
+@one_of(
     "--speculate",
-    type=click.Choice([each.value for each in Speculate]),
-    default=Speculate.OFF.value,
-    show_default=True,
-    help="Guess coming tokens from the text so far and verify them in one step; the tokens stay the same.",
+    Speculate.OFF,
+    "Guess coming tokens from the text so far and verify them in one step; the tokens stay the same.",
 )
 @click.option(
     "--speculate-tokens",
@@ -125,22 +133,14 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--max-lora-rank", type=_POSITIVE, default=64, show_default=True, help="Rank of an adapter at most."
 )
-@click.option(
+@one_of(
     "--keep-weights",
-    type=click.Choice([each.value for each in Keep]),
-    default=Keep.OPEN.value,
-    show_default=True,
-    help="Hold the files of weights and adapters open, for actors that come back; or a copy in memory, which"
+    Keep.OPEN,
+    "Hold the files of weights and adapters open, for actors that come back; or a copy in memory, which"
     " nobody can overwrite.",
 )
 @click.option("--dp", type=click.IntRange(1, 64), default=1, show_default=True, help="Replicas.")
-@click.option(
-    "--balance",
-    type=click.Choice([each.value for each in Balance]),
-    default=Balance.MINIMUM_TOKENS.value,
-    show_default=True,
-    help="Which replica gets a request.",
-)
+@one_of("--balance", Balance.MINIMUM_TOKENS, "Which replica gets a request.")
 @click.option(
     "--frontends", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes for sockets."
 )
@@ -162,12 +162,10 @@ _POSITIVE = click.IntRange(min=1)
     help="Format of thoughts in answers; auto recognises it from the chat template.",
 )
 @click.option("--threads", type=_POSITIVE, help="CPU threads of each executor. [default: from the cores]")
-@click.option(
+@one_of(
     "--kernels",
-    type=click.Choice([each.value for each in KernelChoice]),
-    default=KernelChoice.AUTO.value,
-    show_default=True,
-    help="On a CPU: our own kernels (compiled once, with g++ or clang++), or torch's operations.",
+    KernelChoice.AUTO,
+    "On a CPU: our own kernels (compiled once, with g++ or clang++), or torch's operations.",
 )
 @click.option(
     "--attention-backend",
@@ -183,26 +181,17 @@ _POSITIVE = click.IntRange(min=1)
     metavar="off|auto|N,N,...",
     help="On a GPU: batch sizes of decodes that are recorded once and replayed.",
 )
-@click.option(
+@one_of(
     "--quantization",
-    type=click.Choice([each.value for each in Quantization]),
-    default=Quantization.NONE.value,
-    show_default=True,
-    help="Keep weights as 8-bit integers, or (GPU) as 8-bit floats: half the memory to read for each token.",
+    Quantization.NONE,
+    "Keep weights as 8-bit integers, or (GPU) as 8-bit floats: half the memory to read for each token.",
 )
-@click.option(
+@one_of(
     "--kv-cache-dtype",
-    type=click.Choice([each.value for each in KvCacheDtype]),
-    default=KvCacheDtype.AUTO.value,
-    show_default=True,
-    help="On a GPU: keep keys and values in 8 bits, for twice the context in the same memory.",
+    KvCacheDtype.AUTO,
+    "On a GPU: keep keys and values in 8 bits, for twice the context in the same memory.",
 )
-@click.option(
-    "--executor",
-    type=click.Choice([each.value for each in ExecutorKind]),
-    default=ExecutorKind.MODEL.value,
-    hidden=True,
-)
+@one_of("--executor", ExecutorKind.MODEL, hidden=True)
 @click.option("--step-ms", type=click.FloatRange(min=0), default=0.0, hidden=True)
 @door_options
 @click.option(
