@@ -97,7 +97,7 @@ class Root:
     def alone(self, what: str) -> Iterator[None]:
         """Around a verb that no other of its kind may overlap with. `what`: its noun, for who is refused."""
         if self._under_way:
-            raise VerbError("conflict", f"{self._under_way} is under way.")
+            raise VerbError("conflict", f"{self._under_way} is under way: try again once it has ended.")
         self._under_way = what
         try:
             yield
@@ -206,8 +206,12 @@ class Root:
     def replace(self, name: str, *, gently: bool) -> Reply:
         """Replace an actor: SIGTERM first if `gently`, else SIGKILL."""
         self._know(name)
-        if name not in self._running or self._life.act not in {Act.STARTING, Act.SERVING}:
-            raise VerbError("conflict", f"{name} is {self._life.phase(name).value}.")
+        if self._life.act not in {Act.STARTING, Act.SERVING}:
+            raise VerbError("conflict", "the company is stopping: nobody is replaced any more.")
+        if name not in self._running:
+            raise VerbError(
+                "conflict", f"{name} is {self._life.phase(name).value}: its successor is on its way."
+            )
         reply = {
             "name": name,
             "pid": self._running[name].pid,

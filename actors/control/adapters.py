@@ -16,26 +16,26 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import msgspec
 import trio
 
-from actors.control.fields import flag, number
+from actors.control.fields import flag, time_for
 from actors.control.progress import until_none
+from actors.control.ranks import UNDO_SECONDS
 from protocols.adapters import Adapter, check_name
 from protocols.errors import UserError, VerbError, several
 from protocols.orders import AdapterRead, CountUsers, ReadAdapter, SetAdapters, Users
 from runtime.admin import Reply, Request, Send
 from runtime.keeping import keep_adapter
-from runtime.root import Root
+from runtime.root import ORDER_SECONDS, Root
 from runtime.verbs import Verb, text
 
 PATIENCE = 60.0
-LONGEST = 86400.0
 
 Table = tuple[Adapter, ...]
 
 
-async def show(root: Root, _request: Request, _more: Send) -> Reply:
+async def show(root: Root, request: Request, _more: Send) -> Reply:
     """The adapters that are loaded."""
     adapters = current(root.standing.adapters)
-    users = await _users(root, adapters) if adapters else {}
+    users = await _users(root, adapters, time_for(request)) if adapters else {}
     rows = [{**_told(each), "requests": users[each.id]} for each in adapters]
     return {"model": root.config.model.name, "slots": root.config.max_loras, "adapters": rows}
 
@@ -43,7 +43,7 @@ async def show(root: Root, _request: Request, _more: Send) -> Reply:
 async def load(root: Root, request: Request, more: Send) -> Reply:
     """Load an adapter everywhere or nowhere."""
     name, path = text(request, "name"), text(request, "path")
-    seconds = number(request, "timeout", PATIENCE, most=LONGEST)
+    seconds = time_for(request, PATIENCE)
     _check(name, path, root.config.model.name)
     with root.alone("another change"):
         await _sweep(root)
@@ -65,7 +65,7 @@ async def load(root: Root, request: Request, more: Send) -> Reply:
 async def unload(root: Root, request: Request, more: Send) -> Reply:
     """Unload an adapter that nobody uses, or once nobody does."""
     name = text(request, "name")
-    seconds = number(request, "timeout", PATIENCE, most=LONGEST)
+    seconds = time_for(request, PATIENCE)
     with root.alone("another change"):
         found = [each for each in root.standing.adapters if each.name == name]
         if not found:
@@ -124,17 +124,17 @@ async def _read_everywhere(root: Root, adapter: Adapter, seconds: float) -> Adap
     except BaseException:
         _let_go(root, [adapter])
         with trio.CancelScope(shield=True), contextlib.suppress(VerbError):
-            await root.insist_all("executor", SetAdapters(root.standing.adapters))
+            await root.insist_all("executor", SetAdapters(root.standing.adapters), min(seconds, UNDO_SECONDS))
         raise
 
 
-async def _users(root: Root, adapters: Sequence[Adapter]) -> dict[int, int]:
+async def _users(root: Root, adapters: Sequence[Adapter], seconds: float = ORDER_SECONDS) -> dict[int, int]:
     """Requests that go through each adapter, by its id: those on their way are counted by their frontend,
     those whose frontend died by their scheduler; others by both, once is enough."""
     counts = dict.fromkeys((each.id for each in adapters), 0)
     for kind in ("frontend", "scheduler"):
         found = dict.fromkeys(counts, 0)
-        for answer in (await root.insist_all(kind, CountUsers(tuple(counts)))).values():
+        for answer in (await root.insist_all(kind, CountUsers(tuple(counts)), seconds)).values():
             assert isinstance(answer, Users)
             for id, count in zip(counts, answer.counts, strict=True):
                 found[id] += count

@@ -18,8 +18,8 @@ import msgspec
 import trio
 
 from actors.control import sources
-from actors.control.fields import LONGEST, choice, flag, label, number
-from actors.control.ranks import gather, granted, processes, tell_all, to_all
+from actors.control.fields import choice, flag, label, time_for
+from actors.control.ranks import UNDO_SECONDS, gather, granted, processes, tell_all, to_all
 from protocols.board import Column
 from protocols.errors import VerbError
 from protocols.orders import Answer, Continue, Know, Order, Pause, Renew
@@ -49,7 +49,7 @@ class Manner:
     def of(cls, request: Request) -> Manner:
         """As an administrator asks for it."""
         mode = Mode.ABORT if flag(request, "abort") else choice(request, "mode", Mode, Mode.KEEP)
-        return cls(mode, number(request, "timeout", PATIENCE, most=LONGEST), flag(request, "dry_run"))
+        return cls(mode, time_for(request, PATIENCE), flag(request, "dry_run"))
 
 
 async def laid_over(root: Root, source: Source, request: Request, manner: Manner, more: Send) -> Reply:
@@ -87,7 +87,7 @@ async def change(root: Root, wanted: Weights, manner: Manner, more: Send) -> Rep
         if processes(root) != before:
             raise VerbError("failed", "an executor died before the change was decided: nothing has changed.")
     except VerbError:
-        await tell_all(root, Discard())
+        await tell_all(root, Discard(), min(manner.seconds, UNDO_SECONDS))
         if root.standing.paused is not paused:
             await _go_on(root, paused)
         raise

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from actors.control.fields import time_for
 from protocols.board import Column
 from protocols.errors import VerbError
 from protocols.orders import Stack, Stacked
@@ -53,7 +54,7 @@ async def stack(root: Root, request: Request, _more: Send) -> Reply:
     """Where an actor is. One that does not answer writes its threads to the company's log."""
     name = text(request, "name")
     try:
-        answer = await root.order(name, Stack(), STACK_SECONDS)
+        answer = await root.order(name, Stack(), time_for(request, STACK_SECONDS))
     except VerbError as error:
         if error.code != "timeout":
             raise

@@ -10,6 +10,7 @@ import msgspec
 
 from protocols.errors import VerbError
 from runtime.admin import Request
+from runtime.root import ORDER_SECONDS
 
 E = TypeVar("E", bound=enum.StrEnum)
 S = TypeVar("S", bound=msgspec.Struct)
@@ -39,6 +40,11 @@ def number(request: Request, key: str, default: float, *, least: float = 0.0, mo
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise VerbError("usage", f"{key} must be a number from {least:g} to {most:g}.")
     return float(value)
+
+
+def time_for(request: Request, default: float = ORDER_SECONDS) -> float:
+    """Seconds that what is asked for may take."""
+    return number(request, "timeout", default, most=LONGEST)
 
 
 def flag(request: Request, key: str) -> bool:

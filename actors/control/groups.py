@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from actors.control import sources
 from actors.control.change import Manner, laid_over
-from actors.control.fields import LONGEST, number
-from actors.control.ranks import gather, granted, tell_all, to_each
+from actors.control.fields import LONGEST, number, time_for
+from actors.control.ranks import UNDO_SECONDS, gather, granted, tell_all, to_each
 from protocols.errors import VerbError
 from protocols.orders import Order
 from protocols.standing import Memory
@@ -38,12 +38,12 @@ async def join(root: Root, request: Request, more: Send) -> Reply:
             executor: Join(Group(name, address, port, first + i, size, backend), seconds)
             for i, executor in enumerate(executors)
         }
-        answers = await gather(root.order, orders, 2 * seconds + GROUP_SECONDS)
+        answers = await gather(root.order, orders, 2 * seconds + UNDO_SECONDS)
         try:
             granted(answers)
         except VerbError:
             joined = [each for each, answer in answers.items() if not isinstance(answer, VerbError)]
-            await gather(root.order, dict.fromkeys(joined, Leave(name)), GROUP_SECONDS)
+            await gather(root.order, dict.fromkeys(joined, Leave(name)), UNDO_SECONDS)
             raise
         root.doubtful.discard(name)
     return {"group": name, "ranks": [first + i for i in range(len(executors))], "world_size": size}
@@ -53,7 +53,7 @@ async def leave(root: Root, request: Request, more: Send) -> Reply:
     """Forget a group."""
     name = text(request, "group")
     with root.alone("a change of weights"):
-        await tell_all(root, Leave(name))
+        await tell_all(root, Leave(name), time_for(request))
         root.doubtful.discard(name)
     return {"group": name}
 
@@ -77,7 +77,7 @@ async def receive(root: Root, request: Request, more: Send) -> Reply:
                 await to_each(root, orders, seconds * (len(shapes) + 1))
             except VerbError:
                 root.holdings.drop(blob)
-                await tell_all(root, Leave(name))
+                await tell_all(root, Leave(name), min(seconds, UNDO_SECONDS))
                 raise
             finally:
                 taken.append(name)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from actors.control import pace
-from actors.control.fields import LONGEST, number
+from actors.control.fields import time_for
 from protocols.errors import VerbError
 from protocols.orders import Answer, Held, Release, Restore
 from protocols.standing import Memory, PauseMode
@@ -24,7 +24,7 @@ SECONDS = 600.0
 
 async def release(root: Root, request: Request, _more: Send) -> Reply:
     """Give memory back: all of it, or what `tags` names."""
-    wanted, seconds = _tags(request), number(request, "timeout", SECONDS, most=LONGEST)
+    wanted, seconds = _tags(request), time_for(request, SECONDS)
     with root.alone("another change"):
         released = root.standing.released
         tags = tuple(tag for tag in wanted or tuple(Memory) if tag not in released)
@@ -44,7 +44,7 @@ async def release(root: Root, request: Request, _more: Send) -> Reply:
 
 async def restore(root: Root, request: Request, _more: Send) -> Reply:
     """Take memory again: all that was released, or what `tags` names."""
-    wanted, seconds = _tags(request), number(request, "timeout", SECONDS, most=LONGEST)
+    wanted, seconds = _tags(request), time_for(request, SECONDS)
     with root.alone("another change"):
         released = root.standing.released
         tags = wanted or released
@@ -62,7 +62,7 @@ async def restore(root: Root, request: Request, _more: Send) -> Reply:
 async def sleep(root: Root, request: Request, more: Send) -> Reply:
     """Let the running requests end (or as `mode` says), then give all memory back."""
     if root.standing.released:
-        raise VerbError("conflict", "memory is released already.")
+        raise VerbError("conflict", "memory is released already: take it again first.")
     paused = await pace.pause(root, {"mode": PauseMode.WAIT.value, **request}, more)
     await pace.rest(root, request, more)
     return {**paused, **await release(root, request, more)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from actors.control.fields import LONGEST, choice, number, typed
+from actors.control.fields import choice, number, time_for, typed
 from actors.control.progress import until_none
 from protocols.board import Column
 from protocols.config import Speculate
@@ -14,7 +14,7 @@ from protocols.errors import VerbError, several
 from protocols.orders import Adjust, Continue, Drain, Flush, Flushed, Freeze, Frozen, Pause, Paused
 from protocols.standing import PauseMode, Settings
 from runtime.admin import Reply, Request, Send
-from runtime.root import ORDER_SECONDS, Root
+from runtime.root import Root
 from runtime.verbs import Verb
 
 KINDS = ("executor", "scheduler", "tokenizer", "frontend", "balancer")
@@ -25,10 +25,12 @@ MOST_DELAY = 60.0
 async def pause(root: Root, request: Request, _more: Send) -> Reply:
     """Launch no more steps. Answers when none is in the air; a scheduler that dies meanwhile, or later, comes
     back paused."""
-    mode, seconds = choice(request, "mode", PauseMode, PauseMode.ABORT), _seconds(request)
+    mode, seconds = choice(request, "mode", PauseMode, PauseMode.ABORT), time_for(request)
     with root.alone("another change"):
         if root.standing.paused is not None:
-            raise VerbError("conflict", f"generation is paused already ({root.standing.paused.value}).")
+            raise VerbError(
+                "conflict", f"generation is paused already ({root.standing.paused.value}): resume it first."
+            )
         root.decide(paused=mode)
         answers = await root.insist_all("scheduler", Pause(mode), seconds)
     paused = [answer for answer in answers.values() if isinstance(answer, Paused)]
@@ -38,13 +40,15 @@ async def pause(root: Root, request: Request, _more: Send) -> Reply:
 
 async def resume(root: Root, request: Request, _more: Send) -> Reply:
     """Generate again, and let requests in again."""
-    seconds = _seconds(request)
+    seconds = time_for(request)
     with root.alone("another change"):
         mode, draining = root.standing.paused, root.standing.draining
         if mode is None and not draining:
             raise VerbError("conflict", "generation is not paused.")
         if root.standing.released:
-            raise VerbError("conflict", f"memory is released: {', '.join(root.standing.released)}.")
+            raise VerbError(
+                "conflict", f"memory is released ({', '.join(root.standing.released)}): take it again first."
+            )
         root.decide(paused=None, draining=False)
         await root.insist_all("scheduler", Continue(), seconds)
         await root.insist_all("frontend", Drain(False), seconds)
@@ -53,10 +57,10 @@ async def resume(root: Root, request: Request, _more: Send) -> Reply:
 
 async def drain(root: Root, request: Request, more: Send) -> Reply:
     """Let no new request in. Answers when all that were open have ended."""
-    seconds = _seconds(request)
+    seconds = time_for(request)
     with root.alone("another change"):
         if root.standing.draining:
-            raise VerbError("conflict", "the company is draining already.")
+            raise VerbError("conflict", "the company is draining already: resuming ends that.")
         root.decide(draining=True)
         await root.insist_all("frontend", Drain(True), seconds)
     await _until_none(root, "frontend", Column.OPEN_REQUESTS, request, more, "no new ones are let in")
@@ -78,7 +82,7 @@ async def _until_none(
     async def count() -> int:
         return sum(root.row(name)[column] for name in root.actors(kind))
 
-    seconds = _seconds(request)
+    seconds = time_for(request)
     if left := await until_none(count, "request", "to end", seconds, more):
         raise VerbError(
             "timeout", f"still open after {seconds:g} s: {several(left, 'request')}; {meanwhile}."
@@ -100,7 +104,7 @@ async def change(root: Root, request: Request, _more: Send) -> Reply:
 
 
 async def _adjust(root: Root, request: Request, changes: Mapping[str, object]) -> Reply:
-    seconds = _seconds(request)
+    seconds = time_for(request)
     with root.alone("another change"):
         values = {**msgspec.to_builtins(root.standing.settings), **changes}
         settings = typed(values, Settings)
@@ -127,7 +131,7 @@ async def freeze(root: Root, request: Request, _more: Send) -> Reply:
     """Have every actor collect its garbage, and never look again at what is left."""
     frozen: dict[str, int] = {}
     for kind in KINDS:
-        for name, answer in (await root.insist_all(kind, Freeze(), _seconds(request))).items():
+        for name, answer in (await root.insist_all(kind, Freeze(), time_for(request))).items():
             assert isinstance(answer, Frozen)
             frozen[name] = answer.objects
     return {"objects": frozen}
@@ -135,14 +139,9 @@ async def freeze(root: Root, request: Request, _more: Send) -> Reply:
 
 async def flush(root: Root, request: Request, _more: Send) -> Reply:
     """Forget every cached prefix that no running request uses."""
-    answers = await root.insist_all("scheduler", Flush(), _seconds(request))
+    answers = await root.insist_all("scheduler", Flush(), time_for(request))
     flushed = [answer for answer in answers.values() if isinstance(answer, Flushed)]
     return {"pages": sum(each.pages for each in flushed), "kept": sum(each.kept for each in flushed)}
-
-
-def _seconds(request: Request) -> float:
-    """How long it may take."""
-    return number(request, "timeout", ORDER_SECONDS, most=LONGEST)
 
 
 VERBS: Mapping[str, Verb] = {

@@ -7,24 +7,23 @@ import os
 import tempfile
 from collections.abc import Mapping
 
-from actors.control.fields import LONGEST, flag, number
-from actors.control.ranks import gather, granted
+from actors.control.fields import flag, number, time_for
+from actors.control.ranks import UNDO_SECONDS, gather, granted
 from protocols.errors import VerbError
 from protocols.orders import Activity, Profiled, StartProfile, StopProfile
 from runtime.admin import Reply, Request, Send
-from runtime.root import ORDER_SECONDS, Root
+from runtime.root import Root
 from runtime.verbs import Verb
 
 STEPS = 1000
 """Recorded where nobody says how many: whoever forgets a profile fills no memory."""
 MOST_STEPS = 100_000
-_UNDO_SECONDS = 5.0
 
 
 async def start(root: Root, request: Request, _more: Send) -> Reply:
     """Have executors, all or the `actors` named, record their next `steps`. Those that were recorded already
     go on, and the others do not begin."""
-    names, activities, seconds = _names(root, request), _activities(request), _seconds(request)
+    names, activities, seconds = _names(root, request), _activities(request), time_for(request)
     steps = int(number(request, "steps", STEPS, least=1, most=MOST_STEPS))
     stacks, shapes = flag(request, "stacks"), flag(request, "shapes")
     with root.alone("another change"):
@@ -36,7 +35,7 @@ async def start(root: Root, request: Request, _more: Send) -> Reply:
             granted(found)
         except VerbError:
             undo = {name: StopProfile(path, keep=False) for name, path in files.items()}
-            await gather(root.order, undo, _UNDO_SECONDS)
+            await gather(root.order, undo, min(seconds, UNDO_SECONDS))
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
             raise
@@ -47,11 +46,11 @@ async def start(root: Root, request: Request, _more: Send) -> Reply:
 async def stop(root: Root, request: Request, _more: Send) -> Reply:
     """Have them write what they have recorded, unless they have, and tell the files. lost: those without
     one, and why."""
-    seconds = _seconds(request)
+    seconds = time_for(request)
     with root.alone("another change"):
         files = root.standing.profiles
         if not files:
-            raise VerbError("conflict", "nothing is being profiled.")
+            raise VerbError("conflict", "nothing is being profiled: start that first.")
         orders = {name: StopProfile(path) for name, path in files.items()}
         found = await gather(root.order, orders, seconds)
         root.decide(profiles={})
@@ -95,11 +94,6 @@ def _folder(request: Request, name: str) -> str:
         return tempfile.mkdtemp(prefix=f"{name}-profile-", dir=parent)
     except (OSError, ValueError) as error:
         raise VerbError("failed", f"cannot make a directory for the profile: {error}.") from error
-
-
-def _seconds(request: Request) -> float:
-    """How long it may take."""
-    return number(request, "timeout", ORDER_SECONDS, most=LONGEST)
 
 
 VERBS: Mapping[str, Verb] = {"profile.start": start, "profile.stop": stop}

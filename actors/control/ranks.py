@@ -13,13 +13,15 @@ from protocols.board import Column
 from protocols.errors import VerbError
 from protocols.orders import Answer, Order
 from runtime.admin import Send
-from runtime.root import ORDER_SECONDS, Root
+from runtime.root import Root
 
 A = TypeVar("A")
 
 Give = Callable[[str, Order, float], Awaitable[Answer]]
 """Gives an actor an order, as `Root.order`."""
 
+UNDO_SECONDS = 5.0
+"""To wait until what was begun is undone."""
 _TELL = 0.2
 
 
@@ -58,20 +60,22 @@ def granted(answers: Mapping[str, Answer | VerbError]) -> dict[str, Answer]:
     return {name: answer for name, answer in answers.items() if not isinstance(answer, VerbError)}
 
 
-async def to_all(root: Root, order: Order, kind: type[A], seconds: float, more: Send) -> dict[str, A]:
+async def to_all(
+    root: Root, order: Order, kind: type[A], seconds: float, more: Send, give: Give | None = None
+) -> dict[str, A]:
     """One order for all executors; meanwhile `more` hears how far they are."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_tell, root, more)
         orders = dict.fromkeys(root.actors("executor"), order)
-        found = await gather(root.order, orders, seconds)
+        found = await gather(give or root.order, orders, seconds)
         nursery.cancel_scope.cancel()
     return {name: answer for name, answer in granted(found).items() if isinstance(answer, kind)}
 
 
-async def tell_all(root: Root, order: Order) -> None:
-    """An order that whoever is not there need not carry out."""
+async def tell_all(root: Root, order: Order, seconds: float) -> None:
+    """An order that whoever is not there need not carry out, and whoever takes longer carries out later."""
     with contextlib.suppress(VerbError):
-        await to_each(root, dict.fromkeys(root.actors("executor"), order), ORDER_SECONDS)
+        await to_each(root, dict.fromkeys(root.actors("executor"), order), seconds)
 
 
 async def _tell(root: Root, more: Send) -> None:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from actors.control.fields import LONGEST, flag, number
+from actors.control.fields import flag, time_for
 from protocols.errors import VerbError
 from protocols.orders import Ended, EndRequests, Inquire, Inquired, Open
 from runtime.admin import Reply, Request, Send
-from runtime.root import ORDER_SECONDS, Root
+from runtime.root import Root
 from runtime.verbs import Verb
 
 _ID = re.compile(r"(?:resp_)?([0-9a-f]{1,16})(?:_[0-9a-f]{32})?")
@@ -41,7 +41,7 @@ async def abort(root: Root, request: Request, _more: Send) -> Reply:
     rids = tuple(itertools.chain(*named.values()))
     ended: set[int] = set()
     if everything or rids:
-        answers = await root.insist_all("scheduler", EndRequests(rids), _seconds(request))
+        answers = await root.insist_all("scheduler", EndRequests(rids), time_for(request))
         ended.update(*(answer.rids for answer in answers.values() if isinstance(answer, Ended)))
     missing = [text for text, those in named.items() if ended.isdisjoint(those)]
     if missing and not ended:
@@ -50,17 +50,13 @@ async def abort(root: Root, request: Request, _more: Send) -> Reply:
 
 
 async def _all(root: Root, request: Request) -> list[dict[str, Any]]:
-    answers = await root.insist_all("scheduler", Inquire(), _seconds(request))
+    answers = await root.insist_all("scheduler", Inquire(), time_for(request))
     return [
         _described(name, each)
         for name, answer in sorted(answers.items())
         if isinstance(answer, Inquired)
         for each in answer.requests
     ]
-
-
-def _seconds(request: Request) -> float:
-    return number(request, "timeout", ORDER_SECONDS, most=LONGEST)
 
 
 def _described(scheduler: str, each: Open) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import msgspec
 
 from actors.control import groups, sources
 from actors.control.change import PATIENCE, Manner, change, laid_over
-from actors.control.fields import flag, number
+from actors.control.fields import flag, number, time_for
 from actors.control.ranks import to_all
 from protocols.errors import VerbError
 from protocols.weights import Peek, Peeked, Survey, Surveyed
@@ -33,7 +33,8 @@ async def info(root: Root, request: Request, more: Send) -> Reply:
     if not flag(request, "verify"):
         return reply
     with root.alone("a change of weights"):
-        answers = await to_all(root, Survey(), Surveyed, PATIENCE, more)
+        seconds = time_for(request, PATIENCE)
+        answers = await to_all(root, Survey(), Surveyed, seconds, more, root.insist)
     found = {name: answer.checksum for name, answer in answers.items()}
     agreed = len(set(found.values())) == 1 and weights.checksum in ("", *found.values())
     if not agreed or {answer.serial for answer in answers.values()} != {weights.serial}:
@@ -52,7 +53,7 @@ async def get(root: Root, request: Request, _more: Send) -> Reply:
     """The first numbers of a tensor, as the first executor computes with it."""
     name = text(request, "name")
     count = int(number(request, "count", 100, most=MOST_NUMBERS))
-    answer = await root.order(root.actors("executor")[0], Peek(name, count), PATIENCE)
+    answer = await root.insist(root.actors("executor")[0], Peek(name, count), time_for(request, PATIENCE))
     assert isinstance(answer, Peeked)
     return {"name": name, "dtype": answer.dtype, "shape": answer.shape, "values": answer.numbers}
 

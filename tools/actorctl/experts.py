@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tools.actorctl.output import Heading, facts, output_option, show
-from tools.actorctl.target import Ask, administers
+from tools.actorctl.target import Ask, orders
 
 HEADINGS: tuple[Heading, ...] = (
     ("name", "LAYER"),
@@ -23,7 +23,7 @@ def experts() -> None:
 
 @experts.command()
 @output_option
-@administers
+@orders
 def start(ask: Ask, output: str) -> None:
     """Count from now on."""
     facts(ask({"verb": "experts.start"}), output, "experts")
@@ -31,7 +31,7 @@ def start(ask: Ask, output: str) -> None:
 
 @experts.command()
 @output_option
-@administers
+@orders
 def stop(ask: Ask, output: str) -> None:
     """Count no more; what was counted can still be dumped."""
     facts(ask({"verb": "experts.stop"}), output, "experts")
@@ -39,7 +39,7 @@ def stop(ask: Ask, output: str) -> None:
 
 @experts.command()
 @output_option
-@administers
+@orders
 def dump(ask: Ask, output: str) -> None:
     """The rows that each expert got, layer by layer. -o json has all of them; they are counted anew."""
     document = ask({"verb": "experts.dump"})

@@ -15,7 +15,7 @@ from tools.actorctl.completing import companies
 
 TIMEOUT, INTERRUPTED = 124, 130
 OK, FAILED, USAGE, UNHEALTHY, NOT_FOUND, CONFLICT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
-_CODES = {
+EXIT_CODES = {
     "usage": USAGE,
     "not_found": NOT_FOUND,
     "conflict": CONFLICT,
@@ -93,7 +93,7 @@ def administers(
         except admin.Unreachable as error:
             fail(str(error), UNREACHABLE)
         except VerbError as error:
-            fail(str(error), _CODES.get(error.code, FAILED))
+            fail(str(error), EXIT_CODES.get(error.code, FAILED))
         except TimeoutError as error:
             fail(str(error), TIMEOUT)
         except KeyboardInterrupt:

@@ -107,7 +107,7 @@ def test_the_wrong_moment_is_refused(company: Company) -> None:
     assert company.status()["standing"]["released"] == []
     ask(company, "memory.release", tags=["weights"])
     assert "released already" in refused("memory.release", tags=["weights"])
-    assert "memory is released: weights" in refused("engine.resume")
+    assert "memory is released (weights)" in refused("engine.resume")
     assert "released already" in refused("engine.sleep")
     ask(company, "memory.restore", tags=["weights"])
     ask(company, "engine.resume")
