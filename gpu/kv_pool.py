@@ -12,7 +12,6 @@ alone: so what is read is the same in any crowd, and after a recovery.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,6 +21,7 @@ from gpu.cuda.memory import FRACTION, pool_bytes
 from gpu.occupation import discard, reclaim
 from protocols.config import Config, KernelChoice, KvCacheDtype
 from protocols.errors import StartError
+from protocols.free_memory import available_memory
 
 DEFAULT_CPU_BYTES = 4 << 30
 CPU_FRACTION = 0.25
@@ -195,18 +195,3 @@ def _budget(config: Config, device: torch.device, reserved: int) -> int:
     if config.memory_fraction:
         return int(available_memory() * config.memory_fraction)
     return min(DEFAULT_CPU_BYTES, int(available_memory() * CPU_FRACTION))
-
-
-def available_memory() -> int:
-    """Bytes of host memory that can be had: what the kernel calls available, within the cgroup's limit."""
-    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    limit, used = (_cgroup(name) for name in ("memory.max", "memory.current"))
-    return available if limit is None or used is None else max(0, min(available, limit - used))
-
-
-def _cgroup(name: str) -> int | None:
-    try:
-        return int((pathlib.Path("/sys/fs/cgroup") / name).read_text())
-    except (OSError, ValueError):
-        return None

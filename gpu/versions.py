@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from gpu.assembly import Assembly
-from gpu.kv_pool import available_memory
 from gpu.models.base import Model
 from gpu.occupation import discard
 from gpu.receiving import Groups
 from gpu.weights import validate
 from protocols.errors import StartError
+from protocols.free_memory import available_memory
 from protocols.weights import Found, Source, Weights
 
 SPARE = 1 << 30

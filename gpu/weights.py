@@ -71,7 +71,9 @@ class Checkpoint:
     def _add(self, name: str, tensors: set[str] | None) -> None:
         held = self._held.get(name)
         stamp = held.stamp if held is not None else None
-        file = SafetensorsFile(self._path(name), stamp, title=self.directory / name)
+        alone = len(self._held) == 1
+        title = pathlib.Path(self.title) if alone else self.directory / name
+        file = SafetensorsFile(self._path(name), stamp, title=title)
         self._files.append(file)
         if tensors is not None and tensors - file.entries.keys():
             missing = sorted(tensors - file.entries.keys())

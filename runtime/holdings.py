@@ -13,6 +13,7 @@ import stat
 
 from protocols.config import Keep
 from protocols.errors import VerbError
+from protocols.free_memory import available_memory
 from protocols.weights import File
 
 
@@ -21,6 +22,8 @@ class Holdings:
 
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
+        self._leasing = False
+        self._leased: set[str] = set()
 
     def hold(self, path: str, name: str) -> File:
         """Hold a regular file that is not empty, as `name`. Raises VerbError where it cannot be read."""
@@ -34,7 +37,10 @@ class Holdings:
             os.close(fd)
             what = "empty" if stat.S_ISREG(status.st_mode) else "not a regular file"
             raise VerbError("failed", f"{path} is {what}.")
-        return self._file(fd, name)
+        held = self._file(fd, name)
+        if self._leasing:
+            self._lease(held.path)
+        return held
 
     def keep(self, path: str, name: str, how: Keep) -> File:
         """Hold a regular file, known as `name`, or a copy of it. May take a while: use a thread. Raises
@@ -60,8 +66,10 @@ class Holdings:
         return self._file(fd, name)
 
     def copy(self, source: File, name: str) -> File:
-        """Hold a copy in memory of a held file, which nobody can write. May take a while: use a thread.
-        Raises VerbError where memory runs out, or somebody writes to the file meanwhile."""
+        """Hold a copy in memory of a held file, of the same stamp, which nobody can write. May take a while:
+        use a thread. Raises VerbError where memory runs out, or somebody writes to the file meanwhile."""
+        if source.stamp[0] > available_memory():
+            raise VerbError("failed", f"cannot keep {name}: there is no memory for {source.stamp[0]} bytes.")
         copied = self.blob(name)
         fd, left = self._fds[source.path], source.stamp[0]
         try:
@@ -75,6 +83,7 @@ class Holdings:
         if left or _stamp(fd) != source.stamp:
             self.drop(copied)
             raise VerbError("failed", f"{name} has been written to while it was read.")
+        os.utime(self._fds[copied.path], ns=(source.stamp[1], source.stamp[1]))
         return self.seal(copied)
 
     def seal(self, blob: File) -> File:
@@ -85,8 +94,46 @@ class Holdings:
 
     def drop(self, file: File) -> None:
         """Let go of a file."""
+        self._leased.discard(file.path)
         with contextlib.suppress(KeyError):
             os.close(self._fds.pop(file.path))
+
+    # Files that somebody else is about to write to: see `runtime.guarding`.
+
+    def lease(self) -> None:
+        """From now on SIGIO tells of whoever opens a held file to write to it, and is kept waiting."""
+        self._leasing = True
+        for path in self._fds:
+            self._lease(path)
+
+    def _lease(self, path: str) -> None:
+        with contextlib.suppress(OSError):  # where none can be had
+            fcntl.fcntl(self._fds[path], fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            self._leased.add(path)
+
+    def threatened(self) -> list[str]:
+        """Paths of the files for which somebody is waiting."""
+        return [
+            path for path in self._leased if fcntl.fcntl(self._fds[path], fcntl.F_GETLEASE) != fcntl.F_RDLCK
+        ]
+
+    def again(self, path: str) -> File:
+        """Hold a held file once more, whatever becomes of the first."""
+        fd = os.dup(self._fds[path])
+        return self._file(fd, os.readlink(path))
+
+    def replace(self, path: str, copied: File) -> None:
+        """Have a copy in the place of a held file, if that still is."""
+        if path in self._fds:
+            os.dup2(self._fds[copied.path], self._fds[path], inheritable=False)
+        self.drop(copied)
+
+    def give_way(self, path: str, original: File) -> None:
+        """Whoever waits to write to a file may do so. original: that of `again`."""
+        self._leased.discard(path)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._fds[original.path], fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        self.drop(original)
 
     def _file(self, fd: int, name: str) -> File:
         path = f"/proc/{os.getpid()}/fd/{fd}"

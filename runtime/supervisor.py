@@ -41,6 +41,7 @@ from runtime.events import (
     Terminate,
     Tick,
 )
+from runtime.guarding import guard
 from runtime.holdings import Holdings
 from runtime.incarnation import Incarnation
 from runtime.keeping import keep
@@ -102,6 +103,7 @@ class Supervisor:
             with trio.open_signal_receiver(*_signals()) as signals:
                 async with trio.open_nursery() as self._nursery:
                     self._nursery.start_soon(self._obey, signals)
+                    self._nursery.start_soon(guard, self._root.holdings, self._log)
                     self._nursery.start_soon(self._keep_time)
                     self._nursery.start_soon(self._look_after)
                     self._nursery.start_soon(self._serve_administrators, door)

@@ -49,8 +49,9 @@ def _unshaken(company: Company, wanted: tuple[str, str]) -> None:
 def test_what_is_gone_is_still_held(
     model: pathlib.Path, adapter: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """And what was written over ends only those who need it."""
+    """And what is written over, unless its writer had begun before: that ends only those who need it."""
     spoilt = pathlib.Path(shutil.copytree(adapter, tmp_path / "spoilt"))
+    spoiler = (spoilt / WEIGHTS).open("r+b")
     inode = os.open(model / SINGLE, os.O_RDONLY)
     with serving("--lora", f"spoilt={spoilt}", model=str(model)) as company:
         ask(company, "lora.load", name="pirate", path=str(adapter))
@@ -60,8 +61,10 @@ def test_what_is_gone_is_still_held(
         (model / "other").rename(model / SINGLE)
         (model / "config.json").write_text("{}")
         (model / "tokenizer.json").unlink()
+        spoiler.truncate(1 << 15)
+        spoiler.close()
+        _overwrite(adapter / WEIGHTS)
         shutil.rmtree(adapter)
-        _overwrite(spoilt / WEIGHTS)
         assert ask(company, "weights.info")["intact"]
         _unshaken(company, wanted)
         assert Stream(company, tokens=TOKENS, model="pirate").done() == adapted
@@ -71,10 +74,18 @@ def test_what_is_gone_is_still_held(
 
         _overwrite(pathlib.Path(f"/proc/self/fd/{inode}"))
         os.close(inode)
+        assert ask(company, "weights.info")["intact"], "it was copied before"
+        _unshaken(company, wanted)
+
+        late = pathlib.Path(shutil.copy(DEMO_MODEL / SINGLE, tmp_path / "late.safetensors"))
+        with late.open("r+b") as writer:
+            ask(company, "weights.update", source=str(late))
+            writer.seek(-(1 << 16), os.SEEK_END)
+            writer.write(bytes(1 << 15))
         assert not ask(company, "weights.info")["intact"]
         assert Stream(company, tokens=TOKENS).done() == wanted, "what serves lies in memory"
         company.kill("executor.0")
-        sentence = f"the weights {model / SINGLE} have been written to since they were chosen"
+        sentence = f"the weights {late} have been written to since they were chosen"
         until(lambda: sentence in company.stderr(), "the executor refuses to serve them")
 
 

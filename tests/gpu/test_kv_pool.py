@@ -10,9 +10,10 @@ import torch
 
 from gpu import kv_pool
 from gpu.cuda.memory import largest_step, pool_bytes
-from gpu.kv_pool import KvPool, KvShape, available_memory, choose_pages, token_bytes
+from gpu.kv_pool import KvPool, KvShape, choose_pages, token_bytes
 from protocols.config import Config, ModelCard
 from protocols.errors import StartError
+from protocols.free_memory import available_memory
 
 CPU = torch.device("cpu")
 SHAPES = (KvShape(2, 16, 16), KvShape(2, 24, 8))
