@@ -72,8 +72,8 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 
 class Keep(enum.StrEnum):
-    """What a company keeps of files that it may have to read again: OPEN, so that they outlive their names, and
-    their bytes where the system tells in time who is about to write to them; COPY, in memory from the start."""
+    """What a company keeps of files that it may have to read again: OPEN, so that they outlive their names,
+    and their bytes where the system tells in time that somebody will write to them; COPY, in memory at once."""
 
     OPEN = "open"
     COPY = "copy"

@@ -3,8 +3,8 @@
 An actor that comes back reads what the first one read, whatever has become of the directories: a trainer may
 have rotated them away, or written another checkpoint over them. The small files are copied into memory. Of
 weights the files are held open, and copied when somebody is about to write into them (`runtime/guarding.py`);
-where that could not be seen in time their stamps tell, and nobody computes with them. `Keep.COPY` copies them at
-once.
+where that could not be seen in time their stamps tell, and nobody computes with them. `Keep.COPY` copies them
+at once.
 """
 
 from __future__ import annotations

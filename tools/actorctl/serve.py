@@ -136,8 +136,8 @@ def one_of(
 @one_of(
     "--keep-weights",
     Keep.OPEN,
-    "Hold the files of weights and adapters for actors that come back, and copy them when somebody is about to"
-    " write over them; or copy them at once.",
+    "Hold the files of weights and adapters for actors that come back, and copy them when somebody is about"
+    " to write over them; or copy them at once.",
 )
 @click.option("--dp", type=click.IntRange(1, 64), default=1, show_default=True, help="Replicas.")
 @one_of("--balance", Balance.MINIMUM_TOKENS, "Which replica gets a request.")
