@@ -73,7 +73,7 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 class Keep(enum.StrEnum):
     """What a company keeps of files that it may have to read again: OPEN, so that they outlive their names,
-    and their bytes where the system tells in time that somebody will write to them; COPY, in memory at once."""
+    and their bytes where the system tells in time that somebody will write; COPY, in memory at once."""
 
     OPEN = "open"
     COPY = "copy"
