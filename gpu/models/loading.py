@@ -82,7 +82,7 @@ def _native(
     wanted = Decoder(spec, torch.float32, torch.device("meta")).targets().keys()
     with Assembly(card.own, weights.sources, wanted) as assembly:
         dtype = _dtype(config, assembly, device, weights)
-        decoder = _blank(spec, dtype, device, card.context)
+        decoder = blank(spec, dtype, device, card.context)
         load_into(assembly, decoder.targets(), ignored=decoder.ignores, progress=progress)
         assembly.confirm()
     whole = quantization is not Quantization.FP8
@@ -95,7 +95,8 @@ def _native(
     return decoder, dtype
 
 
-def _blank(spec: DecoderSpec, dtype: torch.dtype, device: torch.device, context: int) -> Decoder:
+def blank(spec: DecoderSpec, dtype: torch.dtype, device: torch.device, context: int) -> Decoder:
+    """An empty decoder for the device. context: positions that exist, at most."""
     return (
         TritonDecoder(spec, dtype, device, context) if runs_triton(device) else Decoder(spec, dtype, device)
     )

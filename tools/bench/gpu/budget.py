@@ -57,15 +57,25 @@ class Decodes:
         return self.executor.finish(self.executor.launch(plan))
 
 
-def budget(executor: Executor, batch: int, steps: int, prompt: int, *, turns: int) -> dict[str, float]:
+def budget(executor: Executor, batch: int, steps: int, prompt: int) -> dict[str, float]:
     """Medians in microseconds. device: from the first of a step's work to its last, the host not waited for
     (depth 2); step: from landing to landing; bubble: of it, what the device had nothing to do."""
     decodes = Decodes(executor, batch, 4 * steps + 8, prompt)
+    single = [alone(decodes) for _ in range(steps)]
+    parts = ("launch", "wait", "finish")
+    found = {name: statistics.median(each[at] for each in single) for at, name in enumerate(parts)}
+    step, device = _overlapped(decodes, steps)
+    return found | {"device": device, "step": step, "bubble": step - device}
+
+
+def elsewhere(executor: Executor, batch: int, steps: int, prompt: int, *, turns: int) -> dict[str, float]:
+    """The same of what other processes do for a step, and of the way between."""
+    decodes = Decodes(executor, batch, 8, prompt)
     plan, done = decodes.plan(), decodes._run(decodes.plan())
     record, answer = encode(plan), encode(done)
     read, told = Decoder[Plan](Plan), Decoder[StepDone](StepDone)
     hop = measure("ring", "echo", message_of(max(1024, len(record))), 50 if turns < 50 else 2000)
-    found = {
+    return {
         "scheduler turn": statistics.median(turn_costs(batch, steps=turns)),
         "ring hop": microseconds(hop, 0.5) / 2,
         "plan encode": _median(lambda: encode(plan), steps),
@@ -73,11 +83,6 @@ def budget(executor: Executor, batch: int, steps: int, prompt: int, *, turns: in
         "result encode": _median(lambda: encode(done), steps),
         "result decode": _median(lambda: told(answer), steps),
     }
-    single = [alone(decodes) for _ in range(steps)]
-    parts = ("launch", "wait", "finish")
-    found |= {name: statistics.median(each[at] for each in single) for at, name in enumerate(parts)}
-    step, device = _overlapped(decodes, steps)
-    return found | {"device": device, "step": step, "bubble": step - device}
 
 
 def trace(

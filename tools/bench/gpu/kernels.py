@@ -38,19 +38,27 @@ FULL = Sizes((1, 16, 64, 256), 151936, (128, 8, 768, 2048), 16)
 SMALLEST = Sizes((3,), 300, (4, 2, 16, 32), 16)
 
 
-def run(device: torch.device, spec: DecoderSpec, machine: Machine, sizes: Sizes) -> dict[str, Any]:
-    """By kernel: `right`, the error, microseconds of ours and of what it stands for. spec: whose products are
-    measured. On a CPU Triton's interpreter runs, in float32, since it has no products of bfloat16."""
-    if not runs_triton(device):
-        return {"refused": "Triton is not here"}
+def parts(
+    device: torch.device, spec: DecoderSpec, machine: Machine, sizes: Sizes
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What there is to measure. By kernel: `right`, the error, microseconds of ours and of what it stands
+    for. spec: whose products are measured. On a CPU Triton's interpreter runs, in float32, since it has no
+    products of bfloat16."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    every: dict[str, Callable[[], Iterator[tuple[str, Any]]]] = {
+        "attention": lambda: _kept(device, dtype),
+        "sampling": lambda: _sampled(device, sizes),
+        "products": lambda: _products(device, dtype, spec, machine, sizes),
+        "experts": lambda: _experts(device, dtype, sizes),
+        "adapters": lambda: _adapted(device, dtype, sizes),
+    }
+    return {name: functools.partial(_run, device, part) for name, part in every.items()}
+
+
+@torch.inference_mode()
+def _run(device: torch.device, part: Callable[[], Iterator[tuple[str, Any]]]) -> dict[str, Any]:
     torch.manual_seed(0)
-    found: dict[str, Any] = {}
-    with torch.inference_mode():
-        for part in (_sampled(device, sizes), _grouped(device, dtype, sizes), _kept(device, dtype)):
-            found |= dict(part)
-        found |= dict(_products(device, dtype, spec, machine, sizes))
-    return found
+    return dict(part()) if runs_triton(device) else {"refused": "Triton is not here"}
 
 
 def _row(
@@ -89,7 +97,7 @@ def _sampled(device: torch.device, sizes: Sizes) -> Iterator[tuple[str, Any]]:
             yield f"sampling {rows}, {name}", _row(ours, theirs, device, wrong, 0.02)
 
 
-def _grouped(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator[tuple[str, Any]]:
+def _experts(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator[tuple[str, Any]]:
     from gpu.cuda.grouped_kernels import Groups, grouped
 
     experts, chosen, inner, hidden = sizes.experts
@@ -109,7 +117,12 @@ def _grouped(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator
             return functional.grouped_mm(x[order // chosen], weights.transpose(1, 2), offs=ends)
 
         yield f"experts {rows}", _row(ours, theirs, device, _error(ours(), expected), _TOLERANCE[dtype])
-    slots = 4
+
+
+def _adapted(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator[tuple[str, Any]]:
+    from gpu.cuda.grouped_kernels import Groups, grouped
+
+    slots, hidden = 4, sizes.experts[3]
     down = torch.randn(slots, sizes.rank, hidden, device=device).to(dtype) * hidden**-0.5
     up = torch.randn(slots, hidden, sizes.rank, device=device).to(dtype)
     ranks = torch.full((slots,), sizes.rank, dtype=torch.int32, device=device)

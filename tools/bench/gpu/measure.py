@@ -1,12 +1,11 @@
-"""Speed of the bare executor: fractions of the roofline, ablations, and transformers beside it."""
+"""Speed of the bare executor: fractions of the roofline, and what makes it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import pathlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from gpu.device import choose_dtype
 from gpu.executor import Executor
 from gpu.kv_pool import KvPool, choose_pages, stored_as, token_bytes
 from gpu.models.base import Model
-from gpu.models.loading import load_model
+from gpu.models.loading import blank
 from protocols.config import Config, KernelChoice, Quantization, graph_sizes, read_model_card
 from protocols.errors import StartError
 from tools.bench.gpu.driver import Driver, Request, requests
@@ -79,6 +78,7 @@ class Subject:
             kernels=KernelChoice.TORCH,
             max_running=max(sizes.batches),
             chunk_size=max(8192 if device.type == "cuda" else 0, max(sizes.batches) + 16),
+            cuda_graphs=",".join(map(str, sizes.batches)),
             **options,
         )
         self.spec = spec_of(shape)
@@ -87,9 +87,11 @@ class Subject:
         self._pool: KvPool | None = None
 
     def _load(self) -> Model:
+        """Nothing is read, since that would take longer than what is measured."""
         with torch.inference_mode():
-            model, _ = load_model(self.config, self._device, lambda _: None)
+            model = blank(self.spec, self.dtype, self._device, self.config.model.context)
             randomise(model)
+            model.seal(self.config.quantization)
         return model
 
     def _pages(self) -> KvPool:
@@ -147,83 +149,17 @@ class Subject:
         tokens = sum(each.output for each in asked)
         return {"seconds": outcome.seconds, "tokens_per_second": tokens / outcome.seconds}
 
-    def ablations(self, changes: Mapping[str, dict[str, Any]] = ABLATIONS) -> dict[str, dict[str, object]]:
-        """Decode steps with one thing changed at a time; a sentence where it cannot be had here."""
-        found: dict[str, dict[str, object]] = {}
-        for title, options in changes.items():
-            try:
-                with self.executor(**options) as (executor, driver):
-                    backend = executor.attention
-                    found[title] = {
-                        "attention": backend.name if isinstance(backend, PagedAttention) else "torch",
-                        **{str(batch): self.decode(driver, batch) for batch in self.sizes.batches[:2]},
-                    }
-            except StartError as error:
-                found[title] = {"refused": str(error)}
-        return found
-
-
-def transformers_beside(directory: pathlib.Path, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """The same workload through transformers: `generate` with a static cache, and continuous batching. A
-    sentence where its version cannot."""
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.bfloat16, attn_implementation="sdpa"
-    )
-    model = model.to(device).eval()
-    count, prompt, output = sizes.workload
-    asked = requests(count, prompt, output, model.config.vocab_size)
-    found: dict[str, Any] = {}
-    for title, work in (("generate, static cache", _static), ("continuous batching", _batching)):
+    def ablation(self, **options: Any) -> dict[str, object]:
+        """Decode steps with these options; a sentence where they cannot be had here."""
         try:
-            found[title] = work(model, sizes, asked)
-        except Exception as error:  # whatever a peer's version raises is its result
-            found[title] = {"failed": str(error).partition("\n")[0]}
-    return found
-
-
-def _static(model: Any, sizes: Sizes, asked: list[Request]) -> dict[str, float]:
-    """Decode steps of one sequence."""
-    import transformers
-
-    greedy = transformers.GenerationConfig(
-        do_sample=False,
-        pad_token_id=0,
-        cache_implementation="static",
-        disable_compile=model.device.type == "cpu",
-        max_new_tokens=sizes.steps,
-        min_new_tokens=sizes.steps,
-    )
-    prompt = torch.full((1, sizes.context), 7, device=model.device)
-
-    def run(steps: int) -> float:
-        greedy.max_new_tokens = greedy.min_new_tokens = steps
-        started = time.perf_counter()
-        with torch.inference_mode():
-            model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=greedy).cpu()
-        return time.perf_counter() - started
-
-    run(sizes.steps)
-    many, one = run(sizes.steps), run(1)
-    return {"milliseconds": (many - one) / (sizes.steps - 1) * 1e3}
-
-
-def _batching(model: Any, sizes: Sizes, asked: list[Request]) -> dict[str, float]:
-    import transformers
-
-    longest = max(each.output for each in asked)
-    greedy = transformers.GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=-1)
-    started = time.perf_counter()
-    answers = model.generate_batch(
-        [each.prompt for each in asked],
-        generation_config=greedy,
-        continuous_batching_config=transformers.ContinuousBatchingConfig(**sizes.peer),
-        max_new_tokens=longest,
-    )
-    seconds = time.perf_counter() - started
-    tokens = sum(len(answer.generated_tokens) for answer in answers.values())
-    return {"seconds": seconds, "tokens_per_second": tokens / seconds}
+            with self.executor(**options) as (executor, driver):
+                backend = executor.attention
+                return {
+                    "attention": backend.name if isinstance(backend, PagedAttention) else "torch",
+                    **{str(batch): self.decode(driver, batch) for batch in self.sizes.batches[::2]},
+                }
+        except StartError as error:
+            return {"refused": str(error)}
 
 
 def _silent(_: str) -> None:

@@ -1,9 +1,11 @@
-"""What `python -m tools.bench gpu` does, section by section; each stands by itself."""
+"""What `python -m tools.bench.gpu` does, section by section; each in a process of its own."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
+import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -11,9 +13,12 @@ from typing import Any
 
 import torch
 
+from gpu.device import choose_device
 from protocols.config import KvCacheDtype, Quantization
-from tools.bench.gpu import budget, exactness, kernels, measure, serving
+from tools.bench.gpu.case import Wish
+from tools.bench.gpu.findings import Findings
 from tools.bench.gpu.machine import Machine, describe
+from tools.bench.gpu.measure import ABLATIONS, FULL, SMALLEST, Sizes, Subject
 from tools.bench.gpu.shapes import spec_of, write
 
 EIGHT_BITS: dict[str, dict[str, Any]] = {
@@ -21,53 +26,38 @@ EIGHT_BITS: dict[str, dict[str, Any]] = {
     "fp8": {"quantization": Quantization.FP8},
     "fp8, KV too": {"quantization": Quantization.FP8, "kv_cache_dtype": KvCacheDtype.FP8},
 }
-"""How a model can be loaded otherwise."""
+"""How a model can be kept otherwise."""
 
 
-@dataclasses.dataclass
 class Bench:
-    """One run. folder: for models; traces: where traces go, None for nowhere. rehearsal: all of it
-    in a moment, on any device, with figures that mean nothing."""
+    """One case. findings: where everything goes. folder: for models, shared by all cases."""
 
-    folder: pathlib.Path
-    device: torch.device
-    rehearsal: bool
-    peers: bool
-    traces: pathlib.Path | None
-    tell: Callable[[str, Any], None]
-    _machine: Machine | None = None
-    _subject: measure.Subject | None = None
+    def __init__(self, wish: Wish, findings: Findings) -> None:
+        self.findings, self.rehearsal = findings, wish.rehearsal
+        self.folder, self.device = pathlib.Path(wish.folder), choose_device(wish.device)
+        self.traces = pathlib.Path(wish.traces) if wish.traces else None
+        self.sizes: Sizes = SMALLEST if wish.rehearsal else FULL
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
-    @property
-    def sizes(self) -> measure.Sizes:
-        """Of what is measured."""
-        return measure.SMALLEST if self.rehearsal else measure.FULL
-
-    @property
-    def serving(self) -> serving.Sizes:
-        """Of the load on companies."""
-        return serving.SMALLEST if self.rehearsal else serving.FULL
-
-    @property
+    @functools.cached_property
     def machine(self) -> Machine:
-        """What this machine can do, measured once."""
-        if self._machine is None:
-            self._machine = describe(self.device, smallest=self.rehearsal)
-        return self._machine
+        """What this machine can do, measured once for all cases."""
+        path = self.folder / "machine.json"
+        if path.exists():
+            return Machine(**json.loads(path.read_text()))
+        found = describe(self.device, smallest=self.rehearsal)
+        path.write_text(json.dumps(dataclasses.asdict(found)))
+        return found
 
-    def subject(self, shape: str, **options: Any) -> measure.Subject:
-        """A model of the shape in memory; the one before has to go for it."""
-        held = self._subject
-        if held is None or options or held.shape != shape:
-            self.forget()
-            folder = self.folder / f"{shape} of zeros"
-            self._subject = measure.Subject(folder, shape, self.device, self.machine, self.sizes, **options)
-        assert self._subject is not None
-        return self._subject
+    def subject(self, shape: str, **options: Any) -> Subject:
+        """A model of the shape in memory; whoever had one before lets go of it first."""
+        self.forget()
+        folder = self.folder / f"{shape} of zeros"
+        return Subject(folder, shape, self.device, self.machine, self.sizes, **options)
 
     def forget(self) -> None:
         """Free the device's memory."""
-        self._subject = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -78,111 +68,130 @@ class Bench:
         if not folder.exists():
             for other in self.folder.glob("* of numbers"):
                 shutil.rmtree(other)
-            write(folder, shape, random=True)
+            unfinished = self.folder / "unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            write(unfinished, shape, random=True)
+            unfinished.rename(folder)
         return folder
 
 
-def machine(bench: Bench, _: str) -> dict[str, Any]:
+def machine(bench: Bench, _: str) -> None:
     """Device, packages, and what they can do at most."""
-    return dataclasses.asdict(bench.machine)
+    bench.findings.piece(lambda: dataclasses.asdict(bench.machine), "facts")
 
 
-def exact(bench: Bench, _: str) -> dict[str, Any]:
+def exact(bench: Bench, model: str) -> None:
     """Tokens against transformers, on every path there is."""
-    found: dict[str, Any] = {}
-    for verdict in exactness.verdicts(bench.folder, bench.device, smallest=bench.rehearsal):
-        found[verdict.title] = dataclasses.asdict(verdict) | {"right": verdict.right}
-        bench.tell("exact" if verdict.right else "WRONG", found[verdict.title])
-    return found
+    from tools.bench.gpu import exactness
+
+    directory = bench.folder / model
+    reference = exactness.reference(directory, model)
+    for path in exactness.paths(model, bench.device):
+        check = functools.partial(
+            exactness.check, directory, reference, path, bench.device, smallest=bench.rehearsal
+        )
+        bench.findings.piece(lambda check=check: check().figures(), path.title)  # type: ignore[misc]
+        bench.forget()
 
 
-def kernel(bench: Bench, shape: str) -> dict[str, Any]:
+def kernels(bench: Bench, shape: str) -> None:
     """Kernels against what they stand for."""
+    from tools.bench.gpu import kernels
+
     sizes = kernels.SMALLEST if bench.rehearsal else kernels.FULL
-    return kernels.run(bench.device, spec_of(shape), bench.machine, sizes)
+    for name, part in kernels.parts(bench.device, spec_of(shape), bench.machine, sizes).items():
+        bench.findings.piece(part, name)
 
 
-def speed(bench: Bench, shape: str) -> dict[str, Any]:
+def speed(bench: Bench, shape: str) -> None:
     """Decode steps and prefills as fractions of the roofline."""
-    subject = bench.subject(shape)
-    found: dict[str, Any] = {"decode": {}, "prefill": {}}
+    subject, piece = bench.subject(shape), bench.findings.piece
     with subject.executor() as (_, driver):
         for batch in bench.sizes.batches:
-            found["decode"][str(batch)] = subject.decode(driver, batch)
-            bench.tell(f"{shape}: decode of {batch}", found["decode"][str(batch)])
+            piece(functools.partial(subject.decode, driver, batch), "decode", str(batch))
         for length in bench.sizes.prompts:
-            found["prefill"][str(length)] = subject.prefill(driver, length)
-            bench.tell(f"{shape}: prefill of {length}", found["prefill"][str(length)])
-    return found
+            piece(functools.partial(subject.prefill, driver, length), "prefill", str(length))
 
 
-def steps(bench: Bench, shape: str) -> dict[str, Any]:
+def steps(bench: Bench, shape: str) -> None:
     """Where the microseconds of a decode step go: a table, and a trace."""
-    batch, times, prompt = (2, 2, 8) if bench.rehearsal else (64, 50, 1024)
+    from tools.bench.gpu import budget
+
+    batch, times, prompt, turns = (2, 2, 8, 5) if bench.rehearsal else (64, 50, 1024, 200)
     path = None if bench.traces is None else bench.traces / f"decode-{shape}.json"
+    piece = bench.findings.piece
     with bench.subject(shape).executor() as (executor, _):
-        found: dict[str, Any] = budget.budget(
-            executor, batch, times, prompt, turns=5 if bench.rehearsal else 200
-        )
+        piece(lambda: budget.budget(executor, batch, times, prompt), "budget")
+        piece(lambda: budget.elsewhere(executor, batch, times, prompt, turns=turns), "elsewhere")
         executor.release_graphs()
-        launched = budget.Decodes(executor, batch, 4, prompt)
-        found["launch without graphs"] = budget.alone(launched)[0]
-        return found | {"kernels": budget.trace(executor, batch, 2 if bench.rehearsal else 5, prompt, path)}
+        launched = functools.partial(budget.Decodes, executor, batch, 4, prompt)
+        piece(lambda: budget.alone(launched())[0], "launch without graphs")
+        piece(lambda: budget.trace(executor, batch, 2 if bench.rehearsal else 5, prompt, path), "kernels")
 
 
-def ablations(bench: Bench, shape: str) -> dict[str, Any]:
+def ablations(bench: Bench, shape: str) -> None:
     """Decodes with one thing changed at a time."""
-    found: dict[str, Any] = bench.subject(shape).ablations()
+    piece, subject = bench.findings.piece, bench.subject(shape)
+    for title, options in ABLATIONS.items():
+        piece(functools.partial(subject.ablation, **options), title)
+    del subject
     for title, options in EIGHT_BITS.items():
-        found[title] = bench.subject(shape, **options).ablations({"as served": {}})["as served"]
-        bench.tell(f"{shape}: {title}", found[title])
-    bench.forget()
-    return found
+        piece(lambda kept=options: bench.subject(shape, **kept).ablation(), title)  # type: ignore[misc]
 
 
-def workload(bench: Bench, shape: str) -> dict[str, Any]:
-    """Many requests of random lengths, and transformers beside us."""
+def workload(bench: Bench, shape: str) -> None:
+    """Many requests of random lengths."""
     subject = bench.subject(shape)
-    with subject.executor() as (_, driver):
-        found: dict[str, Any] = {"ours": subject.workload(driver)}
-    bench.tell(f"{shape}: ours", found["ours"])
-    if bench.peers:
-        folder = bench.folder / f"{shape} of zeros"
-        del subject
-        bench.forget()
-        found |= measure.transformers_beside(folder, bench.sizes, bench.device)
-    return found
+    with subject.executor(cuda_graphs="auto") as (_, driver):
+        bench.findings.piece(lambda: subject.workload(driver), "ours")
 
 
-def served(bench: Bench, shape: str) -> dict[str, Any]:
+def peers(bench: Bench, shape: str) -> None:
+    """The same requests through transformers: continuous batching, and `generate` with a static cache."""
+    from tools.bench.gpu import beside
+
+    folder = bench.folder / f"{shape} of zeros"
+    write(folder, shape)
+    model = beside.load(folder, bench.device)
+    for title, work in beside.WAYS.items():
+        bench.findings.piece(functools.partial(work, model, bench.sizes), title)
+
+
+def served(bench: Bench, shape: str) -> None:
     """A company over WebSockets beside the bare executor, with the prefix cache and without."""
-    folder = bench.stored(shape)
+    from tools.bench.gpu import serving
+
+    folder, piece = bench.stored(shape), bench.findings.piece
+    sizes = serving.SMALLEST if bench.rehearsal else serving.FULL
+    without = piece(lambda: serving.served(folder, bench.device, sizes, "--no-radix"), "no radix")
+    prompt = round(without.get("prompt_tokens", 64))
+    bare = piece(lambda: serving.bare(bench.subject(shape), sizes, prompt), "bare")
     bench.forget()
-    found: dict[str, Any] = {}
-    for title, options in (("radix", ()), ("no radix", ("--no-radix",))):
-        found[title] = serving.served(folder, bench.device, bench.serving, *options)
-        bench.tell(f"{shape}: {title}", found[title])
-    found["bare"] = serving.bare(bench.subject(shape), bench.serving, round(found["radix"]["prompt_tokens"]))
-    bench.forget()
-    return found | {"served / bare": found["no radix"]["tokens_per_s"] / found["bare"]}
+    if "failed" not in without and not isinstance(bare, dict):
+        bench.findings.put(without["tokens_per_s"] / bare, "served / bare")
+    piece(lambda: serving.served(folder, bench.device, sizes), "radix")
 
 
-def killed(bench: Bench, shape: str) -> dict[str, Any]:
+def killed(bench: Bench, shape: str) -> None:
     """`kill -9` of the executor under eight streams."""
-    folder = bench.stored(shape)
-    bench.forget()
-    return serving.killed(folder, bench.device, bench.serving)
+    from tools.bench.gpu import serving
+
+    folder, sizes = bench.stored(shape), serving.SMALLEST if bench.rehearsal else serving.FULL
+    bench.findings.piece(lambda: serving.killed(folder, bench.device, sizes), "executor")
 
 
-SECTIONS: dict[str, tuple[Callable[[Bench, str], dict[str, Any]], tuple[str, ...]]] = {
-    "machine": (machine, ("",)),
-    "exact": (exact, ("",)),
-    "kernels": (kernel, ("8b",)),
-    "speed": (speed, ("0.6b", "8b", "14b")),
-    "steps": (steps, ("8b",)),
-    "ablations": (ablations, ("8b",)),
-    "workload": (workload, ("0.6b",)),
-    "served": (served, ("8b",)),
-    "killed": (killed, ("8b",)),
+SECTIONS: dict[str, Callable[[Bench, str], None]] = {
+    work.__name__: work
+    for work in (
+        machine,
+        exact,
+        kernels,
+        speed,
+        steps,
+        ablations,
+        workload,
+        peers,
+        served,
+        killed,
+    )
 }
-"""In the order in which they run: what each does, and the shapes that it is done with."""

@@ -41,7 +41,7 @@ class Sizes:
     options: tuple[str, ...] = ()
 
 
-FULL = Sizes(64, 3, 40, 256, 5)
+FULL = Sizes(64, 3, 40, 256, 3)
 SMALLEST = Sizes(3, 1, 4, 12, 1, ("--kernels", "torch", "--pages", "256", "--max-running", "8"))
 
 
@@ -152,5 +152,7 @@ def _arguments(directory: pathlib.Path, device: torch.device, sizes: Sizes, *opt
         "--max-model-len",
         "4096",
     ]
+    if device.type == "cuda":
+        shared += ["--chunk-size", "8192"]
     running = [] if "--max-running" in sizes.options else ["--max-running", str(sizes.clients)]
     return [str(directory), *shared, *running, *sizes.options, *options]

@@ -11,8 +11,6 @@ from typing import Any, BinaryIO
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gpu.kv_pool import EIGHT_BITS
-from gpu.models.base import Model
 from gpu.models.llama import Decoder
 from gpu.models.spec import DecoderSpec, read_spec
 
@@ -103,17 +101,12 @@ def _write_tokenizer(directory: pathlib.Path, vocab_size: int) -> None:
 
 
 @torch.inference_mode()
-def randomise(model: Model) -> None:
-    """Weights as a fresh model has them: norms of one, matrices of a spread that keeps numbers finite."""
+def randomise(model: Decoder) -> None:
+    """Weights as a fresh model has them, before it is sealed: norms of one, matrices of a spread that keeps
+    numbers finite."""
     for name, tensor in model.parts():
-        if name.endswith(".scale"):
-            tensor.fill_(1e-4)
-        elif tensor.ndim == 1 or "norm" in name:
+        if tensor.ndim == 1 or "norm" in name:
             tensor.fill_(1.0)
-        elif tensor.dtype == torch.int8:
-            tensor.random_(-127, 128)
-        elif tensor.dtype == EIGHT_BITS:
-            tensor.view(torch.uint8).random_(0, 0x7F)  # all bytes but those of no number, without signs
         else:
             tensor.normal_(0.0, tensor.shape[-1] ** -0.5)
 
