@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from gpu.hash_executor import HashExecutor
-from protocols.config import Config, ExecutorKind, ModelCard, read_model_card
+from protocols.config import Config, ExecutorKind, ModelCard
 from protocols.plan import Plan
 from protocols.sampling import SamplingParams
 from tests.gpu.plans import GREEDY, Driver, Sequence
+from tests.gpu.random_llama import random_llama
 
 VOCAB = 199
 PAGES, PAGE_SIZE, SLOTS, CONTEXT = 48, 16, 8, 128
@@ -45,24 +46,15 @@ def _config(card: ModelCard, kind: ExecutorKind) -> Config:
 
 
 def _tiny_llama(directory: pathlib.Path) -> ModelCard:
-    """A random model whose logits are spread enough that no two are within rounding of each other."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    return random_llama(
+        directory,
         vocab_size=VOCAB,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         initializer_range=0.3,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).eval().save_pretrained(directory)
-    return read_model_card(directory)
 
 
 @pytest.fixture(scope="module", params=list(ExecutorKind))

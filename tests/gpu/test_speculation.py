@@ -12,10 +12,11 @@ import torch
 
 from gpu.hash_executor import HashExecutor
 from gpu.speculation import Run
-from protocols.config import Config, ExecutorKind, ModelCard, Speculate, read_model_card
+from protocols.config import Config, ExecutorKind, ModelCard, Speculate
 from protocols.plan import Logprobs, PageGrant, Plan, StepDone
 from protocols.sampling import SamplingParams
 from tests.gpu.plans import Driver, Sequence, ints
+from tests.gpu.random_llama import random_llama
 
 VOCAB, PAGES, SLOTS, CONTEXT = 97, 96, 8, 256
 
@@ -74,24 +75,9 @@ def _config(card: ModelCard, kind: ExecutorKind, speculate: Speculate, page_size
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
-    """A random model whose logits are far apart and which soon repeats itself."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.4,
-        eos_token_id=2,
-    )
+    """A random model which soon repeats itself."""
     directory = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(config).eval().save_pretrained(directory)
-    return read_model_card(directory)
+    return random_llama(directory, vocab_size=VOCAB, max_position_embeddings=CONTEXT, eos_token_id=2)
 
 
 @pytest.fixture(

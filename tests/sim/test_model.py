@@ -17,6 +17,7 @@ from protocols.messages import SchedulerMail, Submit, TokenRow
 from protocols.plan import ExecutorReady, Plan
 from protocols.request import Finish
 from protocols.sampling import SamplingParams
+from tests.gpu.random_llama import random_llama
 
 VOCAB = 97
 NARROW = tuple((token, 40.0) for token in (5, 11, 17))
@@ -38,22 +39,8 @@ Outcome = dict[int, tuple[tuple[int, ...], Finish]]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.4,
-    )
     directory = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(config).eval().save_pretrained(directory)
+    random_llama(directory, vocab_size=VOCAB, max_position_embeddings=256)
     return directory
 
 
