@@ -137,7 +137,7 @@ def _kernel(kind: AttentionKind, pool: KvPool, library: Library | None) -> Paged
     match kind:
         case AttentionKind.FLASH:
             assert library is not None
-            return FlashKernel(pool, library)
+            return FlashKernel(pool, library, _kernel(AttentionKind.TRITON, pool, None))
         case AttentionKind.FLASHINFER:
             from gpu.attention.flashinfer_paged import FlashInferKernel
 

@@ -18,12 +18,16 @@ import torch
 from torch import Tensor
 
 from gpu.attention.base import Spec
-from gpu.attention.paged import Attend, Rows
+from gpu.attention.paged import Attend, PagedKernel, Rows
 from gpu.cuda.staging import Staging
 from gpu.kv_pool import KvPool, LayerPages
 from protocols.errors import StartError
 
 _LARGE_PAGE = 256
+
+MOST_GATHERED = 1 << 16
+"""Tokens of the contexts of a step that are gathered at most: more take time, and memory that nobody has set
+aside, as many short chunks behind a long prefix do."""
 
 
 class Varlen(Protocol):
@@ -157,13 +161,16 @@ class FlashKernel:
 
     name = "flash"
 
-    def __init__(self, pool: KvPool, library: Library) -> None:
-        self._pool, self.library = pool, library
+    def __init__(self, pool: KvPool, library: Library, otherwise: PagedKernel | None = None) -> None:
+        """otherwise: attends where too much would have to be gathered."""
+        self._pool, self.library, self._otherwise = pool, library, otherwise
         self.capturable = library.reads(pool.page_size)
         self._staging = Staging(pool.device)
 
     def prepare(self, rows: Rows) -> Attend:
         """See `PagedKernel.prepare`."""
+        if not self.capturable and self._otherwise is not None and _length(rows) > MOST_GATHERED:
+            return self._otherwise.prepare(rows)
         gathered = None if self.capturable else self._gather(rows)
 
         def attend(pages: LayerPages, query: Tensor, spec: Spec, sinks: Tensor | None) -> Tensor:
@@ -191,6 +198,12 @@ class FlashKernel:
         places = rows.host.block_tables[sequences, positions // size] * size + positions % size
         uploaded = self._staging.upload(places.astype(np.int32), ends.astype(np.int32))
         return uploaded[0], uploaded[1]
+
+
+def _length(rows: Rows) -> int:
+    """Of all contexts together."""
+    assert rows.host is not None
+    return int(rows.host.contexts.sum())
 
 
 def _ends(lengths: Tensor) -> Tensor:

@@ -205,6 +205,15 @@ def test_flash_is_told_what_it_needs(name: str, page: int, spec: Spec) -> None:
     check(case, kernel, kernel, spec)
 
 
+@torch.inference_mode()
+def test_what_is_too_long_to_be_gathered_is_attended_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case([21, 40, 33, 2], [21, 7, 1, 1], SHAPE, page=16)
+    unused = dataclasses.replace(STAND_INS["torch"], call=None)  # type: ignore[arg-type]
+    kernel = FlashKernel(case.pool, unused, FlashKernel(case.pool, STAND_INS["third"]))
+    monkeypatch.setattr(flash, "MOST_GATHERED", 30)
+    check(case, kernel, kernel, Spec(0.3))
+
+
 @pytest.mark.parametrize("spec", [Spec(0.3), Spec(0.3, window=5, softcap=1.5)])
 @torch.inference_mode()
 def test_flashinfer_is_told_what_it_needs(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped elsewhere; `python -m tools.bench gpu` checks more, and measures."""
+"""What only a GPU can show. Skipped elsewhere; `python -m tools.bench.gpu` checks more, and measures."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from gpu.executor import Executor
 from gpu.kv_pool import KvPool, choose_pages, stored_as, token_bytes
 from gpu.models.base import Model
 from gpu.models.loading import blank
+from gpu.occupation import settle
 from protocols.config import Config, KernelChoice, Quantization, graph_sizes, read_model_card
 from protocols.errors import StartError
 from tools.bench.gpu.driver import Driver, Request, requests
@@ -111,7 +112,12 @@ class Subject:
         if self._device.type == "cuda":
             sizes = graph_sizes(config.cuda_graphs, config.max_running)
             executor.use_graphs(sizes, CudaRecorder(self._device), _silent)
-        yield executor, Driver(executor, config.chunk_size, config.depth)
+        try:
+            yield executor, Driver(executor, config.chunk_size, config.depth)
+        finally:
+            executor.release_graphs()
+            del executor
+            settle()
 
     def decode(self, driver: Driver, batch: int) -> dict[str, float]:
         """A decode step of `batch` sequences in the middle of their contexts."""

@@ -173,10 +173,11 @@ def served(bench: Bench, shape: str) -> None:
 
 
 def killed(bench: Bench, shape: str) -> None:
-    """`kill -9` of the executor under eight streams."""
+    """A process whose device breaks, and `kill -9` of the executor under eight streams."""
     from tools.bench.gpu import serving
 
     folder, sizes = bench.stored(shape), serving.SMALLEST if bench.rehearsal else serving.FULL
+    bench.findings.piece(lambda: serving.broken(bench.device), "broken device")
     bench.findings.piece(lambda: serving.killed(folder, bench.device, sizes), "executor")
 
 

@@ -10,6 +10,8 @@ import os
 import pathlib
 import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -49,7 +51,7 @@ def bare(subject: Subject, sizes: Sizes, prompt: int) -> float:
     """Output tokens a second of the executor alone, on as many requests at a time, of as many tokens."""
     prompt = min(prompt, subject.config.model.context - sizes.output - 2)
     asked = [Request([7] * prompt, sizes.output) for _ in range(sizes.clients * sizes.turns)]
-    with subject.executor(max_running=sizes.clients) as (executor, _):
+    with subject.executor(max_running=sizes.clients, cuda_graphs="auto") as (executor, _):
         driver = Driver(executor, subject.config.chunk_size, 2)
         driver.run(asked[: sizes.clients])
         return len(asked) * sizes.output / driver.run(asked).seconds
@@ -70,6 +72,7 @@ def killed(directory: pathlib.Path, device: torch.device, sizes: Sizes) -> dict[
     and how many streams came to their end with all their tokens."""
     waits: list[float] = []
     streams: list[_Stream] = []
+    free = _free(device)
     with serve.company(_arguments(directory, device, sizes, "--burst-ms", "0")) as address:
         for kill in range(sizes.kills):
             if kill:
@@ -92,7 +95,38 @@ def killed(directory: pathlib.Path, device: torch.device, sizes: Sizes) -> dict[
         return {"failed": "no stream was open at a kill"}
     whole = all(stream.tokens == _TOKENS for stream in streams)
     times = {"p50": statistics.median(waits), "p99": percentile(waits, 0.99)}
-    return times | {"streams": len(streams), "right": whole}
+    kept = free - _free(device)
+    return times | {"streams": len(streams), "right": whole and kept < 64 << 20, "kept_bytes": kept}
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a GPU that nobody has."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+_BREAK = """
+import sys, torch
+x = torch.zeros(4, device=sys.argv[1])
+print(x[torch.full((1,), 1 << 40, device=sys.argv[1])])
+"""
+"""An access that the device forbids; every call behind it fails."""
+
+
+def broken(device: torch.device) -> dict[str, Any]:
+    """A process whose device has gone ends by itself, as an executor would, and leaves the device to others
+    with all of its memory."""
+    if device.type != "cuda":
+        return {"refused": "this is no GPU"}
+    free, _ = torch.cuda.mem_get_info(device)
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", _BREAK, str(device)], capture_output=True, timeout=120, check=False
+    )
+    seconds = time.perf_counter() - started
+    works = float(torch.ones(3, device=device).sum()) == 3
+    lost = free - torch.cuda.mem_get_info(device)[0]
+    right = done.returncode != 0 and works and lost < 64 << 20
+    return {"right": right, "code": done.returncode, "seconds": seconds, "lost_bytes": lost}
 
 
 class _Stream(threading.Thread):
