@@ -25,6 +25,7 @@ from protocols.spans import SpanName, is_sampled
 from protocols.stored import decode_stored
 from runtime.actor import Context
 from runtime.board import Row
+from runtime.cores import give_way
 from runtime.failpoints import reach
 from runtime.ledger import StaleRequest
 
@@ -33,6 +34,7 @@ accepts = BalancerMail
 
 async def run(context: Context[BalancerMail]) -> None:
     """Serve until asked to stop. Nothing needs draining: what is open stays in the ledger."""
+    give_way()
     dispatcher = Dispatcher(context)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(dispatcher.post.deliver)

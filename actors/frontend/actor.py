@@ -20,6 +20,7 @@ from protocols.errors import VerbError
 from protocols.messages import FrontendMail
 from protocols.orders import Answer, CountUsers, Done, Drain, Order, SetAdapters, Users
 from runtime.actor import Context
+from runtime.cores import give_way
 from runtime.failpoints import reach
 from runtime.http import HttpServer
 from runtime.occupancy import Limits
@@ -31,6 +32,7 @@ accepts = FrontendMail
 async def run(context: Context[FrontendMail]) -> None:
     """Serve `context.listener` until asked to stop, then finish what is open."""
     assert context.listener is not None and context.vault is not None, "a frontend is given both"
+    give_way()
     engine = Engine(context.index, context.config, context.ledger, context.outbox, context.log, context.box)
     engine.slots.draining = context.standing.draining
     service = Service(context.config, engine, context.log, now())

@@ -51,6 +51,7 @@ from protocols.orders import (
 from protocols.plan import ExecutorReady
 from protocols.standing import Memory, PauseMode
 from runtime.actor import Context
+from runtime.cores import give_way
 from runtime.failpoints import reach
 
 accepts = SchedulerMail
@@ -84,6 +85,7 @@ _SHOWN = (
 
 async def run(context: Context[SchedulerMail]) -> None:
     """Serve until asked to stop. Nothing needs draining: what is open stays in the ledger."""
+    give_way()
     scheduler = Scheduler(context)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.post.deliver)

@@ -43,6 +43,7 @@ from protocols.orders import Answer, Done, Know, Order
 from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
 from protocols.spans import SpanName
 from runtime.actor import Context
+from runtime.cores import give_way
 from runtime.failpoints import reach
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ THREADS = 4
 
 async def run(context: Context[TokenizerMail]) -> None:
     """Serve until asked to stop, then finish what is open. StartError without a usable tokenizer."""
+    give_way()
     config, log = context.config, context.log
     with context.busy():
         codec, sources = _load_text(pathlib.Path(config.model.path))

@@ -48,7 +48,7 @@ def read_body(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:
     """`body` as the decoder's type; raises UserError with status 400 and the field's name."""
     try:
         value = decoder.decode(body)
-        json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+        _scan(body if isinstance(body, str) else body.decode())
     except msgspec.ValidationError as error:
         raise _field_error(str(error)) from error
     except UnicodeDecodeError as error:
@@ -92,6 +92,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise UserError(f"The request body is not valid JSON: {name} is not a JSON number.", code="invalid_json")
+
+
+_scan = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+"""Raises what `json.loads` does, and UserError, for what msgspec lets through."""
 
 
 def _field_error(text: str) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import pathlib
 import shutil
 import time
@@ -40,6 +41,13 @@ def test_status_as_json_names_every_actor(company: Company) -> None:
     for actor in document["actors"]:
         assert {"kind", "state", "pid", "incarnation", "restarts"} <= set(actor)
         assert actor["pid"] > 0 and actor["state"] == "ready"
+
+
+def test_who_only_moves_mail_takes_no_core_from_who_computes(company: Company) -> None:
+    pids = {actor["name"]: actor["pid"] for actor in company.status()["actors"]}
+    policies = {name: os.sched_getscheduler(pid) for name, pid in pids.items()}
+    assert policies.pop("executor.0") == os.SCHED_OTHER
+    assert set(policies.values()) == {os.SCHED_BATCH}
 
 
 def test_status_for_people(company: Company) -> None:
