@@ -31,7 +31,7 @@ class Attention {
           parts_(&layout.parts[layout.blocks[task / h.kv_heads].first]),
           count_(layout.blocks[task / h.kv_heads].end - layout.blocks[task / h.kv_heads].first) {}
 
-    // query and out: [rows, heads, dim] with ldq and ldo numbers between rows. then: what this thread does next, or null.
+    // query: [rows, heads, dim], out: [attended rows, heads, dim], with ldq and ldo numbers between rows. then: what this thread does next, or null.
     void run(const X* query, i64 ldq, X* out, i64 ldo, AttentionScratch& s, const Attention* then) const {
         fit(s);
         take(query, ldq, s);
@@ -66,20 +66,20 @@ class Attention {
         }
     }
 
-    // put(pair of the part, row of the block, row of the step, query head) for all rows.
+    // put(part, pair of it, row of the block, row of the sequence, query head) for all rows.
     template <class Put>
     void each(Put put) const {
         for (i64 i = 0, row = 0; i < count_; ++i)
             for (i64 pair = 0; pair < parts_[i].count; ++pair, ++row) {
                 const i64 number = parts_[i].first + pair, shared = h_.shared();
-                put(parts_[i], pair, row, parts_[i].row + number / shared, head_ * shared + number % shared);
+                put(parts_[i], pair, row, number / shared, head_ * shared + number % shared);
             }
     }
 
     void take(const X* query, i64 ldq, AttentionScratch& s) const {
         each([&](const Part& part, i64 pair, i64 row, i64 of, i64 head) {
             X* to = reinterpret_cast<X*>(&s.q[row * units_d()]);
-            std::memcpy(to, query + of * ldq + head * h_.key_dim, h_.key_dim * sizeof(X));
+            std::memcpy(to, query + (part.row + of) * ldq + head * h_.key_dim, h_.key_dim * sizeof(X));
             std::memset(to + h_.key_dim, 0, (units_d() * PER - h_.key_dim) * sizeof(X));
             s.own[row] = part.own(pair);
             s.softmax[row] = {};
@@ -178,9 +178,9 @@ class Attention {
     }
 
     void give(X* out, i64 ldo, AttentionScratch& s) const {
-        each([&](const Part&, i64, i64 row, i64 of, i64 head) {
+        each([&](const Part& part, i64, i64 row, i64 of, i64 head) {
             const float total = s.softmax[row].total + (manner_.sinks ? s.softmax[row].sink(manner_.sinks[head]) : 0);
-            X* to = out + of * ldo + head * h_.value_dim;
+            X* to = out + (part.to + of) * ldo + head * h_.value_dim;
             for (i64 column = 0; column < h_.value_dim; column += 16) {
                 alignas(64) X numbers[16];
                 const float* from = &s.acc[(column / COLUMNS * HEIGHT + row) * COLUMNS + column % COLUMNS];

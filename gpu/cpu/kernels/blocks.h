@@ -38,7 +38,8 @@ struct Batch {
 
 // Some (row, head of the group) pairs of a sequence, numbered row by row.
 struct Part {
-    i64 sequence, row, first, count, position;  // row: of the sequence's first row; position: of that row
+    i64 sequence, row, to;       // row: the sequence's first one; to: where that would be in what comes out
+    i64 first, count, position;  // position: of that row
     i64 shared;                                 // heads of a group
 
     i64 own(i64 pair) const { return position + (first + pair) / shared; }  // position
@@ -54,22 +55,64 @@ struct Block {
     i64 first, end;
 };
 
-// last: whether a row is its sequence's last one.
+// Rows of a step that are attended: of each sequence those from the first on of which something is wanted.
+struct Attended {
+    std::vector<i64> rows;     // of the step, in order
+    std::vector<i64> skipped;  // how many of each sequence's first rows are not
+
+    void all(const Batch& batch) {
+        wanted_.assign(batch.rows, 1);
+        find(batch);
+    }
+
+    // wanted, tapped: numbers of rows.
+    void only(const Batch& batch, const i64* wanted, i64 wanted_count, const i64* tapped, i64 tapped_count) {
+        wanted_.assign(batch.rows, 0);
+        for (i64 i = 0; i < wanted_count; ++i) wanted_[wanted[i]] = 1;
+        for (i64 i = 0; i < tapped_count; ++i) wanted_[tapped[i]] = 1;
+        find(batch);
+    }
+
+  private:
+    void find(const Batch& batch) {
+        rows.clear();
+        skipped.clear();
+        for (i64 s = 0, row = 0, end; s < batch.sequences; ++s, row = end) {
+            end = row + batch.query_lens[s];
+            i64 first = row;
+            while (first < end && !wanted_[first]) ++first;
+            skipped.push_back(first - row);
+            for (; first < end; ++first) rows.push_back(first);
+        }
+    }
+
+    std::vector<char> wanted_;
+};
+
+// How many rows are attended, in how many blocks.
+struct Extent {
+    i64 rows, blocks;
+};
+
+// last: whether a row of the step is its sequence's last one.
 struct Layout {
+    Attended attended;
     std::vector<Part> parts;
     std::vector<Block> blocks;
     std::vector<char> last;
 
-    // Blocks for a team of `threads`, which are not joined where too few would be left for these.
+    // The attended rows in blocks for a team of `threads`, which are not joined where too few would be left for these.
     void cut(const Batch& batch, const Heads& h, i64 threads) {
         const i64 most = batch.sequences * h.kv_heads / (TASKS * threads);
         parts.clear();
         blocks.clear();
         last.assign(batch.rows, 0);
-        for (i64 s = 0, row = 0; s < batch.sequences; ++s) {
-            const i64 length = batch.query_lens[s], all = length * h.shared();
-            for (i64 first = 0; first < all; first += BLOCK_ROWS) {
-                parts.push_back({s, row, first, std::min(BLOCK_ROWS, all - first), batch.contexts[s] - length, h.shared()});
+        for (i64 s = 0, row = 0, skipped = 0; s < batch.sequences; ++s) {
+            const i64 length = batch.query_lens[s], pairs = length * h.shared();
+            skipped += attended.skipped[s];
+            for (i64 first = attended.skipped[s] * h.shared(); first < pairs; first += BLOCK_ROWS) {
+                const i64 count = std::min(BLOCK_ROWS, pairs - first), position = batch.contexts[s] - length;
+                parts.push_back({s, row, row - skipped, first, count, position, h.shared()});
                 if (!joins(batch, h, most)) blocks.push_back({(i64)parts.size() - 1, 0});
                 blocks.back().end = parts.size();
             }
@@ -77,6 +120,8 @@ struct Layout {
             last[row - 1] = 1;
         }
     }
+
+    Extent extent() const { return {(i64)attended.rows.size(), (i64)blocks.size()}; }
 
   private:
     // Whether the newest part belongs into the newest block.

@@ -118,7 +118,7 @@ struct Workspace {
     std::vector<float> x, qkv;
     std::vector<X> a, q, attended, inner;
     Shrunk<X> shrunk;
-    Layout layout;
+    Layout every, needed;  // the step's rows, and those that the last layer attends
     i64 ldx, ldqkv, lda, ldq, ldo, ldi;
 
     static i64 row_of(i64 k) { return units_of<X>(k) * Weight<X>::per_unit; }
@@ -140,7 +140,19 @@ struct Workspace {
         grow(attended, rows * ldo);
         grow(inner, rows * ldi);
         if (step.adapted.count) grow(shrunk.numbers, batch.rows * step.adapted.most);
-        layout.cut(batch, h, threads);
+        lay_out(model, step, threads);
+    }
+
+    // After the last layer only wanted rows are read, so after its keys and values it goes on with these alone.
+    void lay_out(const Model& model, const Step& step, int threads) {
+        every.attended.all(step.batch);
+        every.cut(step.batch, model.heads, threads);
+        const bool all = step.wanted_count && !step.wanted;
+        if (all || step.adapted.count)
+            needed.attended.all(step.batch);
+        else
+            needed.attended.only(step.batch, step.wanted, step.wanted_count, step.tapped, step.tapped_count);
+        needed.cut(step.batch, model.heads, threads);
     }
 
     template <class T>
@@ -155,7 +167,7 @@ template <class X>
 struct Forward {
     const Model& model;
     const Step& step;
-    const i64 blocks;
+    const Extent every, needed;
     Workspace<X>& w;
     Team::Member& team;
     ThreadScratch& s;
@@ -203,22 +215,30 @@ struct Forward {
 
     void layer(i64 number, i64 m) {
         const Layer& l = model.layer[number];
-        const i64 map = number * MAPS;
         rows(NORM, m, [&](i64 row) { norm_row(row, row, l.before_attention); });
-        adapted(QKV, map, l.qkv, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
+        adapted(QKV, number * MAPS, l.qkv, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
             std::memcpy(&w.qkv[row * w.ldqkv + panel * COLUMNS], c, COLUMNS * 4);
         });
         rows(TURN, m, [&](i64 row) { turn(l, row); });
+        const bool last = number + 1 == model.layers;
+        go_on(l, number * MAPS, last ? w.needed : w.every, last ? needed : every);
+    }
+
+    // The attended rows through what comes after keys and values.
+    void go_on(const Layer& l, i64 map, const Layout& layout, Extent extent) {
+        const i64 m = extent.rows;
+        if (m == 0) return;
         const Manner manner{model.scale, 0, l.window, nullptr};
-        attend<X>(team, model.heads, manner, l.pages, step.batch, w.layout, blocks, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
-        adapted(OUTPUT, map + 1, l.output, w.attended, w.ldo, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
-        rows(NORM, m, [&](i64 row) { norm_row(row, row, l.before_mlp); });
-        adapted(GATE_UP, map + 2, l.gate_up, w.a, w.lda, m, [&](i64 panel, i64 row, const float* c) {
-            X* to = &w.inner[row * w.ldi + panel * 32];
-            for (i64 i = 0; i < 32; i += 16)
-                narrow(to + i, activate(model.activation, load<f32x16>(c + i)) * load<f32x16>(c + 32 + i));
+        attend<X>(team, model.heads, manner, l.pages, step.batch, layout, extent.blocks, w.q.data(), w.ldq, w.attended.data(), w.ldo, s.attention);
+        const auto add = [&](i64 panel, i64 i, const float* c) { add_row(panel, layout.attended.rows[i], c); };
+        adapted(OUTPUT, map + 1, l.output, w.attended, w.ldo, m, add);
+        rows(NORM, m, [&](i64 i) { norm_row(i, layout.attended.rows[i], l.before_mlp); });
+        adapted(GATE_UP, map + 2, l.gate_up, w.a, w.lda, m, [&](i64 panel, i64 i, const float* c) {
+            X* to = &w.inner[i * w.ldi + panel * 32];
+            for (i64 j = 0; j < 32; j += 16)
+                narrow(to + j, activate(model.activation, load<f32x16>(c + j)) * load<f32x16>(c + 32 + j));
         });
-        adapted(DOWN, map + 3, l.down, w.inner, w.ldi, m, [&](i64 panel, i64 row, const float* c) { add(panel, row, c); });
+        adapted(DOWN, map + 3, l.down, w.inner, w.ldi, m, add);
     }
 
     void embed(i64 row) {
@@ -230,7 +250,7 @@ struct Forward {
         rms_norm(&w.x[from * w.ldx], weight, model.hidden, model.eps, &w.a[to * w.lda]);
     }
 
-    void add(i64 panel, i64 row, const float* c) {
+    void add_row(i64 panel, i64 row, const float* c) {
         float* x = &w.x[row * w.ldx + panel * COLUMNS];
         for (i64 i = 0; i < COLUMNS; i += 16) store(x + i, load<f32x16>(x + i) + load<f32x16>(c + i));
     }
@@ -251,7 +271,7 @@ struct Forward {
         i64 i = 0;
         for (; i + 16 <= values; i += 16) narrow(value + i, load<f32x16>(from + i));
         for (; i < values; ++i) put_one(value + i, from[i]);
-        keep(h, l.pages, step.batch.places[row], w.layout.last[row] != 0, key, value);
+        keep(h, l.pages, step.batch.places[row], w.every.last[row] != 0, key, value);
     }
 
     void turn_head(float* x, const float* norm, i64 position, i64 dim, X* to) {

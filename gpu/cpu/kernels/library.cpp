@@ -29,9 +29,9 @@ void forward(Machine& machine, Model model, const Step& step) {
     model.layer = machine.layers.data();
     Workspace<X>& space = workspace<X>(machine);
     space.fit(model, step, machine.team.size());
-    const i64 blocks = space.layout.blocks.size();
+    const Extent every = space.every.extent(), needed = space.needed.extent();
     machine.team.run([=, &machine, &space](Team::Member& team) {
-        Forward<X>{model, step, blocks, space, team, machine.scratches[team.thread]}.run();
+        Forward<X>{model, step, every, needed, space, team, machine.scratches[team.thread]}.run();
     });
 }
 
@@ -62,6 +62,7 @@ template <class X>
 void attend_layer(Machine& machine, const Heads& heads, const Manner& manner, const Pages& pages, const Batch& batch,
                   const void* query, const void* key, const void* value, void* out) {
     machine.team.settle();
+    machine.layout.attended.all(batch);
     machine.layout.cut(batch, heads, machine.team.size());
     const i64 blocks = machine.layout.blocks.size();
     machine.team.run([=, &machine](Team::Member& team) {
