@@ -130,26 +130,43 @@ class Attention {
         return values_of<X>(sequence(parts_[at.part]), span(at, 0), column, s.v.data());
     }
 
+    // How many of a stop's keys are there for any of its rows.
+    i64 there(const Stop& at) const {
+        i64 last = 0;
+        for (i64 i = at.part; i < at.end; ++i) last = std::max(last, parts_[i].last());
+        return std::min(KEYS, last + 1 - at.begin);
+    }
+
     // Look at the keys of a stop, while those of the next one, `then` of `by`, are sent for.
     void look(const Stop& at, const Attention* by, const Stop& then, AttentionScratch& s) const {
-        if (!h_.in_units()) by = nullptr;
-        i64 rows = 0, last = 0;
-        for (i64 i = at.part; i < at.end; ++i) rows += parts_[i].count, last = std::max(last, parts_[i].last());
-        const i64 there = std::min(KEYS, last + 1 - at.begin);
+        i64 rows = 0;
+        for (i64 i = at.part; i < at.end; ++i) rows += parts_[i].count;
         const bool more = at.begin != parts_[at.part].start(manner_.window);
-        score(at, rows, there, by, then, s);
+        Trail trail;
+        if (by) by->lay(trail, then, units_of_look(at, rows));
+        score(at, rows, {&trail}, s);
         for (i64 row = 0; row < rows; ++row) weigh_row(at, row, more, s);
-        collect(at, rows, there, more, by, then, s);
+        collect(at, rows, more, {&trail}, s);
+    }
+
+    // What a stop looks at, to be brought within so many units.
+    void lay(Trail& trail, const Stop& at, i64 units) const {
+        sequence(parts_[at.part]).lay(trail, at.begin, at.begin + there(at));
+        trail.spread(units);
+    }
+
+    // Units of all passes of `score` and `collect`.
+    i64 units_of_look(const Stop& at, i64 rows) const {
+        const i64 keys = there(at), passes = (rows + MAX_R - 1) / MAX_R;
+        return passes * (round_up(keys, COLUMNS) / COLUMNS * (h_.key_dim / PER) + panels() * ((keys + PER - 1) / PER));
     }
 
     // Scores of the stop's rows with those of its keys that are there.
-    void score(const Stop& at, i64 rows, i64 there, const Attention* by, const Stop& then, AttentionScratch& s) const {
-        const i64 units_k = h_.in_units() ? h_.key_dim / PER : units_d();
-        for (i64 first = 0; first < there; first += COLUMNS) {
-            const Keys<X> next = by ? by->keys(then, first, s) : Keys<X>{};
+    void score(const Stop& at, i64 rows, Along ahead, AttentionScratch& s) const {
+        const i64 keys_there = there(at), units_k = h_.in_units() ? h_.key_dim / PER : units_d();
+        for (i64 first = 0; first < keys_there; first += COLUMNS)
             multiply(s.q.data() + at.row * units_d(), units_d(), rows, keys(at, first, s), units_k, s.scores[first / COLUMNS], false,
-                     there - first, Alike<Keys<X>>{by ? &next : nullptr});
-        }
+                     keys_there - first, ahead);
     }
 
     void weigh_row(const Stop& at, i64 number, bool more, AttentionScratch& s) const {
@@ -167,13 +184,12 @@ class Attention {
     }
 
     // Add the values of the keys that are there, weighed.
-    void collect(const Stop& at, i64 rows, i64 there, bool more, const Attention* by, const Stop& then, AttentionScratch& s) const {
-        const i64 units_k = h_.in_units() ? (there + PER - 1) / PER : KEYS / PER;
+    void collect(const Stop& at, i64 rows, bool more, Along ahead, AttentionScratch& s) const {
+        const i64 units_k = h_.in_units() ? (there(at) + PER - 1) / PER : KEYS / PER;
         for (i64 panel = 0; panel < panels(); ++panel) {
             const i64 column = panel * COLUMNS;
-            const Values<X> next = by ? by->values(then, column, s) : Values<X>{};
             multiply(s.p, KEYS / PER, rows, values(at, column, s), units_k, &s.acc[(panel * HEIGHT + at.row) * COLUMNS], more,
-                     h_.value_dim - column, Alike<Values<X>>{by ? &next : nullptr});
+                     h_.value_dim - column, ahead);
         }
     }
 

@@ -14,7 +14,7 @@
 template <class X>
 struct Keys {
     using Number = X;
-    using Next = Alike<Keys>;
+    using Next = Along;
     const X* column[COLUMNS / 16];
     i64 step;
     static constexpr bool tiles = true;
@@ -25,7 +25,7 @@ struct Keys {
 template <class X>
 struct Values {
     using Number = X;
-    using Next = Alike<Values>;
+    using Next = Along;
     const X* run[KEYS / 16];
     i64 step, even;
     int shift;
@@ -51,6 +51,14 @@ struct Sequence {
         const i64 page = table[position / h.page_size];
         return static_cast<const X*>(pages.values) + (page * h.kv_heads + head) * h.page_size * h.value_dim +
                position % h.page_size * h.value_dim;
+    }
+
+    // What is read for positions [begin, end), to be fetched ahead.
+    void lay(Trail& trail, i64 begin, i64 end) const {
+        static_assert(2 * KEYS / 16 <= Trail::MOST);
+        if (h.page_size > KEYS || !h.in_units()) return;  // it does not lie in whole pieces
+        for (i64 at = begin; at < end; at += h.page_size) trail.add(keys(at), h.page_size * h.key_dim * sizeof(X));
+        for (i64 at = begin; at < end; at += h.page_size) trail.add(values(at), h.page_size * h.value_dim * sizeof(X));
     }
 
     // One token's row in a page of rows.
