@@ -34,6 +34,7 @@ class Column(enum.IntEnum):
     The executor's sizes, for a scheduler that starts later: PAGES_TOTAL, PAGE_SIZE, SLOTS.
     The scheduler's DRAFTED_TOTAL: tokens guessed by speculation; ACCEPTED_TOTAL: those that were right.
     PAGES_AVAILABLE: free, or cached and in nobody's use. The frontend's WEBSOCKETS: those that are open.
+    MAIL_DROPPED_TOTAL: records that came broken, or from an incarnation that had been replaced.
     AWAKE: 1 while the actor is sure to look at its mail before it sleeps (`runtime.doorbell`).
     Counters (…_TOTAL, MESSAGES_…) only grow, within one incarnation.
     """
@@ -75,6 +76,7 @@ class Column(enum.IntEnum):
     ACCEPTED_TOTAL = 38
     PAGES_AVAILABLE = 39
     WEBSOCKETS = 40
+    MAIL_DROPPED_TOTAL = 41
     AWAKE = 56
 
 

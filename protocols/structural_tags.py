@@ -120,6 +120,10 @@ class _Whole(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Format
 
 
+_UNSERVED = (".type`", "unknown field")
+"""What the library says of a type, or of a field, that is not known here."""
+
+
 def read(value: dict[str, Any], param: str) -> Format:
     """The format of a structural tag in either form, `{structures, triggers}` or `{format}`; the key `type`
     beside them is not looked at. Raises UserError."""
@@ -130,7 +134,8 @@ def read(value: dict[str, Any], param: str) -> Format:
         else:
             found = msgspec.convert(fields, _Whole).format
     except msgspec.ValidationError as error:
-        raise UserError(f"{param}: {error}.", param=param) from error
+        code = "unsupported" if any(each in str(error) for each in _UNSERVED) else None
+        raise UserError(f"{param}: {error}.", param=param, code=code) from error
     _check(found, param)
     return found
 

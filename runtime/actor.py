@@ -134,4 +134,5 @@ async def heartbeat(context: Context[Any]) -> None:
         context.vitals[Column.MESSAGES_IN] = context.inbox.received
         context.vitals[Column.MESSAGES_OUT] = context.outbox.sent
         context.vitals[Column.INBOX_BYTES] = context.inbox.depth()
+        context.vitals[Column.MAIL_DROPPED_TOTAL] = context.inbox.dropped
         await trio.sleep(HEARTBEAT)

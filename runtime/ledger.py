@@ -134,12 +134,9 @@ class Ledger(CommittedTokens):
         length = self._value(rid, _REQUEST_BYTES)
         return self._read(rid, self._bodies, 0, length)
 
-    def set_delivered(self, rid: int, n: int) -> None:
-        """Note how many output tokens the client has been served. Raises StaleRequest."""
-        self._put(rid, _DELIVERED, n)
-
-    def set_delivered_each(self, served: Iterable[tuple[int, int]], origin: int) -> None:
-        """The same of many, (request id, tokens): of the open ones that frontend `origin` claimed."""
+    def set_delivered(self, served: Iterable[tuple[int, int]], origin: int) -> None:
+        """Note how many output tokens clients have been served, as (request id, tokens), of the open requests
+        that frontend `origin` claimed."""
         words, end = self._words, self.layout.slots * HEAD_WORDS
         for rid, n in served:
             head = (rid & SLOT_MASK) * HEAD_WORDS

@@ -78,6 +78,11 @@ _SCHEDULER_COUNTERS = (
 _ACTOR_COUNTERS = (
     ("actor_messages_received_total", "Messages that an actor took in.", Column.MESSAGES_IN),
     ("actor_messages_sent_total", "Messages that an actor sent.", Column.MESSAGES_OUT),
+    (
+        "actor_mail_dropped_total",
+        "Records to an actor that were broken, or of a replaced incarnation.",
+        Column.MAIL_DROPPED_TOTAL,
+    ),
 )
 _REASONS = (
     (Count.STOP, "stop"),

@@ -236,6 +236,8 @@ class Root:
     def keys(self) -> Reply:
         """The API keys by name, their limits, and what each has used; never a digest."""
         _, keyring, _ = self._wiring.vault.read()
+        if not keyring.needed:
+            raise VerbError("conflict", "the company has no keys: start it with --keys or --api-key.")
         return {
             "keys": [
                 {
@@ -250,6 +252,8 @@ class Root:
 
     def reload_keys(self) -> Reply:
         """Read the key file again; where it is wrong, the keys stay as they are."""
+        if not self.config.keys_file:
+            raise VerbError("conflict", "the company has no key file: start it with --keys FILE.")
         try:
             self._wiring.vault.publish(load_keys(self.config))
         except StartError as error:

@@ -79,11 +79,6 @@ def size_of(fd: int) -> int:
     return os.fstat(fd).st_size
 
 
-def resident(fd: int) -> int:
-    """Bytes of memory that the object takes now."""
-    return os.fstat(fd).st_blocks * 512
-
-
 class Mapping:
     """A descriptor's first `size` bytes in this process: as bytes (`data`) and as u64 words (`words`)."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,24 +100,11 @@ class Codec:
         """Incremental decoding of the output that follows `prompt`."""
         return open_stream(self.pieces, prompt, skip_special=skip_special)
 
-    def special_id(self, text: str) -> int | None:
-        """Id of the special token with this text, None where there is none."""
-        found: int | None = self._tokenizer.token_to_id(text)
-        return found if found in self.pieces.special else None
-
-    def parts(self, text: str) -> list[int | str]:
-        """What `text` consists of: ids of special tokens, and the text between them."""
-        found = self._specials.split(text)
-        return [
-            part if token is None else token for part in found if part for token in [self.special_id(part)]
-        ]
-
-    @functools.cached_property
-    def _specials(self) -> re.Pattern[str]:
-        """Finds special tokens, the longest where several begin at once."""
-        tokens = self._tokenizer.get_added_tokens_decoder().values()
-        texts = sorted((token.content for token in tokens if token.special), key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, texts))})" if texts else "(?!)")
+    @property
+    def added(self) -> dict[str, int]:
+        """Tokens beside the model's own, by their texts."""
+        tokens = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in tokens.items()}
 
     def serialised(self) -> str:
         """The tokenizer as the text of a `tokenizer.json`."""

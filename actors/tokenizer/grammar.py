@@ -122,7 +122,7 @@ class GrammarMaker:
         """The grammar "shape", and what it makes use of."""
         if shape.syntax is not Syntax.TAGS:
             return {"shape": self._alone(shape)}
-        made = TagGrammar(shape.param, _quoted, self._codec.parts, functools.partial(self._part, shape.param))
+        made = TagGrammar(shape.param, _quoted, self._parts, functools.partial(self._part, shape.param))
         format = msgspec.json.decode(shape.source, type=structural_tags.Format)
         return {"shape": {"lark_grammar": made.lark(format)}, **made.parts}
 
@@ -215,12 +215,27 @@ class GrammarMaker:
     @property
     def _by_name(self) -> bool:
         """Whether a Mistral model writes calls in the later format."""
-        return self._config.tool_parser == "mistral" and self._codec.special_id(MistralCalls.ARGS) is not None
+        return self._config.tool_parser == "mistral" and MistralCalls.ARGS in self._specials
 
     def _literal(self, text: str) -> str:
         """In Lark: the special token of that name where there is one, else the text."""
-        token = self._codec.special_id(text)
+        token = self._specials.get(text)
         return _quoted(text) if token is None else f"<[{token}]>"
+
+    def _parts(self, text: str) -> list[int | str]:
+        """What a text consists of: ids of special tokens, and the text between them."""
+        longest_first = sorted(map(re.escape, self._specials), key=len, reverse=True)
+        found = re.split(f"({'|'.join(longest_first)})", text) if longest_first else [text]
+        return [self._specials.get(part, part) for part in found if part]
+
+    @functools.cached_property
+    def _specials(self) -> dict[str, int]:
+        """Tokens that are no text to llguidance, by what they stand for: also those of thoughts and calls, in
+        angle brackets, which their tokenizers call ordinary."""
+        vocabulary = self._vocabulary()
+        return {
+            text: token for text, token in self._codec.added.items() if vocabulary.is_special_token(token)
+        }
 
     def _check(self, grammar: Grammar, param: str, *, trial: bool = False) -> str:
         """The grammar as it travels. UserError when it is too large, broken, or allows nothing. trial:

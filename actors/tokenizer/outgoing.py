@@ -179,7 +179,7 @@ class Desk:
         """Note in the ledger how far the client has been served, by the frontend that it asked."""
         if isinstance(message, Deltas):
             served = [(row.rid, row.tokens) for row in message.rows]
-            self._ledger.set_delivered_each(served, int(to.removeprefix("frontend.")))
+            self._ledger.set_delivered(served, int(to.removeprefix("frontend.")))
 
 
 def _parts(message: Message) -> list[Message]:

@@ -180,9 +180,8 @@ class Edge:
         for to, message in outgoing:
             if to.startswith("frontend"):
                 self._outbox.send_nowait(to, message)
-                for row in getattr(message, "rows", ()):
-                    if self.ledger.is_current(row.rid) and to == f"frontend.{self.ledger.origin(row.rid)}":
-                        self.ledger.set_delivered(row.rid, row.tokens)
+                served = [(row.rid, row.tokens) for row in getattr(message, "rows", ())]
+                self.ledger.set_delivered(served, int(to.removeprefix("frontend.")))
                 continue
             self.down.append(message)
             if isinstance(message, Submit):

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests import processor
+from tests.faults.stage import until
 from tests.serving import Company, actorctl, serving
 
 PROMPTS = [f"# part {index}\n" + "def add(a, b):\n    return a + b\n" * (index % 5) for index in range(12)]
@@ -81,6 +82,22 @@ def test_the_same_tokens(variant: str, expected: list[str]) -> None:
         if "--dp" in VARIANTS[variant]:
             served = [company.actor(f"scheduler.{replica}")["requests_total"] for replica in (0, 1)]
             assert min(served) > 0
+
+
+@pytest.mark.parametrize(("burst", "least", "most"), [("0", 300, 400), ("1000", 1, 150)])
+def test_short_steps_run_several_in_a_row_unless_bursts_are_off(burst: str, least: int, most: int) -> None:
+    """Told by the plans that an executor was sent for 300 tokens."""
+    with (
+        serving("--executor", "hash", "--burst-ms", burst) as company,
+        openai.OpenAI(base_url=company.url, api_key="none", max_retries=0) as client,
+    ):
+        answer = client.completions.create(
+            model=company.model, prompt="on", max_tokens=300, extra_body={"ignore_eos": True}
+        )
+        assert answer.usage is not None and answer.usage.completion_tokens == 300
+        ticks = company.actor("executor.0")["loop_tick"] + 2
+        until(lambda: company.actor("executor.0")["loop_tick"] >= ticks, "the counters to be shown")
+        assert least <= company.actor("executor.0")["messages_in"] <= most
 
 
 def test_guesses_survive_the_death_of_executor_and_scheduler(expected: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import pathlib
 import subprocess
@@ -125,6 +126,17 @@ async def test_an_idle_actor_shows_that_it_lives(autojump_clock: trio.testing.Mo
     with trio.move_on_after(10.5 * HEARTBEAT):
         await heartbeat(context)
     assert context.vitals[Column.LOOP_TICK] == 11
+
+
+async def test_it_shows_how_much_mail_was_dropped(autojump_clock: trio.testing.MockClock) -> None:
+    exchange = Exchange(("actor.0", "other.0"), ("other.0", "actor.0"))
+    context = dataclasses.replace(_context([]), inbox=exchange.inbox("actor.0", Abort))
+    await exchange.outbox("other.0").send("actor.0", Plan(0, 0))
+    with pytest.raises(trio.WouldBlock):
+        context.inbox.receive_nowait()
+    with trio.move_on_after(HEARTBEAT / 2):
+        await heartbeat(context)
+    assert context.vitals[Column.MAIL_DROPPED_TOTAL] == 1
 
 
 async def test_the_heartbeat_ends_with_the_actor() -> None:

@@ -21,6 +21,7 @@ from protocols.ledger import HEAD_BYTES, HEAD_WORDS, PAGE, Layout, Word
 from protocols.request import SLOT_BITS, Finish, slot_of
 from runtime import segment
 from runtime.ledger import Ledger, StaleRequest
+from tests.runtime.residence import resident
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUT = Layout(slots=6, tokens=3000, request_bytes=10_000, extra_bytes=5000)
@@ -52,7 +53,7 @@ def test_a_request_from_claim_to_free(ledger: Ledger) -> None:
     ledger.put_request(rid, b"the request")
     ledger.commit(rid, [5, 6], b"ab")
     ledger.commit(rid, [7])
-    ledger.set_delivered(rid, 2)
+    ledger.set_delivered([(rid, 2)], 0)
     ledger.commit(rid, [8], b"c", Finish.STOP)
     other = again(ledger)
     assert other.request(rid) == b"the request"
@@ -134,7 +135,6 @@ def test_a_stale_id_is_refused_everywhere(ledger: Ledger) -> None:
             lambda rid=rid: ledger.extras(rid),
             lambda rid=rid: ledger.finish(rid),
             lambda rid=rid: ledger.delivered(rid),
-            lambda rid=rid: ledger.set_delivered(rid, 1),
             lambda rid=rid: ledger.origin(rid),
             lambda rid=rid: ledger.outcome(rid),
             lambda rid=rid: ledger.cached(rid),
@@ -259,34 +259,34 @@ def test_what_is_no_ledger_of_this_layout_is_not_attached(ledger: Ledger) -> Non
 def test_a_big_ledger_takes_memory_only_where_it_is_written_and_gives_it_back() -> None:
     ledger = Ledger.create(Layout(slots=1024, tokens=131_072, request_bytes=1 << 20, extra_bytes=8 << 20))
     assert ledger.layout.size > 8 << 30
-    empty = segment.resident(ledger.fd)
+    empty = resident(ledger.fd)
     assert empty <= 1024 * HEAD_BYTES + PAGE
     rids = [claim(ledger) for _ in range(1024)]
     assert ledger.claim(0) is None
-    assert segment.resident(ledger.fd) == empty, "an open slot without tokens takes nothing"
+    assert resident(ledger.fd) == empty, "an open slot without tokens takes nothing"
     for rid in rids[:100]:
         ledger.put_request(rid, bytes(10_000))
         ledger.commit(rid, [1] * 2000, bytes(100))
-    assert segment.resident(ledger.fd) == empty + 100 * (3 + 2 + 1) * PAGE
+    assert resident(ledger.fd) == empty + 100 * (3 + 2 + 1) * PAGE
     for rid in rids[100:200]:
         assert ledger.request(rid) == b"" and ledger.committed(rid).size == 0
-    assert segment.resident(ledger.fd) == empty + 100 * (3 + 2 + 1) * PAGE, "reading takes nothing"
+    assert resident(ledger.fd) == empty + 100 * (3 + 2 + 1) * PAGE, "reading takes nothing"
     for rid in rids:
         ledger.free(rid)
-    assert segment.resident(ledger.fd) == empty
+    assert resident(ledger.fd) == empty
     ledger.close()
 
 
 def test_a_frontend_killed_inside_free_leaves_no_memory_behind(ledger: Ledger) -> None:
-    empty = segment.resident(ledger.fd)
+    empty = resident(ledger.fd)
     rid = claim(ledger)
     ledger.put_request(rid, bytes(9000))
     raw = segment.Mapping(os.dup(ledger.fd), PAGE)
     raw.words[slot_of(rid) * HEAD_WORDS + Word.STATE] = rid >> SLOT_BITS << 1
     successor = again(ledger)
-    assert segment.resident(ledger.fd) > empty
+    assert resident(ledger.fd) > empty
     assert successor.claim(0) is not None
-    assert segment.resident(ledger.fd) == empty
+    assert resident(ledger.fd) == empty
     raw.close()
     successor.close()
 
@@ -386,14 +386,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(served=st.lists(st.integers(0, 2**31), max_size=5), origin=st.integers(0, 1))
     def deliver_each(self, served: list[int], origin: int) -> None:
         rids = [*self.gone, *self.open][-5:]
-        self.ledger.set_delivered_each(zip(rids, served, strict=False), origin)
+        self.ledger.set_delivered(zip(rids, served, strict=False), origin)
         for rid, n in zip(rids, served, strict=False):
             if rid in self.open and self.open[rid].origin == origin:
                 self.open[rid].delivered = n
 
     @rule(rid=rids, n=st.integers(0, 2**31))
     def deliver(self, rid: int, n: int) -> None:
-        self.ledger.set_delivered(rid, n)
+        self.ledger.set_delivered([(rid, n)], self.open[rid].origin)
         self.open[rid].delivered = n
 
     @rule()

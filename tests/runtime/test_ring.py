@@ -25,6 +25,7 @@ from protocols.errors import PeerError, StartError
 from runtime import segment
 from runtime.ring import BATCH_BYTES, MINIMUM, Ring
 from tests.runtime.kinds import KINDS, environment, of_kind
+from tests.runtime.residence import resident
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL_WORD = 8
@@ -158,7 +159,7 @@ def test_no_room_in_shm_is_a_sentence_and_leaves_nothing() -> None:
 
 def test_a_ring_has_no_name_and_all_its_memory(ring: Ring) -> None:
     assert "(deleted)" in os.readlink(f"/proc/self/fd/{ring.fd}")
-    assert segment.resident(ring.fd) >= CAPACITY
+    assert resident(ring.fd) >= CAPACITY
     assert not os.get_inheritable(ring.fd)
 
 

@@ -69,6 +69,12 @@ def test_the_other_formats(company: Company, command: tuple[str, ...]) -> None:
     assert "NAME" in actorctl(*ask, "wide").stdout
 
 
+def test_without_keys_there_are_none_to_list_or_to_read_again(company: Company) -> None:
+    for verb, sentence in (("list", "has no keys"), ("reload", "has no key file")):
+        done = actorctl("keys", verb, "--name", company.name)
+        assert (done.returncode, done.stdout) == (5, "") and sentence in done.stderr
+
+
 def test_the_tree_shows_strategies_and_actors(company: Company) -> None:
     text = actorctl("actor", "tree", "--name", company.name).stdout
     assert "one_for_one" in text and all(name in text for name in NAMES)

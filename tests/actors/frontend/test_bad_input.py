@@ -221,6 +221,11 @@ async def test_unsupported_says_so_in_its_code() -> None:
     async with world() as w:
         answer = await ask(w.port, CHAT, chat_body(bad_words=["x"]))
         assert answer.error["code"] == "unsupported"
+        for format in ({"type": "qwen_xml_parameter"}, {"type": "any_text", "excludes": ["a"]}):
+            answer = await ask(w.port, CHAT, chat_body(structural_tag={"format": format}))
+            assert (answer.error["code"], answer.error["param"]) == ("unsupported", "structural_tag")
+        answer = await ask(w.port, CHAT, chat_body(structural_tag={"format": {"type": "const_string"}}))
+        assert (answer.error["code"], answer.error["param"]) == (None, "structural_tag")
         answer = await ask(w.port, CHAT, chat_body(model="x"))
         assert answer.error["code"] == "model_not_found"
 

@@ -304,7 +304,7 @@ def test_an_echo_that_was_not_sent_is_sent(ledger: Ledger) -> None:
     assert list(core_of(ledger).recover()) == sent
     ledger.commit(message.rids[0], ids_of("a"))
     assert [row.text for row in rows(core_of(ledger).recover())] == ["Hello", "a"]
-    ledger.set_delivered(message.rids[0], 1)
+    ledger.set_delivered([(message.rids[0], 1)], 0)
     assert rows(core_of(ledger).recover()) == []
 
 
@@ -347,7 +347,7 @@ def test_a_long_output_is_replayed_in_rows_of_bounded_size() -> None:
         take_up(core_of(ledger), message)
         a = ids_of("a")[0]
         ledger.commit(message.rids[0], (a,) * (3 * SLICE))
-        ledger.set_delivered(message.rids[0], SLICE + 7)
+        ledger.set_delivered([(message.rids[0], SLICE + 7)], 0)
         found = rows(core_of(ledger).recover())
         assert [row.offset for row in found] == [SLICE + 7, 2 * SLICE]
         assert found[-1].tokens == 3 * SLICE
@@ -380,7 +380,7 @@ def test_what_ended_a_choice_is_told_again(delivered: int, ledger: Ledger) -> No
         replayed = [row for row in rows(core_of(ledger).recover()) if row.rid == rid]
         for row in replayed:
             client.take(row)
-        ledger.set_delivered(rid, delivered)
+        ledger.set_delivered([(rid, delivered)], 0)
         again = [row for row in rows(core_of(ledger).recover()) if row.rid == rid]
         assert again[-1].finish is finish, name
         assert client.finish is finish, name
@@ -415,7 +415,7 @@ class Company:
                 case Deltas(rows):
                     for row in rows:
                         self.client.take(row)
-                        self.ledger.set_delivered(row.rid, row.tokens)
+                        self.ledger.set_delivered([(row.rid, row.tokens)], 0)
                 case StopHere(_, length):
                     self.stopped = length
                 case _:

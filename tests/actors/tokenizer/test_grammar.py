@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from llguidance import LLMatcher
+from tokenizers import Tokenizer
 
 from actors.tokenizer import grammar
 from actors.tokenizer.codec import Codec, load_codec
@@ -202,3 +203,15 @@ def test_tools_need_a_format_and_good_schemas() -> None:
     with pytest.raises(UserError) as caught:
         _maker("hermes")(Rules(tools=(TOOLS[0], ToolRule("h", '{"not": {}}')), forced=True))
     assert caught.value.body.param == "tools[1].parameters"
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_tag_that_is_one_token_is_that_token(special: bool) -> None:
+    """Whether or not the tokenizer calls it special, as Qwen's does not."""
+    text = json.loads((DEMO_MODEL / "tokenizer.json").read_text().replace("<|pad|>", "</think>"))
+    text["added_tokens"][1]["special"] = special
+    codec = Codec(Tokenizer.from_str(json.dumps(text)), {})
+    maker = GrammarMaker(Config(read_model_card(DEMO_MODEL)), codec)
+    matcher = LLMatcher(maker._vocabulary(), maker(Rules(JSON), THOUGHTS, thinking=True), log_level=0)
+    ids = codec.encode('hm</think>\n{"x": 1}', add_special=False).tolist()
+    assert 1 in ids and matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
