@@ -55,7 +55,7 @@ def main(folder: pathlib.Path) -> None:
         terminal = Terminal(pathlib.Path(work), {"TROUPE_NAME": "demo"})
         with loaded(status), killed(demo, "executor.0"):
             terminal.draw(folder / "terminal-top.svg", "top", "-n", "9")
-            terminal.draw(folder / "terminal-actors.svg", "actor", "list", "-o", "wide")
+            terminal.draw(folder / "terminal-actors.svg", "actor", "list")
             update = ("weights", "update", "new.safetensors", "--version", "step-1200")
             terminal.draw(folder / "terminal-weights.svg", *update)
         terminal.draw(folder / "terminal-trace.svg", "trace", "request", traced(status))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import threading
 import urllib.request
@@ -75,9 +74,6 @@ def test_the_company_under_load_and_a_kill_as_it_happens(tab: Tab, company: Comp
     row = ROW.format("executor.0")
     tab.until(f"{row}.dataset.state === 'ready' && {row}.children[2].innerText === '2'")
     tab.until(f"{shown}.some(([count, what]) => what === 'tokens/s' && parseFloat(count) > 0)")
-    if "TROUPE_PICTURE" in os.environ:
-        tab.show(1180, 900, scale=1.5)
-        tab.picture(pathlib.Path(os.environ["TROUPE_PICTURE"]))
     for thread in threads:
         thread.join(300)
         assert not thread.is_alive()

@@ -103,11 +103,8 @@ def watching(look: Callable[[], None], seconds: float | None) -> None:
 
 
 def print_table(rows: Sequence[Row], headings: Sequence[Heading]) -> None:
-    """The rows under their headings, without borders, wide enough never to be cut in a pipe."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=4096, no_color=True)
-    console.print(make_table(rows, headings))
+    """The rows under their headings, without borders. Nothing is cut: a narrow terminal wraps long lines."""
+    Console(width=4096, no_color=None if sys.stdout.isatty() else True).print(make_table(rows, headings))
 
 
 def make_table(rows: Sequence[Row], headings: Sequence[Heading]) -> Table:

@@ -17,6 +17,7 @@ from tools.bench.gpu.command import gpu
 from tools.bench.idle import idle
 from tools.bench.ledger import ledger
 from tools.bench.lora import lora
+from tools.bench.memory import memory
 from tools.bench.overlap import overlap
 from tools.bench.peers.command import peers
 from tools.bench.serve import serve
@@ -80,6 +81,7 @@ main.add_command(idle)
 main.add_command(ledger)
 main.add_command(serve)
 main.add_command(lora)
+main.add_command(memory)
 main.add_command(overlap)
 main.add_command(speculate)
 main.add_command(structured)
