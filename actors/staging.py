@@ -42,8 +42,8 @@ class Groups(Protocol):
     def join(self, group: Group, seconds: float) -> None:
         """Meet the others."""
 
-    def leave(self, name: str) -> None:
-        """Forget a group."""
+    def leave(self, name: str) -> bool:
+        """Forget a group; whether there was one."""
 
     def receive(
         self, name: str, shapes: Sequence[Shape], path: str, seconds: float, progress: Progress
@@ -132,7 +132,8 @@ class Staging:
             case Join(group, seconds):
                 await _beside(lambda: versions.groups.join(group, seconds))
             case Leave(name):
-                await _beside(lambda: versions.groups.leave(name))
+                if not await _beside(lambda: versions.groups.leave(name)):
+                    raise VerbError("not_found", f"this executor is in no group {name!r}.")
             case Receive(name, tensors, path, seconds):
                 await _beside(lambda: versions.groups.receive(name, tensors, path, seconds, progress))
             case Peek(name, count):

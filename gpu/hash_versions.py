@@ -18,8 +18,9 @@ class NoGroups:
         """See `Groups.join`."""
         raise StartError("the hash executor takes part in no group.")
 
-    def leave(self, name: str) -> None:
+    def leave(self, name: str) -> bool:
         """There is none."""
+        return False
 
     def receive(
         self,

@@ -46,12 +46,13 @@ class Groups:
         except (RuntimeError, ValueError, OSError) as error:
             raise StartError(f"the group {group.name!r} did not come together: {_reason(error)}.") from error
 
-    def leave(self, name: str) -> None:
-        """Forget a group; nothing happens where there is none."""
+    def leave(self, name: str) -> bool:
+        """Forget a group; whether there was one."""
         group = self._groups.pop(name, None)
         if group is not None:
             with contextlib.suppress(RuntimeError, ValueError):
                 dist.destroy_process_group(group)
+        return group is not None
 
     def receive(
         self,

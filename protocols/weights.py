@@ -152,7 +152,7 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):
-    """Forget a group. Answered by Done."""
+    """Forget a group. Answered by Done, refused where there is none."""
 
     name: str
 

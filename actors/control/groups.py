@@ -53,8 +53,11 @@ async def leave(root: Root, request: Request, more: Send) -> Reply:
     """Forget a group."""
     name = text(request, "group")
     with root.alone("a change of weights"):
-        await tell_all(root, Leave(name), time_for(request))
+        orders = dict.fromkeys(root.actors("executor"), Leave(name))
+        answers = await gather(root.order, orders, time_for(request))
         root.doubtful.discard(name)
+    if all(isinstance(each, VerbError) and each.code == "not_found" for each in answers.values()):
+        raise VerbError("not_found", f"there is no group {name!r}.")
     return {"group": name}
 
 

@@ -126,7 +126,11 @@ CASES: dict[str, Route] = {
         wrong={"master_port": "x"},
     ),
     "/destroy_weights_update_group": Route(
-        "group", {"group_name": "g"}, needs=("group_name",), wrong={"group_name": 5}
+        "",
+        {"group_name": "g"},
+        refused=Refused(404, {"group_name": "g"}),
+        needs=("group_name",),
+        wrong={"group_name": 5},
     ),
     "/update_weights_from_distributed": Route(
         "",

@@ -106,6 +106,7 @@ _CHANGING = (
 )
 _SERVING: Refusals = {
     "request.abort": ("not_found", "no request ffff is open"),
+    "weights.leave": ("not_found", "there is no group 'trainer'"),
     "weights.join": ("failed", "takes part in no group"),
     "weights.receive": ("failed", "is in no group 'trainer'"),
     "engine.resume": "generation is not paused",
