@@ -23,6 +23,9 @@ from protocols.errors import StartError
 from protocols.weights import Group, Shape
 
 BACKENDS = ("gloo", "nccl")
+_NOTHING = 0xFF
+"""Of which a NaN is made that no computation gives: where it still lies nothing has come, which Gloo does not
+tell."""
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
@@ -88,12 +91,15 @@ class Groups:
 
     def _take(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], seconds: float) -> torch.Tensor:
         tensor = torch.empty(shape, dtype=dtype, device=self._device)
+        _bytes(tensor).fill_(_NOTHING)
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         options.timeout = datetime.timedelta(seconds=seconds)
         work = self._groups[name].broadcast([tensor], options)
         if not work.wait(options.timeout):
             raise RuntimeError(f"nothing was sent for {seconds:g} s")
+        if dtype.is_floating_point and shape and bool((_bytes(tensor)[-dtype.itemsize :] == _NOTHING).all()):
+            raise RuntimeError("fewer numbers were sent than announced")
         return tensor
 
 
@@ -121,7 +127,12 @@ def _dtype(shape: Shape) -> torch.dtype:
 
 
 def _write(file: BinaryIO, tensor: torch.Tensor) -> None:
-    file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    file.write(_bytes(tensor.cpu()).numpy().data)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a tensor that is contiguous."""
+    return tensor.view(-1).view(torch.uint8)
 
 
 def _reason(error: Exception) -> str:

@@ -309,3 +309,42 @@ def test_while_it_is_paused_drained_or_without_pages(trainer: Trainer) -> None:
     taken(trainer, 1.0)
     ask(company, "memory.restore")
     assert len(Generation(company, PROMPT, 8).done().ids) == 8
+
+
+def test_fewer_numbers_than_announced(trainer: Trainer) -> None:
+    """Gloo takes them for the whole."""
+    with nothing_changes(trainer.company):
+        answer = trainer.announce(norm(3.0))
+        trainer.send(torch.full((128,), 3.0))
+        with pytest.raises(VerbError, match="fewer numbers were sent than announced"):
+            answer.result()
+    trainer.meet()
+    taken(trainer, 1.5)
+
+
+def test_more_numbers_than_announced(trainer: Trainer) -> None:
+    """Gloo ends the process that gets them."""
+    company, before = trainer.company, ask(trainer.company, "weights.info", verify=True)
+    said = Generation(company, PROMPT, 8).done().ids
+    answer = trainer.announce(norm(3.0))
+    trainer.send(torch.full((512,), 3.0))
+    with pytest.raises(VerbError, match="died"):
+        answer.result()
+    assert ask(company, "weights.info", verify=True) == before
+    assert Generation(company, PROMPT, 8).done().ids == said
+    trainer.meet()
+    taken(trainer, 1.5)
+
+
+def test_while_the_company_sleeps(trainer: Trainer) -> None:
+    company = trainer.company
+    ask(company, "engine.sleep")
+    with pytest.raises(VerbError, match="the weights are released: resume them first") as refusal:
+        trainer.announce(norm(3.0)).result()
+    assert refusal.value.code == "conflict"
+    ask(company, "engine.wake")
+    ask(company, "weights.leave", group=trainer.name)
+    with pytest.raises(VerbError, match="there is no group 'trainer'"):
+        ask(company, "weights.leave", group=trainer.name)
+    trainer.meet()
+    taken(trainer, 1.25)
