@@ -104,7 +104,9 @@ _CHANGING = (
     *("engine.slow-down", "engine.set", "engine.pause", "engine.resume", "engine.drain"),
     *("engine.sleep", "engine.wake"),
 )
+_KEYLESS = dict.fromkeys(("keys.list", "keys.reload"), "the company has no key")
 _SERVING: Refusals = {
+    **_KEYLESS,
     "request.abort": ("not_found", "no request ffff is open"),
     "weights.leave": ("not_found", "there is no group 'trainer'"),
     "weights.join": ("failed", "takes part in no group"),
@@ -155,6 +157,7 @@ REFUSED: dict[str, Refusals] = {
         "memory.release": "released already: kv_cache",
     },
     "changing": {
+        **_KEYLESS,
         "request.abort": ("not_found", "no request ffff is open"),
         **dict.fromkeys(_CHANGING, "a change of weights is under way: try again once it has ended"),
     },
@@ -375,7 +378,7 @@ UNANSWERED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FIELDS, ("",)),
     **dict.fromkeys(_ASKING, ("timeout",)),
     **dict.fromkeys((verb for verb in FIELDS if verb.endswith(_PACING)), ("", "conflict", "timeout")),
-    **dict.fromkeys(("experts.stop", "profile.stop"), ("conflict",)),
+    **dict.fromkeys(("experts.stop", "profile.stop", *_KEYLESS), ("conflict",)),
     **dict.fromkeys(("request.abort", "lora.unload"), ("not_found",)),
     "actor.stack": ("failed",),
 }
