@@ -26,6 +26,7 @@ from actors.answers.calls import HermesCalls, MistralCalls
 from actors.answers.formats import TOOL_FORMATS
 from actors.tokenizer.circles import circular
 from actors.tokenizer.codec import Codec
+from actors.tokenizer.remarks import without_remarks
 from actors.tokenizer.schema import bounded
 from actors.tokenizer.schema_keys import NotUnderstood
 from actors.tokenizer.tags import TagGrammar
@@ -49,6 +50,9 @@ byte grows with their cube where rules mean each other in a circle: about 20 ms 
 
 _WALKS, _STEPS = 4, 12
 """How often, and for how many tokens, a client's grammar is followed before it is accepted."""
+
+_OF_TREES = re.compile(r"^[?!]{1,2}(?=[a-z_]\w*\s*:)", re.MULTILINE)
+"""In front of a rule of Lark: what the tree of a text shall be like, which nobody builds here."""
 
 _UNFORCED = '%llguidance {"no_forcing": true}'
 """In front of what a client has written: what it forces may have no end, and is not looked for ahead."""
@@ -322,7 +326,7 @@ def _shape(shape: Shape) -> Grammar:
             if shape.source.count("::=") > _MAX_RULES:
                 raise UserError(f"{shape.param} has more than {_MAX_RULES} rules.", param=shape.param)
             with _user_error(shape.param):
-                return {"lark_grammar": any_to_lark(shape.source)}
+                return {"lark_grammar": any_to_lark(_OF_TREES.sub("", shape.source))}
         case Syntax.TAGS:
             raise AssertionError("a structural tag is more than one grammar")
 
@@ -339,7 +343,7 @@ def _json_grammar(schema: Any, param: str) -> Grammar:
         raise UserError(f"{param}: {reference[:100]} means itself, with nothing in between.", param=param)
     if not isinstance(schema, dict):
         return {"json_schema": schema}
-    return {"json_schema": {**schema, "x-guidance": _WHITESPACE}}
+    return {"json_schema": {**without_remarks(schema), "x-guidance": _WHITESPACE}}
 
 
 def _without(opening: str) -> str:

@@ -6,6 +6,7 @@ JavaScript write it, and whole numbers of 128 bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from decimal import Decimal
 
@@ -23,6 +24,8 @@ Bound = tuple[Decimal, bool]
 def within(low: Bound | None, high: Bound | None, *, integer: bool) -> str:
     """A terminal of Lark for the numbers between two limits, written without an exponent. ValueError where
     there is none."""
+    if low and high and not _meet(low, high, integer=integer):
+        raise ValueError("no number lies between these limits")
     form = _WHOLE if integer else _WHOLE + _FRACTION
     parts = []
     if high is None or high[0] > 0 or (high[0] == 0 and high[1]):
@@ -31,9 +34,17 @@ def within(low: Bound | None, high: Bound | None, *, integer: bool) -> str:
         parts.append(
             '"-" ' + _absolute(form, _opposite(high) if high and high[0] <= 0 else None, _opposite(low))
         )
-    if not parts:
-        raise ValueError("no number lies between these limits")
     return " | ".join(parts)
+
+
+def _meet(low: Bound, high: Bound, *, integer: bool) -> bool:
+    """Whether there is a number between them."""
+    if not integer:
+        return low[0] < high[0] or (low == high and low[1])
+    first, last = math.ceil(low[0]), math.floor(high[0])
+    first += first == low[0] and not low[1]
+    last -= last == high[0] and not high[1]
+    return first <= last
 
 
 def _opposite(bound: Bound | None) -> Bound | None:

@@ -143,7 +143,9 @@ class _Grammar:
                 return self._of(merged({**schema, "allOf": []}, schema["allOf"]))
             case "const" | "enum":
                 values = schema["enum"] if key == "enum" else [schema["const"]]
-                return self._values([value for value in values if fits(value, schema.get("type"))])
+                type = schema.get("type")
+                found = [value for value in values if fits(value, type)]
+                return self._values([int(value) for value in found] if type == "integer" else found)
             case _:
                 raise NotUnderstood
 
@@ -292,10 +294,12 @@ class _Grammar:
         free = None
         if others is not False and high != 0:
             free = f"{self._free_name(fields)} COLON {self._of(others)}"
+        elif low:
+            raise NotUnderstood
         return self._members(items, free, low, high)
 
     def _key(self, name: str) -> str:
-        return self._terminal(f"{_quoted(json.dumps(name, ensure_ascii=False))} COLON")
+        return f"{self._terminal(_quoted(json.dumps(name, ensure_ascii=False)))} COLON"
 
     def _free_name(self, taken: Iterable[str]) -> str:
         """Any name but those, also where an escape could spell one of them."""

@@ -50,15 +50,16 @@ def pointed(root: Any, reference: Any) -> Any:
 
 
 def merged(schema: Schema, parts: Any) -> Schema:
-    """One schema of several that speak of different things."""
+    """One schema of several that speak of different things; those that are true say nothing."""
     whole = {key: value for key, value in schema.items() if key != "allOf"}
+    parts = [part for part in parts if part is not True]
+    if not all(isinstance(part, dict) for part in parts):
+        raise NotUnderstood
     for rest, known in _RESTS.items():
         told = [part for part in (whole, *parts) if rest in part or known in part]
         if len(told) > 1 and any(rest in part for part in told):
             raise NotUnderstood  # the rest is meant beside the part's own alone
     for part in parts:
-        if not isinstance(part, dict):
-            raise NotUnderstood
         for key, value in part.items():
             whole[key] = value if key in REMARKS or key not in whole else _both(key, whole[key], value)
     return whole
@@ -81,7 +82,7 @@ def room_for_others(own: Schema, required: int, known: int) -> tuple[int, int | 
     """How many members an object may have beside the known ones: at least, at most."""
     least, most = count(own, "minProperties", 0), count(own, "maxProperties", None)
     if required == known:
-        if most is not None and most < known:
+        if most is not None and most < max(known, least):
             raise NotUnderstood
         return max(0, least - known), None if most is None else most - known
     if least > required or most is not None:

@@ -126,6 +126,7 @@ def test_thoughts_come_first_and_are_free() -> None:
         (Syntax.CHOICE, '["a b", "é\\n", "x/\\"y"]', 'x/"y', "a"),
         (Syntax.GRAMMAR, 'root ::= "a" [0-9]+', "a12", "a"),
         (Syntax.GRAMMAR, 'start: "a" B\nB: /[0-9]+/', "a12", "a"),
+        (Syntax.GRAMMAR, '?start: "a" b\n!b: /[0-9]+/', "a12", "a"),
         (Syntax.JSON, "true", "[1, {}]", "x"),
         (Syntax.JSON, SCHEMA, '{\n  "x": 1\n}', '{"x":    1}'),
     ],

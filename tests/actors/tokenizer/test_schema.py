@@ -18,6 +18,7 @@ from actors.tokenizer import ranges
 from actors.tokenizer.grammar import GrammarMaker
 from actors.tokenizer.schema import NAME, bounded
 from actors.tokenizer.schema_keys import NotUnderstood
+from protocols.errors import UserError
 from protocols.grammar import Rules, Shape, Syntax
 from tests.actors.tokenizer.test_grammar import _codec, _maker
 from tools.conformance.schemas import schema_of
@@ -165,6 +166,53 @@ def test_a_known_name_is_spelled_in_one_way() -> None:
         assert not takes(schema, f'{{"{name}": 1}}')
 
 
+FIELD_OR_ANY: Schema = {
+    "anyOf": [
+        {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": False},
+        {"type": "object"},
+    ]
+}
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"a": 2}, {"a": {"a": []}, "b": 1}])
+def test_a_name_that_one_option_knows_is_free_in_the_other(value: Any) -> None:
+    assert takes(FIELD_OR_ANY, json.dumps(value))
+
+
+def test_parts_that_are_true_say_nothing() -> None:
+    assert takes({"allOf": [True, {"type": "integer"}]}, "1")
+    assert not takes({"allOf": [True, {"type": "integer"}]}, "1.5")
+
+
+def test_formats_that_the_standard_does_not_know_and_names_that_are_texts_are_remarks() -> None:
+    schema: Schema = {
+        "$defs": {"where": {"type": "string", "format": "path"}},
+        "type": "object",
+        "properties": {
+            "format": {"$ref": "#/$defs/where"},
+            "secrets": {"type": "array", "items": {"type": "string", "format": "password"}},
+            "by_name": {
+                "type": "object",
+                "propertyNames": {"type": "string"},
+                "additionalProperties": {"type": "integer"},
+            },
+            "kept": {"const": {"format": "path"}},
+            "either": {"anyOf": [{"type": "null"}, {"type": "string", "format": "binary"}]},
+        },
+        "additionalProperties": False,
+    }
+    value = {"format": "/", "secrets": ["x"], "by_name": {"a": 1}, "kept": {"format": "path"}, "either": "b"}
+    assert takes(schema, json.dumps(value))
+    assert not takes(schema, '{"kept": {}}')
+    assert not takes(schema, '{"by_name": {"a": "1"}}')
+    with pytest.raises(UserError, match="idn-email"):
+        takes({"type": "string", "format": "idn-email"}, "")
+
+
+def test_whole_values_of_an_integer_are_written_without_a_point() -> None:
+    assert takes({"type": "integer", "enum": [1, 2.0]}, "2")
+
+
 @pytest.mark.parametrize("number", range(0, 400, 13))
 def test_every_kind_of_schema_is_understood(number: int) -> None:
     bounded(schema_of(number))
@@ -176,6 +224,11 @@ def test_every_kind_of_schema_is_understood(number: int) -> None:
         {"type": "object", "patternProperties": {"^a": {"type": "number"}}},
         {"allOf": [{"type": "object", "properties": {"a": True}}, {"properties": {"a": {"type": "null"}}}]},
         {"type": "number", "minimum": 10**60},
+        {"type": "object", "additionalProperties": False, "minProperties": 1},
+        {"type": "object", "minProperties": 2, "maxProperties": 1},
+        {"type": "number", "minimum": 10, "maximum": 1},
+        {"type": "number", "exclusiveMinimum": 1, "maximum": 1},
+        {"type": "integer", "minimum": 0.2, "maximum": 0.8},
         {"$ref": "#/$defs/a", "type": "string", "$defs": {"a": {"minLength": 2}}},
     ],
 )
