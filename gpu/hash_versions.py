@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
-from protocols.errors import StartError
+from protocols.errors import StartError, VerbError
 from protocols.weights import File, Found, Group, Shape, Source, Weights
 
 
@@ -31,7 +31,7 @@ class NoGroups:
         progress: Callable[[str], None],
     ) -> None:
         """See `Groups.receive`."""
-        raise StartError(f"this executor is in no group {name!r}.")
+        raise VerbError("not_found", f"this executor is in no group {name!r}.")
 
 
 class HashVersions:

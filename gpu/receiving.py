@@ -19,7 +19,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed import distributed_c10d as c10d
 
 from gpu.safetensors_file import DTYPES, header
-from protocols.errors import StartError
+from protocols.errors import StartError, VerbError
 from protocols.weights import Group, Shape
 
 BACKENDS = ("gloo", "nccl")
@@ -37,13 +37,14 @@ class Groups:
         self._groups: dict[str, Any] = {}
 
     def join(self, group: Group, seconds: float) -> None:
-        """Meet the others, for so long at most. StartError where that fails."""
+        """Meet the others, for so long at most. StartError where that fails, VerbError where
+        it cannot be tried."""
         if group.name in self._groups:
-            raise StartError(f"the group {group.name!r} is there already: destroy it first.")
+            raise VerbError("conflict", f"the group {group.name!r} is there already: destroy it first.")
         usual = "nccl" if self._device.type == "cuda" else "gloo"
         backend = group.backend or usual
         if backend not in BACKENDS or (backend == "nccl" and usual != "nccl"):
-            raise StartError(f"the backend {backend!r} cannot be had here: use {usual}.")
+            raise VerbError("usage", f"the backend {backend!r} cannot be had here: use {usual}.")
         try:
             self._groups[group.name] = _meet(group, backend, datetime.timedelta(seconds=seconds))
         except (RuntimeError, ValueError, OSError) as error:
@@ -69,10 +70,10 @@ class Groups:
         `path`, where there is one. StartError where that fails; the group is left then, since nobody
         knows what was sent."""
         if name not in self._groups:
-            raise StartError(f"this executor is in no group {name!r}: it must be made first.")
+            raise VerbError("not_found", f"this executor is in no group {name!r}: it must be made first.")
         tensors = [(shape.name, _dtype(shape), shape.shape) for shape in shapes]
         if len({name for name, _, _ in tensors}) < len(tensors):
-            raise StartError("a name occurs twice among the tensors.")
+            raise VerbError("usage", "a name occurs twice among the tensors.")
         with open(path or "/dev/null", "r+b") as file:
             file.write(header(tensors))
             told = -1
@@ -122,7 +123,7 @@ def _meet(group: Group, backend: str, timeout: datetime.timedelta) -> Any:
 def _dtype(shape: Shape) -> torch.dtype:
     dtype = _DTYPES.get(shape.dtype.removeprefix("torch."))
     if dtype is None:
-        raise StartError(f"tensor {shape.name!r} has the unknown dtype {shape.dtype!r}.")
+        raise VerbError("usage", f"tensor {shape.name!r} has the unknown dtype {shape.dtype!r}.")
     return dtype
 
 

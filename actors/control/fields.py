@@ -38,7 +38,7 @@ def number(request: Request, key: str, default: float, *, least: float = 0.0, mo
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise VerbError("usage", f"{key} must be a number from {least:g} to {most:g}.")
+        raise VerbError("usage", f"{key} must be a number from {least:.12g} to {most:.12g}.")
     return float(value)
 
 

@@ -82,10 +82,13 @@ async def _until_none(
     async def count() -> int:
         return sum(root.row(name)[column] for name in root.actors(kind))
 
-    seconds = time_for(request)
-    if left := await until_none(count, "request", "to end", seconds, more):
+    seconds, paused = time_for(request), root.standing.paused
+    held = paused not in (None, PauseMode.WAIT)
+    end = f"to end, while generation is paused ({paused})" if held else "to end"
+    if left := await until_none(count, "request", end, seconds, more):
+        why = " They end once generation is resumed." if held else ""
         raise VerbError(
-            "timeout", f"still open after {seconds:g} s: {several(left, 'request')}; {meanwhile}."
+            "timeout", f"still open after {seconds:g} s: {several(left, 'request')}; {meanwhile}.{why}"
         )
 
 

@@ -7,9 +7,10 @@ the tools that call these names send fields of several engines. The answer is th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -98,7 +99,9 @@ _DECODERS = {route.body: msgspec.json.Decoder(route.body) for route in ROUTES.va
 
 async def forward(config: Config, route: AdminRoute, exchange: Exchange) -> None:
     """Ask the supervisor and answer with what it says."""
-    reply = await asked(config, {**fields(route, await exchange.body()), "verb": route.verb})
+    request = {**fields(route, await exchange.body()), "verb": route.verb}
+    with _told_by_its_http_name(route.body):
+        reply = await asked(config, request)
     told = reply[route.answer] if route.answer else {"success": True, **reply}
     await exchange.respond(200, msgspec.json.encode(told))
 
@@ -123,6 +126,20 @@ def fields(route: AdminRoute, data: bytes) -> admin.Request:
             raise UserError(sentence, param=_http_name(route.body, name))
     said: dict[str, Any] = msgspec.to_builtins(msgspec.structs.asdict(body))
     return {name: value for name, value in said.items() if value is not None}
+
+
+@contextlib.contextmanager
+def _told_by_its_http_name(body: type[AdminBody]) -> Iterator[None]:
+    """A refusal that begins with the verb's name of a field has that of HTTP, which is also its `param`."""
+    try:
+        yield
+    except UserError as error:
+        word, space, rest = error.body.message.partition(" ")
+        if error.body.code != "usage" or word not in body.__struct_fields__:
+            raise
+        name = _http_name(body, word)
+        told = msgspec.structs.replace(error.body, message=f"{name}{space}{rest}", param=name)
+        raise UserError.from_body(told) from error
 
 
 def _http_name(body: type[AdminBody], attribute: str) -> str:

@@ -130,7 +130,12 @@ class Routes:
             access.check_place(head, scope)
             await self._answer_preflight(exchange)
             return
-        account = access.admit(head, scope)
+        try:
+            account = access.admit(head, scope)
+        except UserError as error:
+            if error.body.code == "key_not_allowed":
+                self._find(self._table(None), head.path)
+            raise
         if account is not None:
             exchange.extra = lambda: (*access.cors(head), *account.headers())
         methods, fields = self._find(self._table(account), head.path)

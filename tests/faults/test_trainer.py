@@ -112,6 +112,6 @@ def test_a_trainer_that_dies_is_not_waited_for(company: Company) -> None:
     )
     assert status == 500 and "did not come" in document["error"]["message"]
     status, document = admin_http(company, "/update_weights_from_distributed", body)
-    assert status == 500 and "in no group" in document["error"]["message"]
+    assert status == 404 and "in no group" in document["error"]["message"]
     assert ask(company, "weights.info") == before
     assert len(_answer(company, PROMPT, 5).done().ids) == 5

@@ -272,10 +272,13 @@ def test_two_trainers_at_once_and_the_company_serves_on(
 def test_a_group_that_is_made_twice_is_the_first(trainer: Trainer) -> None:
     fields = {"address": "127.0.0.1", "port": 1, "world_size": 2, "timeout": 1}
     with nothing_changes(trainer.company):
-        with pytest.raises(VerbError, match="'trainer' is there already: destroy it first"):
+        with pytest.raises(VerbError, match="'trainer' is there already: destroy it first") as twice:
             ask(trainer.company, "weights.join", group="trainer", **fields)
         with pytest.raises(VerbError, match="'nobody' did not come together"):
             ask(trainer.company, "weights.join", group="nobody", **fields)
+        with pytest.raises(VerbError, match="'nope' cannot be had here: use gloo") as strange:
+            ask(trainer.company, "weights.join", group="nobody", backend="nope", **fields)
+    assert (twice.value.code, strange.value.code) == ("conflict", "usage")
     taken(trainer, 1.5)
 
 

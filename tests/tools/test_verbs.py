@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import click
 import pytest
@@ -20,6 +21,7 @@ from click.shell_completion import ShellComplete
 
 from actors.frontend.admin_routes import ROUTES
 from actors.frontend.operations import OPERATIONS
+from runtime import admin
 from tests.faults.stage import until
 from tests.keyfile import keyfile
 from tests.serving import ROOT, Company, actorctl, serving
@@ -278,7 +280,7 @@ def test_whoever_mistakes_the_name_hears_of_those_there_are(stand: Stand) -> Non
 
 @pytest.mark.parametrize(
     "command",
-    [("trace", "record", "--duration", "100ms", "-f"), ("keys", "add"), ("trace", "export", "--endpoint")],
+    [("trace", "record", "--duration", "10m", "-f"), ("keys", "add"), ("trace", "export", "--endpoint")],
 )
 def test_what_the_system_refuses_is_a_sentence(stand: Stand, command: Verb) -> None:
     where = {"keys": ["/nowhere/keys.toml", "name"]}.get(command[0], ["/nowhere/file"])
@@ -336,6 +338,35 @@ def test_whoever_waits_hears_how_far_it_is(fresh: Company) -> None:
     assert stream.done()[1] == "abort"
     for verb in (("resume",), ("slow-down", "0")):
         assert actorctl("engine", *verb, *ask).returncode == 0
+
+
+def test_whoever_waits_for_what_is_paused_hears_why(fresh: Company) -> None:
+    ask = ("--name", fresh.name)
+    assert actorctl("engine", "pause", *ask).returncode == 0
+    stream = Stream(fresh, tokens=5)
+    until(lambda: actorctl("request", "list", "-o", "name", *ask).stdout, "it is open")
+    late = actorctl("engine", "drain", "--timeout", "0.2", *ask)
+    assert late.returncode == 124 and late.stderr.splitlines() == [
+        "waiting for 1 request to end, while generation is paused (in_place)",
+        "actorctl: still open after 0.2 s: 1 request; no new ones are let in."
+        " They end once generation is resumed.",
+    ]
+    assert actorctl("engine", "resume", *ask).returncode == 0
+    assert stream.done()[1] == "length"
+    assert actorctl("request", "list", "-o", "name", *ask).stdout == ""
+
+
+def test_whoever_stops_waiting_hears_that_it_goes_on(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(admin, "ask", interrupted)
+    for verb, words in (
+        (("engine", "pause"), "actorctl: interrupted; the company goes on with what it was asked.\n"),
+        (("status",), ""),
+    ):
+        done = actorctl(*verb, "--name", stand.company.name)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", words)
 
 
 def test_a_company_that_stops(fresh: Company) -> None:

@@ -51,7 +51,8 @@ def show(
         case "yaml":
             click.echo(yaml.safe_dump(document, sort_keys=False), nl=False)
         case "name":
-            click.echo("\n".join(str(row["name"]) for row in rows))
+            for row in rows:
+                click.echo(row["name"])
         case "wide":
             print_table(rows, [*headings, *wide])
         case _:

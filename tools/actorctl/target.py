@@ -38,6 +38,8 @@ class Ask:
         self._address = address
         self._timeout = timeout
         self._tells = tells
+        self.sent = False
+        """Whether an order has been sent, which goes on whoever waits for its answer."""
 
     def __call__(
         self,
@@ -49,7 +51,7 @@ class Ask:
         """The answer; `more` sees what is streamed before it, else progress is shown on stderr."""
         seconds = self._timeout if timeout is None else timeout
         if self._tells:
-            request, seconds = {"timeout": seconds, **request}, seconds + GRACE
+            request, seconds, self.sent = {"timeout": seconds, **request}, seconds + GRACE, True
         return admin.ask(self._address, request, more or _progress, timeout=seconds)
 
 
@@ -88,8 +90,9 @@ def administers(
     )
     @functools.wraps(command)
     def wrapped(*arguments: Any, name: str, socket: str, timeout: float, **options: Any) -> None:
+        ask = Ask(admin.address(name, socket), timeout, tells=tells)
         try:
-            command(Ask(admin.address(name, socket), timeout, tells=tells), *arguments, **options)
+            command(ask, *arguments, **options)
         except admin.Unreachable as error:
             fail(str(error), UNREACHABLE)
         except VerbError as error:
@@ -97,6 +100,8 @@ def administers(
         except TimeoutError as error:
             fail(str(error), TIMEOUT)
         except KeyboardInterrupt:
+            if ask.sent:
+                fail("interrupted; the company goes on with what it was asked.", INTERRUPTED)
             sys.exit(INTERRUPTED)
 
     return wrapped

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import pathlib
 from collections import defaultdict
 from typing import Any
@@ -67,6 +69,8 @@ def request(ask: Ask, id: str, file: pathlib.Path | None, output: str) -> None:
 @administers
 def record(ask: Ask, duration: str, file: pathlib.Path, output: str) -> None:
     """Trace all that the company does for a while. The file is for https://ui.perfetto.dev."""
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
     asked = {"verb": "trace.record", "seconds": _seconds(duration)}
     tapes, lost = _read(ask, asked)
     file.write_text(json.dumps(perfetto.document(tapes.spans)))

@@ -284,6 +284,40 @@ def test_wrong_bodies(company: Company, path: str) -> None:
     assert company.status()["standing"] == before
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        ("/slow_down", {"forward_sleep_time": -1}, "forward_sleep_time", "must be a number from 0 to 60."),
+        (
+            "/open_session",
+            {"capacity_of_str_len": 0},
+            "capacity_of_str_len",
+            "must be a number from 1 to 67108864.",
+        ),
+        ("/open_session", {"session_id": "\n"}, "session_id", "must be 128 printable characters at most."),
+        (
+            "/get_weights_by_name",
+            {"name": "hash", "truncate_size": -1},
+            "truncate_size",
+            "must be a number from 0 to 10000.",
+        ),
+        ("/pause_generation", {"mode": "x"}, "mode", "must be one of abort, retract, in_place, wait."),
+    ],
+)
+def test_a_refusal_has_the_name_that_was_sent(
+    company: Company, path: str, body: Body, param: str, words: str
+) -> None:
+    status, document = admin_http(company, path, body)
+    assert (status, document["error"]["param"]) == (400, param)
+    assert document["error"]["message"] == f"{param} {words}"
+
+
+def test_a_name_that_there_is_not(company: Company) -> None:
+    for key, status in (("boss", 404), ("user", 404), ("wrong", 401)):
+        told, document = _raw(company, "/v1/load_adapter", {"authorization": f"Bearer {key}"}, method="POST")
+        assert (told, document["error"]["code"] == "not_found") == (status, status == 404)
+
+
 @pytest.mark.parametrize("path", CASES)
 def test_who_may_not(company: Company, path: str) -> None:
     """Nobody without an administrator's key, no web page, and nobody under a strange name."""

@@ -241,7 +241,7 @@ class TestHttp:
         status, document = admin_http(company, "/init_weights_update_group", body | {"world_size": 2})
         assert status == 500 and "takes part in no group" in document["error"]["message"]
         body = {"group_name": "g", "names": ["a"], "dtypes": ["float32"], "shapes": [[2]]}
-        assert admin_http(company, "/update_weights_from_distributed", body)[0] == 500
+        assert admin_http(company, "/update_weights_from_distributed", body)[0] == 404
         status, _ = admin_http(company, "/update_weights_from_distributed", body | {"shapes": [[-1]]})
         assert status == 400
         status, _ = admin_http(company, "/update_weights_from_distributed", body | {"names": []})

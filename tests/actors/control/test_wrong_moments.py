@@ -110,7 +110,7 @@ _SERVING: Refusals = {
     "request.abort": ("not_found", "no request ffff is open"),
     "weights.leave": ("not_found", "there is no group 'trainer'"),
     "weights.join": ("failed", "takes part in no group"),
-    "weights.receive": ("failed", "is in no group 'trainer'"),
+    "weights.receive": ("not_found", "is in no group 'trainer'"),
     "engine.resume": "generation is not paused",
     "engine.drain": ("timeout", "still open after 0.05 s: 1 request"),
     "memory.release": "memory is held by 1 request: pause generation first",
