@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,17 @@ import trio.testing
 if not pathlib.Path("/dev/nvidiactl").exists():
     # Read when Triton is imported, by whomever: without a GPU its kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+_POLICY = os.sched_getscheduler(0)
+
+
+@pytest.fixture(autouse=True)
+def own_turns() -> Iterator[None]:
+    """An actor that a test ran in this process gave way (`runtime.cores`): companies that later tests start
+    would inherit that, their executors too."""
+    yield
+    if os.sched_getscheduler(0) != _POLICY:
+        os.sched_setscheduler(0, _POLICY, os.sched_param(0))
 
 
 @pytest.fixture
