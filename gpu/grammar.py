@@ -30,6 +30,7 @@ from gpu.cuda.staging import to_device
 from gpu.masked import Masked
 from gpu.matchers import Lent, Matchers
 from protocols.config import ModelCard
+from protocols.grammar import NOT_KEPT
 from protocols.plan import SlotOpen
 from protocols.sampling import SamplingParams
 
@@ -131,7 +132,7 @@ class Follower:
 def _fault(error: str) -> str:
     """A sentence of the matcher's message; what is behind its first line shows the grammar."""
     lines = error.strip().splitlines() or ["unknown error"]
-    return f"The text could not be held to its grammar: {lines[0][:300].rstrip('.')}."
+    return f"{NOT_KEPT}: {lines[0][:300].rstrip('.')}."
 
 
 def _bit(token: int) -> tuple[int, np.uint32]:

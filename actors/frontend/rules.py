@@ -84,7 +84,9 @@ def _shared(request: GenerationFields) -> Iterator[_Candidate]:
     for name, value in options.items():
         param = f"structured_outputs.{name[:50]}"
         match name:
-            case _ if value is None or value is False:
+            case _ if value is None:
+                pass
+            case "json_object" if value is False:
                 pass
             case "json_object":
                 yield param, Syntax.JSON, _ANY_OBJECT

@@ -163,8 +163,9 @@ def test_an_ambiguous_grammar_ends_alone(client: openai.OpenAI, company: Company
     late = 'start: "prefix " /[0-9]{30}/ s\ns: s s s | s s | "a" | "b"'
     with ThreadPoolExecutor(2) as crowd:
         beside = crowd.submit(asked, client, company.model, {"regex": NUMBERS}, logit_bias=no_thought())
-        with pytest.raises(openai.InternalServerError, match="could not be held to its grammar"):
+        with pytest.raises(openai.BadRequestError, match="could not be held to its grammar") as caught:
             extra = {"guided_grammar": late, "min_tokens": 300}
             asked(client, company.model, extra, max_tokens=400, logit_bias=no_thought())
+        assert caught.value.code == "grammar_not_kept"
         assert all(re.fullmatch(NUMBERS, text) for text, _, _ in told(beside.result()))
     assert company.actor("executor.0")["restarts"] == 0

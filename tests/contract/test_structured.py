@@ -169,6 +169,7 @@ def test_what_cannot_be_kept_to_is_refused(client: openai.OpenAI, company: Compa
     refused("look-around", extra_body={"regex": "(?=a)b"})
     refused("Unimplemented keys", extra_body={"guided_json": {"not": {"type": "string"}}})
     refused("Unsatisfiable", extra_body={"guided_json": False})
+    refused("Unsatisfiable", extra_body={"structured_outputs": {"json": False}})
     refused("unknown name", extra_body={"guided_grammar": "start: nothing"})
     refused("it allows no text", extra_body={"guided_grammar": 'start: a\na: a "x"'})
     refused("exclude each other", extra_body={"regex": "a", "guided_json": {}})
