@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from actors.control import fields as common
 from actors.control import table
 from runtime import verbs
 from runtime.admin import LIMIT
@@ -66,10 +67,10 @@ def _words(source: FunctionType | ModuleType) -> tuple[str, ...]:
 
 
 def _vocabulary(verb: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of a verb, and of the module that it shares with others of its subject."""
+    """Of a verb, and what it shares: its module's with others of its subject, `fields`'s with all."""
     module = inspect.getmodule(verb)
     assert module is not None
-    return _words(verb), _words(module)
+    return _words(verb), (*_words(module), *_words(common))
 
 
 FIELDS = {name: _vocabulary(verb) for name, verb in VERBS.items()}
