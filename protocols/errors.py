@@ -51,6 +51,11 @@ class UserError(TroupeError):
         return error
 
 
+def overloaded(message: str) -> UserError:
+    """The refusal while there is no room, or no time."""
+    return UserError(message, status=503, type="overloaded_error", code="server_overloaded", retry_after=1)
+
+
 class PeerError(TroupeError):
     """A peer broke the protocol (bad frame, bad record, bad bytes): the peer is dropped."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from protocols.errors import UserError
+from protocols.errors import overloaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +62,7 @@ class Occupancy:
         """Count `size` bytes more of request bodies. Raises UserError 503 where they are too many."""
         self.held += size
         if self.held > self.limits.bodies_bytes:
-            raise UserError(
-                "The server has no memory for another request.",
-                status=503,
-                type="overloaded_error",
-                code="server_overloaded",
-                retry_after=1,
-            )
+            raise overloaded("The server has no memory for another request.")
 
     def stop(self) -> None:
         """Let every request finish, and close connections that stay silent. What has been sent meanwhile is

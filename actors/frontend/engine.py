@@ -27,7 +27,7 @@ from actors.frontend.jobs import Job, mails_of
 from actors.frontend.ledger_slots import LedgerSlots
 from actors.frontend.questions import Questions
 from protocols.config import Config
-from protocols.errors import ErrorBody, UserError
+from protocols.errors import ErrorBody, UserError, overloaded
 from protocols.messages import (
     Abort,
     Decoded,
@@ -297,12 +297,6 @@ class Engine:
         return any(self._ledger.is_current(rid) and not self._ledger.request(rid) for rid in rids)
 
 
-_QUEUED = ErrorBody(
-    503,
-    "The request waited too long for its turn.",
-    "overloaded_error",
-    "server_overloaded",
-    retry_after=1,
-)
+_QUEUED = overloaded("The request waited too long for its turn.").body
 _NONE, _ABORT, _ERROR = Finish.NONE, Finish.ABORT, Finish.ERROR
 _FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "internal_error")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import trio
 
-from protocols.errors import UserError
+from protocols.errors import UserError, overloaded
 from protocols.request import Finish
 from runtime.ledger import Ledger, StaleRequest
 
@@ -84,7 +84,7 @@ class LedgerSlots:
             else:
                 for claimed in rids:
                     self._ledger.free(claimed)
-                raise overloaded()
+                raise overloaded("The server has no room for another request.")
         return tuple(rids)
 
     def left_behind(self) -> list[int]:
@@ -211,8 +211,3 @@ class LedgerSlots:
 
     def _wake(self) -> None:
         self._news.set()
-
-
-def overloaded(message: str = "The server has no room for another request.") -> UserError:
-    """The refusal while there is no room."""
-    return UserError(message, status=503, type="overloaded_error", code="server_overloaded", retry_after=1)

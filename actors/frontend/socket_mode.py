@@ -20,12 +20,11 @@ from actors.frontend import responses, turns
 from actors.frontend.access import NO_LONGER, Access
 from actors.frontend.finder import Finder
 from actors.frontend.lanes import MAX_NAMED, Create, Lanes, lane_of
-from actors.frontend.ledger_slots import overloaded
 from actors.frontend.live import Conversation, LiveResponse, Reader
 from actors.frontend.response_events import Event
 from actors.frontend.response_stream import Phase
 from actors.frontend.service import Service, read
-from protocols.errors import ErrorBody, UserError
+from protocols.errors import ErrorBody, UserError, overloaded
 from protocols.openai.body import ErrorDetail
 from protocols.openai.responses import CancelEvent, Envelope, ResponsesRequest, ResumeEvent, SteerEvent
 from runtime.exchange import Exchange

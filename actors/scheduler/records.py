@@ -15,7 +15,7 @@ import msgspec
 
 from actors.scheduler.commands import Resume
 from actors.scheduler.instruments import Instruments
-from protocols.errors import ErrorBody, PeerError
+from protocols.errors import PeerError, overloaded
 from protocols.messages import SchedulerMail, Submit, TokenRow
 from protocols.request import Finish
 from protocols.stored import decode_stored, ending, pack_row
@@ -25,13 +25,7 @@ from runtime.ledger import StaleRequest
 from runtime.tracing import trace_fields
 
 _NONE = Finish.NONE
-_LEDGER_FULL = ErrorBody(
-    503,
-    "The server has no memory left for this answer.",
-    "overloaded_error",
-    "server_overloaded",
-    retry_after=1,
-)
+_LEDGER_FULL = overloaded("The server has no memory left for this answer.").body
 
 
 class Records:

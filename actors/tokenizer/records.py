@@ -12,7 +12,7 @@ import msgspec
 
 from actors.tokenizer.prompt import Prompted
 from protocols.config import Config
-from protocols.errors import PeerError, UserError
+from protocols.errors import PeerError, UserError, overloaded
 from protocols.grammar import Rules
 from protocols.messages import Generate, Submit
 from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
@@ -80,13 +80,7 @@ class Records:
         except OSError as error:
             submit = stored.submit
             self._log.error("ledger_full", rid=submit.rid, error=str(error), **trace_fields(submit.trace))
-            raise UserError(
-                "The server has no memory for another request.",
-                status=503,
-                type="overloaded_error",
-                code="server_overloaded",
-                retry_after=1,
-            ) from error
+            raise overloaded("The server has no memory for another request.") from error
         return True
 
     def read(self, rid: int) -> StoredRequest | None:
