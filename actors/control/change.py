@@ -19,7 +19,7 @@ import trio
 
 from actors.control import sources
 from actors.control.fields import choice, flag, label, time_for
-from actors.control.ranks import UNDO_SECONDS, gather, granted, processes, tell_all, to_all
+from actors.control.ranks import gather, granted, processes, to_all, undo_all
 from protocols.board import Column
 from protocols.errors import VerbError
 from protocols.orders import Answer, Continue, Know, Order, Pause, Renew
@@ -87,7 +87,7 @@ async def change(root: Root, wanted: Weights, manner: Manner, more: Send) -> Rep
         if processes(root) != before:
             raise VerbError("failed", "an executor died before the change was decided: nothing has changed.")
     except VerbError:
-        await tell_all(root, Discard(), min(manner.seconds, UNDO_SECONDS))
+        await undo_all(root, Discard(), manner.seconds)
         if root.standing.paused is not paused:
             await _go_on(root, paused)
         raise

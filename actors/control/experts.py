@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from actors.control.fields import time_for
-from actors.control.ranks import UNDO_SECONDS, tell_all
+from actors.control.ranks import undo_all
 from protocols.board import Column
 from protocols.errors import VerbError
 from protocols.orders import ExpertRows, RecordExperts, TakeExperts
@@ -24,7 +24,7 @@ async def start(root: Root, request: Request, _more: Send) -> Reply:
         try:
             await root.insist_all("executor", RecordExperts(True), seconds)
         except VerbError:
-            await tell_all(root, RecordExperts(False), min(seconds, UNDO_SECONDS))
+            await undo_all(root, RecordExperts(False), seconds)
             raise
         root.decide(recording=_incarnations(root))
         await root.insist_all("executor", RecordExperts(True), seconds)

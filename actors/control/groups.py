@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from actors.control import sources
 from actors.control.change import Manner, laid_over
 from actors.control.fields import LONGEST, number, time_for
-from actors.control.ranks import UNDO_SECONDS, gather, granted, tell_all, to_each
+from actors.control.ranks import UNDO_SECONDS, gather, granted, to_each, undo_all
 from protocols.errors import VerbError
 from protocols.orders import Order
 from protocols.standing import Memory
@@ -80,7 +80,7 @@ async def receive(root: Root, request: Request, more: Send) -> Reply:
                 await to_each(root, orders, seconds * (len(shapes) + 1))
             except VerbError:
                 root.holdings.drop(blob)
-                await tell_all(root, Leave(name), min(seconds, UNDO_SECONDS))
+                await undo_all(root, Leave(name), seconds)
                 raise
             finally:
                 taken.append(name)

@@ -72,10 +72,12 @@ async def to_all(
     return {name: answer for name, answer in granted(found).items() if isinstance(answer, kind)}
 
 
-async def tell_all(root: Root, order: Order, seconds: float) -> None:
-    """An order that whoever is not there need not carry out, and whoever takes longer carries out later."""
+async def undo_all(root: Root, order: Order, seconds: float) -> None:
+    """An order that undoes what was begun: whoever is not there need not carry it out, and whoever takes
+    longer than `seconds`, or UNDO_SECONDS, carries it out later."""
     with contextlib.suppress(VerbError):
-        await to_each(root, dict.fromkeys(root.actors("executor"), order), seconds)
+        orders = dict.fromkeys(root.actors("executor"), order)
+        await to_each(root, orders, min(seconds, UNDO_SECONDS))
 
 
 async def _tell(root: Root, more: Send) -> None:
