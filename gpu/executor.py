@@ -44,7 +44,7 @@ from gpu.sampler import Likeliest, Sampler, SampleResult
 from gpu.speculation import Speculator
 from gpu.versions import Versions
 from protocols.config import Config, KernelChoice, graph_sizes
-from protocols.errors import StartError
+from protocols.errors import ErrorBody, StartError
 from protocols.orders import StartProfile
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
@@ -344,7 +344,7 @@ class Executor:
             self._table.grant(grant)
 
     def _forward(
-        self, step: Step, read: Round | None, refused: Mapping[int, str]
+        self, step: Step, read: Round | None, refused: Mapping[int, ErrorBody]
     ) -> tuple[SampleResult | None, Told | None]:
         # A wasted row past the end must not ask a model for a position that it does not have.
         clipped = np.minimum(step.batch.positions, self._context - 1)
@@ -377,14 +377,14 @@ class Executor:
         adapters = None if places is None else self._to_device(places)
         return Inputs(self._tokens(step), self._to_device(positions), attention, rows, tap, adapters)
 
-    def _refused(self, step: Step) -> Mapping[int, str]:
-        """Why slots of the step cannot be computed: sentences, by slot."""
+    def _refused(self, step: Step) -> Mapping[int, ErrorBody]:
+        """Why slots of the step cannot be computed, by slot."""
         if not self.adapters.refuses:
             return {}
         found = ((slot, self.adapters.refusal(slot)) for slot in step.sampled.tolist())
-        return {slot: sentence for slot, sentence in found if sentence is not None}
+        return {slot: error for slot, error in found if error is not None}
 
-    def _sample(self, step: Step, logits: Tensor, refused: Mapping[int, str]) -> SampleResult | None:
+    def _sample(self, step: Step, logits: Tensor, refused: Mapping[int, ErrorBody]) -> SampleResult | None:
         if len(step.sampled) == 0:
             return None
         if refused:

@@ -11,6 +11,7 @@ import numpy as np
 from gpu.block_tables import Step
 from gpu.prompt_outputs import Told
 from gpu.sampler import Likeliest, SampleResult
+from protocols.errors import ErrorBody
 from protocols.plan import StepDone
 
 
@@ -27,7 +28,7 @@ class Flight:
     launched: float
     told: Told | None = None
     further: tuple[Flight, ...] = ()
-    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    refused: Mapping[int, ErrorBody] = dataclasses.field(default_factory=dict)
 
     def land(self) -> StepDone:
         """What it sampled, in all rounds, once that has come back. Waits for it; tells no times."""
@@ -42,7 +43,7 @@ def _done(flight: Flight) -> StepDone:
     if layout is None or result is None:
         return StepDone(flight.epoch, flight.step, b"", b"", 0, prompt_outputs=prompt_outputs)
     tokens, logprobs = result.host_tokens(), result.logprobs
-    failed = [(slot, flight.refused.get(slot, sentence)) for slot, sentence in result.failed]
+    failed = [(slot, flight.refused.get(slot, error)) for slot, error in result.failed]
     confirmed = layout.confirmed(tokens)
     kept = layout.kept(confirmed)
     if len(kept) < len(tokens):
@@ -73,5 +74,5 @@ def _joined(rounds: list[StepDone]) -> StepDone:
         slots=b"".join(done.slots for done in rounds),
         tokens=b"".join(done.tokens for done in rounds),
         logprobs=tuple(reports),
-        failed=tuple({slot: why for done in rounds[::-1] for slot, why in done.failed}.items()),
+        failed=tuple({slot: error for done in rounds[::-1] for slot, error in done.failed}.items()),
     )

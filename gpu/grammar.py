@@ -30,7 +30,7 @@ from gpu.cuda.staging import to_device
 from gpu.masked import Masked
 from gpu.matchers import Lent, Matchers
 from protocols.config import ModelCard
-from protocols.grammar import NOT_KEPT
+from protocols.errors import ErrorBody
 from protocols.plan import SlotOpen
 from protocols.sampling import SamplingParams
 
@@ -55,12 +55,12 @@ class Allowed(NamedTuple):
     """What `Grammars.apply` tells. faults: rows that cannot go on, and why. masked: what is still to be kept
     to when the tokens are chosen."""
 
-    faults: dict[int, str]
+    faults: dict[int, ErrorBody]
     masked: Masked | None
 
 
 class Follower:
-    """Where one sequence stands in its grammar. fault: why it cannot go on, "" while it can."""
+    """Where one sequence stands in its grammar. fault: why it cannot go on, None while it can."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Follower:
         """fresh: lends a matcher that nobody has used; eos: what a matcher takes for the end; known: the
         output so far."""
         self.lent, self.matcher = lent, lent.matcher
-        self.fault = ""
+        self.fault: ErrorBody | None = None
         self.tokens: list[int] = []
         self._fresh = fresh
         self._stops = frozenset(sampling.stop_token_ids)
@@ -129,10 +129,12 @@ class Follower:
                 mask[word] |= bit
 
 
-def _fault(error: str) -> str:
-    """A sentence of the matcher's message; what is behind its first line shows the grammar."""
+def _fault(error: str) -> ErrorBody:
+    """The end of an answer whose grammar outgrows its limits, which only the client can change. Of the
+    matcher's message the first line is told; those behind it show the grammar."""
     lines = error.strip().splitlines() or ["unknown error"]
-    return f"{NOT_KEPT}: {lines[0][:300].rstrip('.')}."
+    message = f"The text could not be held to its grammar: {lines[0][:300].rstrip('.')}."
+    return ErrorBody(400, message, code="grammar_not_kept")
 
 
 def _bit(token: int) -> tuple[int, np.uint32]:
@@ -170,10 +172,10 @@ class Grammars:
         self._worker = ThreadPoolExecutor(1, "grammar")
         self._preparer = ThreadPoolExecutor(1, "masks") if device.type == "cuda" else _AtOnce()
         self._filler = LLExecutor(max(1, torch.get_num_threads()))
-        self._foreseen: list[Follower | str] = []
+        self._foreseen: list[Follower | ErrorBody] = []
         self._filled: Future[Masks] | None = None
         self._matchers = Matchers(card, slots)
-        self._followers: dict[int, Future[Follower | str] | Follower | str] = {}
+        self._followers: dict[int, Future[Follower | ErrorBody] | Follower | ErrorBody] = {}
 
     def preload(self) -> None:
         """Read the vocabulary ahead of the first request, beside whatever else goes on."""
@@ -197,11 +199,11 @@ class Grammars:
         followers = [self._follower(slot) for slot in slots.tolist()]
         masks, faults, early = self._masks(followers), {}, young.tolist()
         for i, (row, follower) in enumerate(zip(where.tolist(), followers, strict=True)):
-            if isinstance(follower, str):
+            if isinstance(follower, ErrorBody):
                 faults[row] = follower
                 continue
             follower.mend(masks[i], young=early[i])
-            if follower.fault:
+            if follower.fault is not None:
                 faults[row] = follower.fault
         return Allowed(faults, self._keep_allowed(logits, where, masks))
 
@@ -211,7 +213,7 @@ class Grammars:
         self._foreseen = [self._follower(slot) for slot in slots.tolist()]
         self._filled = self._preparer.submit(self._prepare, self._foreseen, tokens, where)
 
-    def _prepare(self, followers: Sequence[Follower | str], tokens: Tokens, where: Rows) -> Masks:
+    def _prepare(self, followers: Sequence[Follower | ErrorBody], tokens: Tokens, where: Rows) -> Masks:
         found = tokens.host_tokens()[where].tolist()
         for follower, token in zip(followers, found, strict=True):
             if isinstance(follower, Follower):
@@ -222,20 +224,20 @@ class Grammars:
         follower.leave()
         self._matchers.back(follower.lent, len(follower.tokens))
 
-    def _masks(self, followers: list[Follower | str]) -> Masks:
+    def _masks(self, followers: list[Follower | ErrorBody]) -> Masks:
         """What is allowed: those that were filled ahead, and the others now."""
         filled = self._filled.result() if self._filled is not None else self._fill(())
         if followers == self._foreseen:
             return filled
         ahead = {id(follower): mask for follower, mask in zip(self._foreseen, filled, strict=True)}
-        masks = self._fill(["" if id(follower) in ahead else follower for follower in followers])
+        masks = self._fill([None if id(follower) in ahead else follower for follower in followers])
         for i, follower in enumerate(followers):
             if id(follower) in ahead:
                 masks[i] = ahead[id(follower)]
         return masks
 
-    def _fill(self, followers: Sequence[Follower | str]) -> Masks:
-        """What the grammars allow: uint32 [n, words], nothing for those that are only a fault."""
+    def _fill(self, followers: Sequence[Follower | ErrorBody | None]) -> Masks:
+        """What the grammars allow: uint32 [n, words], nothing for those that are not followers."""
         masks = np.zeros((len(followers), self._words), np.uint32)
         start, size = masks.ctypes.data, masks.strides[0]
         asked = [(found.matcher, i) for i, found in enumerate(followers) if isinstance(found, Follower)]
@@ -257,14 +259,14 @@ class Grammars:
             logits.index_add_(0, to_device(where, self._device), penalty)
         return None
 
-    def _follower(self, slot: int) -> Follower | str:
+    def _follower(self, slot: int) -> Follower | ErrorBody:
         """Of an open slot, or why it has none; waits for the thread that builds it."""
         found = self._followers[slot]
         if isinstance(found, Future):
             found = self._followers[slot] = found.result()
         return found
 
-    def _begin(self, sampling: SamplingParams, known: Sequence[int]) -> Follower | str:
+    def _begin(self, sampling: SamplingParams, known: Sequence[int]) -> Follower | ErrorBody:
         """In the thread. A panic of the library is no Exception, and no reason to die either."""
         matchers = self._matchers
         try:

@@ -28,6 +28,7 @@ from gpu.logprobs import LogprobRows, RawLogprobs
 from gpu.masked import Masked
 from gpu.penalties import Penalties
 from gpu.philox import Uniforms
+from protocols.errors import ErrorBody, computation_failed
 from protocols.plan import Logprobs, SlotOpen
 from protocols.sampling import SamplingParams
 
@@ -35,7 +36,7 @@ SlotIds = npt.NDArray[np.int32]
 Positions = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
 
-_NO_FAULTS: Mapping[int, str] = types.MappingProxyType({})
+_NO_FAULTS: Mapping[int, ErrorBody] = types.MappingProxyType({})
 _ALL_ALLOWED = Allowed({}, None)
 
 _LEAST_TEMPERATURE = 1e-5
@@ -74,7 +75,7 @@ class SampleResult:
         best: Tensor,
         slots: SlotIds,
         logprobs: LogprobRows | None,
-        faults: Mapping[int, str] = _NO_FAULTS,
+        faults: Mapping[int, ErrorBody] = _NO_FAULTS,
     ) -> None:
         self.tokens = tokens
         self._faults = faults
@@ -98,25 +99,24 @@ class SampleResult:
         return self._logprobs.report() if self._logprobs else []
 
     @property
-    def failed(self) -> list[tuple[int, str]]:
-        """(slot, sentence) of the rows that could not be sampled."""
+    def failed(self) -> list[tuple[int, ErrorBody]]:
+        """(slot, why) of the rows that could not be sampled."""
         rows = np.flatnonzero(self.host_tokens() < 0)
         best = self._host[1].tolist() if len(rows) else []
-        return [
-            (int(self._slots[row]), self._faults.get(row) or _sentence(best[row])) for row in rows.tolist()
-        ]
+        return [(int(self._slots[row]), self._faults.get(row) or _fault(best[row])) for row in rows.tolist()]
 
     def _wait(self) -> None:
         if self._copied is not None:
             self._copied.synchronize()
 
 
-def _sentence(best: float) -> str:
+def _fault(best: float) -> ErrorBody:
+    """What is wrong with a row whose greatest logit is not finite."""
     if best != best:
-        return "The model produced logits that are not numbers (NaN)."
+        return computation_failed("The model produced logits that are not numbers (NaN).")
     if best > 0:
-        return "The model produced an infinite logit."
-    return "No token is possible: the logit of every token is minus infinity."
+        return computation_failed("The model produced an infinite logit.")
+    return computation_failed("No token is possible: the logit of every token is minus infinity.")
 
 
 class Likeliest:
@@ -126,7 +126,7 @@ class Likeliest:
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
         self.logprobs: list[tuple[int, Logprobs]] = []
-        self.failed: list[tuple[int, str]] = []
+        self.failed: list[tuple[int, ErrorBody]] = []
 
     def host_tokens(self) -> npt.NDArray[np.int64]:
         """See `SampleResult`."""

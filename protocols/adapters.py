@@ -13,11 +13,13 @@ import stat
 
 import msgspec
 
-from protocols.errors import UserError
+from protocols.errors import ErrorBody, UserError
 from protocols.weights import File
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+
+UNLOADED = ErrorBody(404, "The adapter of this request was unloaded.", code="model_not_found", param="model")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-/]{0,127}")
 

@@ -23,6 +23,11 @@ class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
     retry_after: int | None = None
 
 
+def computation_failed(message: str) -> ErrorBody:
+    """One request could not be computed, through no fault of its client."""
+    return ErrorBody(500, message, "server_error", "computation_failed")
+
+
 class TroupeError(Exception):
     """Base of every error that this project raises on purpose."""
 

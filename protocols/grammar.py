@@ -21,10 +21,6 @@ MAX_GRAMMAR = 192 * 1024
 """Bytes of the grammar that is made of them at most."""
 
 
-NOT_KEPT = "The text could not be held to its grammar"
-"""How the sentence begins with which an executor ends an answer whose grammar outgrows `LIMITS`."""
-
-
 class Syntax(enum.StrEnum):
     """The language of a shape: a JSON schema, a regular expression (of Rust's `regex`, without look-around),
     a JSON list of texts, a grammar (Lark, or EBNF as GBNF writes it), or a structural tag's format."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
+from protocols.errors import ErrorBody
 from protocols.sampling import SamplingParams
 from protocols.wire import Message
 
@@ -115,7 +116,7 @@ class StepDone(Message, frozen=True, array_like=True, tag=17):
     order, or not at all.
 
     logprobs: (index into slots, Logprobs) for those that asked. elapsed_us: time of the step on
-    the executor. failed: (slot, sentence) of rows that could not be computed (NaN logits); their token is -1.
+    the executor. failed: (slot, why) of rows that could not be computed (NaN logits); their token is -1.
     prompt_outputs: (slot, PromptOutput), what each chunk tells of its part of the prompt; the pooled state
     comes with the last.
     drafted: tokens guessed in this step; accepted: those of them that the sampler confirmed.
@@ -127,7 +128,7 @@ class StepDone(Message, frozen=True, array_like=True, tag=17):
     tokens: bytes
     elapsed_us: int
     logprobs: tuple[tuple[int, Logprobs], ...] = ()
-    failed: tuple[tuple[int, str], ...] = ()
+    failed: tuple[tuple[int, ErrorBody], ...] = ()
     prompt_outputs: tuple[tuple[int, PromptOutput], ...] = ()
     drafted: int = 0
     accepted: int = 0

@@ -40,7 +40,6 @@ from actors.scheduler.stride import Stride
 from actors.scheduler.tally import Tally
 from protocols.config import Policy
 from protocols.errors import ErrorBody
-from protocols.grammar import NOT_KEPT
 from protocols.messages import Abort, SchedulerMail, StopHere, Submit
 from protocols.orders import Adjust, Continue, EndRequests, Flush, Pause, Release, Renew, Restore, SetAdapters
 from protocols.plan import ExecutorReady, StepDone
@@ -230,11 +229,11 @@ class Core:
         running.land(flight, counts)
         if not flight.fills:
             self._stride.took(done.elapsed_us, flight.rounds, int(np.count_nonzero(flight.decodes)))
-        for slot, sentence in done.failed:
+        for slot, error in done.failed:
             sequence = running[slot]
             if sequence.stage is not Stage.ENDED:
                 running.distrust(sequence)
-                self._requests.fail(sequence, _failure(sentence))
+                self._requests.fail(sequence, error)
         for slot, prompt_output in done.prompt_outputs:
             running[slot].note(prompt_output)
         commit = self._committer.commit if counts.max(initial=0) <= 1 else self._committer.commit_runs
@@ -286,13 +285,6 @@ class Core:
 
     def _load(self) -> Load:
         return self._tally.load(self._requests, self._committer.generated, self.batcher)
-
-
-def _failure(sentence: str) -> ErrorBody:
-    """Why an executor could not go on with one request: for its grammar it is the client's to change."""
-    if sentence.startswith(NOT_KEPT):
-        return ErrorBody(400, sentence, code="grammar_not_kept")
-    return ErrorBody(500, sentence, "server_error", "computation_failed")
 
 
 _POISON = ErrorBody(

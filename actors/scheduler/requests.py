@@ -15,7 +15,7 @@ from actors.scheduler.commands import Command, Emit, Settle
 from actors.scheduler.queue import WaitingQueue
 from actors.scheduler.running import Running
 from actors.scheduler.sequence import Sequence, Stage
-from protocols.adapters import Adapter
+from protocols.adapters import UNLOADED, Adapter
 from protocols.config import Policy
 from protocols.errors import ErrorBody
 from protocols.messages import Submit, TokenRow
@@ -84,7 +84,7 @@ class Requests:
         self._adapters.set(adapters)
         for sequence in list(self._live.values()):
             if not self._adapters.knows(sequence.adapter):
-                self.fail(sequence, _UNLOADED)
+                self.fail(sequence, UNLOADED)
 
     def stop(self, rid: int, finish: Finish) -> None:
         """Somebody else has ended it: nothing is told."""
@@ -136,7 +136,7 @@ class Requests:
         self._live[sequence.rid] = sequence
         self.queue.add(sequence)
         if not self._adapters.knows(sequence.adapter):
-            self.fail(sequence, _UNLOADED)
+            self.fail(sequence, UNLOADED)
         elif self.running is not None:
             self._fit(sequence, self.running.cache.capacity)
 
@@ -159,6 +159,3 @@ def _too_long(prompt_len: int, capacity: int) -> ErrorBody:
         " one of which is needed for the answer.",
         code="context_length_exceeded",
     )
-
-
-_UNLOADED = ErrorBody(404, "The adapter of this request was unloaded.", code="model_not_found", param="model")

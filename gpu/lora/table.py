@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from protocols.adapters import Adapter
-from protocols.errors import UserError
+from protocols.adapters import UNLOADED, Adapter
+from protocols.errors import ErrorBody, UserError, computation_failed
 from protocols.plan import SlotOpen
 
 NO_ADAPTER = -1
@@ -54,7 +54,7 @@ class AdapterTable:
         self._recent: dict[int, None] = dict.fromkeys(range(slots))
         self._rows: Ints = np.full(sequences, NO_ADAPTER, np.int64)
         self._users: Counter[int] = Counter()
-        self._refusals: dict[int, str] = {}
+        self._refusals: dict[int, ErrorBody] = {}
 
     def stage(self, adapter: Adapter) -> str:
         """Read an adapter and keep it until the next `set`; the digest of what was read. May be called
@@ -113,7 +113,7 @@ class AdapterTable:
         if not id:
             return
         if id not in self._loaded:
-            self._refusals[slot] = self._broken.get(id, "The adapter of this request was unloaded.")
+            self._refusals[slot] = computation_failed(self._broken[id]) if id in self._broken else UNLOADED
             return
         place = self._resident.index(id) if id in self._resident else self._bring(id)
         self._recent.pop(place)
@@ -129,7 +129,7 @@ class AdapterTable:
         places = self._rows[slots]
         return np.repeat(places, lengths) if (places >= 0).any() else None
 
-    def refusal(self, slot: int) -> str | None:
+    def refusal(self, slot: int) -> ErrorBody | None:
         """Why the sequence of a slot cannot be computed."""
         return self._refusals.get(slot)
 

@@ -189,7 +189,7 @@ class Driver:
                 continue
             if sequence.slot in failed:
                 assert token == -1
-                sequence.output.failure = failed[sequence.slot]
+                sequence.output.failure = failed[sequence.slot].message
                 sequence.want = sequence.ordered
                 continue
             sequence.output.tokens.append(token)

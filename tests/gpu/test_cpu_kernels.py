@@ -149,7 +149,7 @@ def test_rounds_end_where_a_row_has_no_likeliest_token(tiny: Tiny) -> None:
     good = expected.index(expected[4]) + 1
     assert [sequence.output[:good] for sequence in pair] == [expected[:good]] * 2
     assert [sequence.output[good] for sequence in pair] == [-1, -1]
-    assert [slot for slot, _ in done.failed] == [0, 1] and "not numbers" in done.failed[0][1]
+    assert [slot for slot, _ in done.failed] == [0, 1] and "not numbers" in done.failed[0][1].message
 
 
 def test_eight_bit_weights_stay_close(tiny: Tiny) -> None:

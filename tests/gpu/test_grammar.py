@@ -161,8 +161,9 @@ def test_what_grew_too_complex_fails_alone(bench: Bench) -> None:
     result = bench.step([0, 1], [2, 0])
     tokens = result.host_tokens()
     assert tokens[0] == -1 and tokens[1] >= 0
-    ((slot, sentence),) = result.failed
-    assert slot == 0 and sentence.startswith("The text could not be held to its grammar: Parser Error")
+    ((slot, error),) = result.failed
+    assert slot == 0 and error.message.startswith("The text could not be held to its grammar: Parser Error")
+    assert (error.status, error.code) == (400, "grammar_not_kept")
 
 
 @pytest.mark.parametrize("grammar", ["nonsense", "{", regex("a(b"), '{"grammars": []}'])
@@ -175,9 +176,9 @@ def test_a_grammar_that_cannot_be_read_fails_alone(bench: Bench, grammar: str) -
     result = bench.step([2, 0, 1], [0, 0, 0])
     tokens = result.host_tokens()
     assert tokens[0] == alone and tokens[1] == -1 and tokens[2] >= 0
-    ((slot, sentence),) = result.failed
-    assert slot == 0 and sentence.startswith("The text could not be held to its grammar: "), sentence
-    assert "\n" not in sentence
+    ((slot, error),) = result.failed
+    assert slot == 0 and error.message.startswith("The text could not be held to its grammar: "), error
+    assert "\n" not in error.message
     assert bench.step([0, 1], [1, 1]).host_tokens()[1] >= 0, "a step more, as overlap has it"
     bench.sampler.close(0)
     assert text(bench.run(0, sampling("ab"))) == "ab"
@@ -194,8 +195,8 @@ def test_a_panic_of_the_library_fails_alone(bench: Bench, monkeypatch: pytest.Mo
         patched.setattr("gpu.matchers.LLMatcher", panics)
         bench.open(0, sampling("never seen"), [])
         result = bench.step([0], [0])
-    ((_, sentence),) = result.failed
-    assert sentence == "The text could not be held to its grammar: index out of bounds."
+    ((_, error),) = result.failed
+    assert error.message == "The text could not be held to its grammar: index out of bounds."
     bench.sampler.close(0)
     assert text(bench.run(0, sampling("ab"))) == "ab"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpu.lora.table import AdapterTable
-from protocols.adapters import Adapter
+from protocols.adapters import UNLOADED, Adapter
 from protocols.errors import UserError
 from protocols.plan import SlotOpen
 from protocols.sampling import SamplingParams
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_again_is_said_to_those_who_ask_for_it() -> None:
     table.open(opening(0, 1))
     table.open(opening(1, 3))
     assert "cannot be loaded again" in str(table.refusal(0))
-    assert table.refusal(1) == "The adapter of this request was unloaded."
+    assert table.refusal(1) is UNLOADED
     table.close(0)
     assert table.refusal(0) is None
 

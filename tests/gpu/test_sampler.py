@@ -184,9 +184,10 @@ def test_a_broken_row_fails_alone(sampling: SamplingParams, damage: float, word:
         int(_one(other, logits[row : row + 1]).tokens[0]) for row, other in ((0, others[0]), (2, others[1]))
     ]
     assert result.tokens.tolist() == [neighbours[0], -1, neighbours[1]]
-    ((slot, sentence),) = result.failed
+    ((slot, error),) = result.failed
     assert slot == 3
-    assert word in sentence
+    assert word in error.message
+    assert (error.status, error.code) == (500, "computation_failed")
     assert [row for row, _ in result.logprobs] == [2]
 
 

@@ -255,7 +255,7 @@ def test_a_row_that_fails_behind_a_guess_fails_when_it_is_its_turn(
             done = driver.step(decodes=[sequence], drafts=drafts)
             if done.failed:
                 assert sequence.output.pop() == -1
-                return sequence.output, done.failed[0][1]
+                return sequence.output, done.failed[0][1].message
 
     monkeypatch.setattr(executor._model, "forward", broken, raising=False)
     assert outcome(6) == outcome(0)

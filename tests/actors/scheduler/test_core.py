@@ -10,6 +10,7 @@ from actors import aborts
 from actors.scheduler.commands import Emit
 from actors.scheduler.core import Core
 from protocols.config import Policy
+from protocols.errors import computation_failed
 from protocols.messages import Abort, StopHere, Submit
 from protocols.oracle import continuation
 from protocols.plan import ExecutorReady, Logprobs, Plan, StepDone
@@ -416,7 +417,7 @@ def test_a_failed_row_ends_its_request_and_nobody_elses() -> None:
     slot = int(np.frombuffer(done.slots, "<i4")[0])
     tokens = np.frombuffer(done.tokens, "<i4").copy()
     tokens[0] = -1
-    failed = ((slot, "the logits are not finite"),)
+    failed = ((slot, computation_failed("the logits are not finite")),)
     world.turn(msgspec.structs.replace(done, tokens=tokens.tobytes(), failed=failed))
     assert world.finish[1] is Finish.ERROR and world.errors[1] == "the logits are not finite"
     world.drain()
