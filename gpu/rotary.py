@@ -112,9 +112,10 @@ class Rotary:
         """`dim`: numbers of a head, all of which turn. See `frequencies`."""
         angles, factor = frequencies(parameters, dim)
         self._angles = torch.cat((angles, angles)).to(device)
-        sign = torch.ones(dim, device=device)
+        # On the CPU whatever the device: arithmetic on torch's meta device imports its compiler, for seconds.
+        sign = torch.ones(dim)
         sign[: dim // 2] = -1
-        self._cos_factor, self._sin_factor = factor, sign * factor
+        self._cos_factor, self._sin_factor = factor, (sign * factor).to(device)
         self._half, self._dtype = dim // 2, dtype
 
     def tables(self, context: int) -> tuple[Tensor, Tensor]:

@@ -311,8 +311,25 @@ def test_refusing_an_architecture_needs_neither_torch_nor_transformers() -> None
         "assert len(known_to_transformers()) > 100\n"
         "try: check_architecture('NopeForCausalLM')\n"
         "except Exception as error: print(type(error).__name__)\n"
-        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()) or None)\n"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert out.split("\n")[:2] == ["StartError", "[]"]
     assert "GPTNeoXForCausalLM" in registry.known_to_transformers()
+
+
+def test_loading_a_model_imports_no_compiler() -> None:
+    """It takes longer to import than all the rest together."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys\n"
+        "from gpu.executor import Executor\n"
+        "from protocols.config import Config, read_model_card\n"
+        "from tools.actorctl.serve import DEMO_MODEL\n"
+        "Executor.load(Config(read_model_card(DEMO_MODEL), name='demo', pages=64), lambda words: None)\n"
+        "sys.exit(', '.join({'torch._dynamo', 'sympy', 'transformers'} & sys.modules.keys()) or None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
