@@ -1,17 +1,9 @@
 """The life of a company: start in stages, replace the dead, stop in reverse. No I/O, no clock.
 
-`Lifecycle.turn(event, now)` takes what happened and returns what to do. An actor moves through
-
-    DOWN ── spawn ──► STARTING ── ready ──► READY
-     ▲                   │                    │
-     │                   ├──── SIGTERM ───────┤──► LEAVING ── too late ─┐
-     │                   └──── SIGKILL ───────┴──► DOOMED ◄─────────────┘
-     │                                               │ reaped
-     └── company stops ── DUE ◄── to be replaced ────┘        DUE ── its time, cohort down ──► STARTING
-
-and nothing is spawned before the previous incarnation was reaped: that is the fence which lets the
-next incarnation write the same shared-memory words. A cohort is the set of actors that one death
-restarts together; none of it starts before all of it is down.
+`Lifecycle.turn(event, now)` takes what happened and returns what to do. Nothing is spawned before the
+previous incarnation was reaped: that is the fence which lets the next incarnation write the same
+shared-memory words. A cohort is the set of actors that one death restarts together; none of it starts
+before all of it is down.
 """
 
 from __future__ import annotations
@@ -19,7 +11,6 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import assert_never
 
 from runtime import notices
@@ -38,36 +29,14 @@ from runtime.events import (
     Terminate,
     Tick,
 )
+from runtime.phases import ALIVE, ActorState, Phase
 from runtime.restart import GiveUp, Restart, Restarts
-from runtime.tree import Child, Group, leaves
+from runtime.tree import Group, leaves
 
 REAP_SECONDS = 10.0
 """How long the end of the company waits for processes that do not die of SIGKILL (kernel sleep)."""
 FAILED_STOP_SECONDS = 5.0
 """Time to end for everybody when the company has failed: nobody can be served any more."""
-
-
-class Phase(enum.Enum):
-    """Where an actor is in its life."""
-
-    DOWN = "down"
-    DUE = "due"
-    STARTING = "starting"
-    READY = "ready"
-    LEAVING = "leaving"
-    DOOMED = "doomed"
-
-
-ALIVE = {Phase.STARTING, Phase.READY, Phase.LEAVING, Phase.DOOMED}
-
-TRANSITIONS: dict[Phase, set[Phase]] = {
-    Phase.DOWN: {Phase.STARTING, Phase.DUE},
-    Phase.DUE: {Phase.STARTING, Phase.DOWN},
-    Phase.STARTING: {Phase.READY, Phase.DOOMED, Phase.DOWN},
-    Phase.READY: {Phase.LEAVING, Phase.DOOMED, Phase.DOWN},
-    Phase.LEAVING: {Phase.DOOMED, Phase.DOWN},
-    Phase.DOOMED: {Phase.DOWN},
-}
 
 
 class Act(enum.Enum):
@@ -81,36 +50,13 @@ class Act(enum.Enum):
     ENDED = "ended"
 
 
-@dataclass
-class _Actor:
-    """State of one actor. deadline: of the phase it is in. due: when its replacement may start, None
-    while no replacement was decided. excused: its death will not count against a budget. fault: why it
-    is being killed. late: because it was not ready in time."""
-
-    child: Child
-    phase: Phase = Phase.DOWN
-    incarnation: int = 0
-    started: float = 0.0
-    deadline: float = math.inf
-    due: float | None = None
-    cohort: frozenset[str] = frozenset()
-    excused: bool = False
-    was_ready: bool = False
-    fault: str = ""
-    late: bool = False
-
-    def move(self, phase: Phase, deadline: float = math.inf) -> None:
-        assert phase in TRANSITIONS[self.phase], f"{self.child.name}: {self.phase} -> {phase}"
-        self.phase, self.deadline = phase, deadline
-
-
 class Lifecycle:
     """The company's state; `turn` is its only way to change."""
 
     def __init__(self, root: Group, drain_seconds: float) -> None:
         self.act = Act.STARTING
         self._restarts = Restarts(root)
-        self._actors = {child.name: _Actor(child) for child in leaves(root)}
+        self._actors = {child.name: ActorState(child) for child in leaves(root)}
         self._drain = drain_seconds
         self._stages = sorted({child.stage for child in leaves(root)})
         self._stage = -1
@@ -169,7 +115,7 @@ class Lifecycle:
     def _say(self, notice: notices.Notice) -> None:
         self._out.append(Say(notice))
 
-    def _at(self, stage: int) -> list[_Actor]:
+    def _at(self, stage: int) -> list[ActorState]:
         return [actor for actor in self._actors.values() if actor.child.stage == stage]
 
     # Starting.
@@ -184,7 +130,7 @@ class Lifecycle:
         for actor in self._at(self._stages[self._stage]):
             self._spawn(actor, now)
 
-    def _spawn(self, actor: _Actor, now: float) -> None:
+    def _spawn(self, actor: ActorState, now: float) -> None:
         actor.incarnation += 1
         actor.started = now
         actor.due, actor.cohort = None, frozenset()
@@ -193,7 +139,7 @@ class Lifecycle:
         self._say(notices.Starting(actor.child.name, actor.incarnation))
         self._out.append(Spawn(actor.child.name, actor.incarnation))
 
-    def _ready(self, actor: _Actor, now: float) -> None:
+    def _ready(self, actor: ActorState, now: float) -> None:
         if actor.phase is not Phase.STARTING:
             return
         actor.move(Phase.READY)
@@ -219,7 +165,7 @@ class Lifecycle:
         else:
             self._decide(actor, reason, event.progress or actor.excused, now)
 
-    def _decide(self, actor: _Actor, reason: str, progress: bool, now: float) -> None:
+    def _decide(self, actor: ActorState, reason: str, progress: bool, now: float) -> None:
         match self._restarts.died(actor.child.name, now, progress=progress):
             case Restart(names, delay):
                 self._say(notices.Lost(actor.child.name, reason, delay))
@@ -241,7 +187,7 @@ class Lifecycle:
                 actor.move(Phase.DUE)
             self._kill(actor)
 
-    def _replaceable(self, actor: _Actor) -> bool:
+    def _replaceable(self, actor: ActorState) -> bool:
         return actor.child.stage <= self._stages[self._stage] and not self._closing(actor)
 
     def _spawn_due(self, now: float) -> None:
@@ -249,22 +195,22 @@ class Lifecycle:
             if actor.due is not None and actor.due <= now and self._cohort_is_down(actor):
                 self._spawn(actor, now)
 
-    def _cohort_is_down(self, actor: _Actor) -> bool:
+    def _cohort_is_down(self, actor: ActorState) -> bool:
         """Whether a DUE actor may start: nobody who restarts with it still runs its previous life."""
         cohort = (self._actors[name] for name in actor.cohort)
         return actor.phase is Phase.DUE and not any(each.phase is Phase.DOOMED for each in cohort)
 
-    def _fence(self, actor: _Actor, reason: str) -> None:
+    def _fence(self, actor: ActorState, reason: str) -> None:
         if actor.phase in ALIVE and actor.phase is not Phase.DOOMED:
             actor.fault = f"{reason}, so it was killed"
             self._kill(actor)
 
-    def _kill(self, actor: _Actor) -> None:
+    def _kill(self, actor: ActorState) -> None:
         if actor.phase in ALIVE and actor.phase is not Phase.DOOMED:
             actor.move(Phase.DOOMED)
             self._out.append(Kill(actor.child.name))
 
-    def _replace(self, actor: _Actor, gently: bool, now: float) -> None:
+    def _replace(self, actor: ActorState, gently: bool, now: float) -> None:
         actor.excused = True
         if gently and actor.phase is Phase.READY:
             actor.fault = "was asked to restart"
@@ -275,7 +221,7 @@ class Lifecycle:
 
     # Stopping.
 
-    def _closing(self, actor: _Actor) -> bool:
+    def _closing(self, actor: ActorState) -> bool:
         """Whether the actor is not to come back."""
         match self.act:
             case Act.STARTING | Act.SERVING:
@@ -307,7 +253,7 @@ class Lifecycle:
                 return
         self._end()
 
-    def _dismiss(self, actors: Iterable[_Actor], now: float) -> None:
+    def _dismiss(self, actors: Iterable[ActorState], now: float) -> None:
         for actor in actors:
             match actor.phase:
                 case Phase.DUE:
@@ -321,11 +267,11 @@ class Lifecycle:
                 case _:
                     assert_never(actor.phase)
 
-    def _forget(self, actor: _Actor) -> None:
+    def _forget(self, actor: ActorState) -> None:
         actor.move(Phase.DOWN)
         actor.due, actor.cohort = None, frozenset()
 
-    def _terminate(self, actor: _Actor, now: float) -> None:
+    def _terminate(self, actor: ActorState, now: float) -> None:
         patience = self._drain + 1.0 if actor.child.listens else actor.child.stop_seconds
         if self.act is Act.FAILING:
             patience = min(patience, FAILED_STOP_SECONDS)
@@ -372,7 +318,7 @@ class Lifecycle:
         if self._deadline <= now and self.act is not Act.ENDED:
             self._end()
 
-    def _too_late(self, actor: _Actor) -> None:
+    def _too_late(self, actor: ActorState) -> None:
         match actor.phase:
             case Phase.STARTING:
                 actor.late = True

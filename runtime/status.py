@@ -8,7 +8,8 @@ from typing import Any
 from protocols.board import SUPERVISOR_COLUMNS, Column, State
 from protocols.config import Config
 from runtime.board import Row
-from runtime.lifecycle import Act, Lifecycle, Phase
+from runtime.lifecycle import Act, Lifecycle
+from runtime.phases import Phase
 from runtime.tree import Child, Group, Member
 
 _COUNTERS = [column for column in Column if column > SUPERVISOR_COLUMNS]

@@ -24,7 +24,8 @@ from runtime.events import (
     Terminate,
     Tick,
 )
-from runtime.lifecycle import Act, Lifecycle, Phase
+from runtime.lifecycle import Act, Lifecycle
+from runtime.phases import Phase
 from runtime.tree import Budget, Child, Group, Strategy, leaves
 
 
