@@ -17,12 +17,11 @@ import trio
 from actors.aborts import Aborts
 from actors.balance import Balancer, Loads
 from actors.post import Post
+from actors.stored_requests import StoredRequests
 from protocols.board import Column, State
-from protocols.errors import PeerError
 from protocols.messages import Abort, BalancerMail, StopHere, Submit
 from protocols.request import Finish
 from protocols.spans import SpanName, is_sampled
-from protocols.stored import decode_stored
 from runtime.actor import Context
 from runtime.board import Row
 from runtime.cores import give_way
@@ -54,6 +53,7 @@ class Dispatcher:
         self.post = Post(context.outbox)
         self._context = context
         self._ledger = context.ledger
+        self._stored = StoredRequests(context.ledger, context.log)
         self._schedulers = _rows(context, "scheduler")
         self._executors = _rows(context, "executor")
         self._balancer = Balancer(replicas, context.config.balance)
@@ -103,14 +103,10 @@ class Dispatcher:
 
     def _untouched(self, rid: int) -> Submit | None:
         """The request, if it was stored and no scheduler has done anything about it yet."""
-        record = self._ledger.request(rid)
-        if not record or self._ledger.finish(rid) is not Finish.NONE or len(self._ledger.committed(rid)):
+        if self._ledger.finish(rid) is not Finish.NONE or len(self._ledger.committed(rid)):
             return None
-        try:
-            return decode_stored(record).submit
-        except PeerError as error:
-            self._context.log.error("ledger_record_bad", rid=rid, error=str(error))
-            return None
+        stored = self._stored.read(rid)
+        return stored.submit if stored is not None else None
 
     def _submit(self, submit: Submit) -> None:
         start, assignment = time.monotonic_ns(), self._ledger.assignment(submit.rid)

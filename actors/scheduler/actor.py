@@ -239,7 +239,7 @@ class Scheduler:
     def _described(self, sequence: Live) -> Open:
         return Open(
             rid=sequence.rid,
-            trace_id=self._records.trace(sequence.rid).get("trace_id", ""),
+            trace_id=self._records.requests.trace(sequence.rid).get("trace_id", ""),
             choice=sequence.choice,
             running=sequence.slot >= 0,
             prompt_tokens=sequence.prompt_len,

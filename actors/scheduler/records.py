@@ -15,26 +15,27 @@ import msgspec
 
 from actors.scheduler.commands import Resume
 from actors.scheduler.instruments import Instruments
-from protocols.errors import PeerError, overloaded
+from actors.stored_requests import StoredRequests
+from protocols.errors import overloaded
 from protocols.messages import SchedulerMail, Submit, TokenRow
 from protocols.request import Finish
-from protocols.stored import decode_stored, ending, pack_row
+from protocols.stored import ending, pack_row
 from protocols.weights import Made
 from runtime.actor import Context
 from runtime.ledger import StaleRequest
-from runtime.tracing import trace_fields
 
 _NONE = Finish.NONE
 _LEDGER_FULL = overloaded("The server has no memory left for this answer.").body
 
 
 class Records:
-    """Of the choices that were sent to this replica."""
+    """Of the choices that were sent to this replica. requests: as their tokenizers recorded them."""
 
     def __init__(self, context: Context[SchedulerMail], instruments: Instruments) -> None:
         self._config = context.config
         self._index = context.index
         self._ledger = context.ledger
+        self.requests = StoredRequests(context.ledger, context.log)
         self._log = context.log
         self._instruments = instruments
 
@@ -67,27 +68,15 @@ class Records:
         except StaleRequest:
             return False
 
-    def trace(self, rid: int) -> dict[str, str]:
-        """What a log line says of the trace of an open choice."""
-        try:
-            submit = self._stored(rid)
-        except StaleRequest:
-            submit = None
-        return trace_fields(submit.trace) if submit is not None else {}
-
     def _stored(self, rid: int) -> Submit | None:
         """The request as this replica was sent it, None when it was not."""
-        record = self._ledger.request(rid)
         number = 0
         if self._config.dp > 1:
             replica, number = self._ledger.assignment(rid) or (-1, 0)
             if replica != self._index:
                 return None
-        try:
-            return msgspec.structs.replace(decode_stored(record).submit, dispatch=number) if record else None
-        except PeerError as error:
-            self._log.error("ledger_record_bad", rid=rid, error=str(error))
-            return None
+        stored = self.requests.read(rid)
+        return msgspec.structs.replace(stored.submit, dispatch=number) if stored is not None else None
 
     # --- what is written there
 
@@ -126,7 +115,7 @@ class Records:
         except (OSError, ValueError) as error:
             if row.rid in gone:
                 return None
-            trace = self.trace(row.rid)
+            trace = self.requests.trace(row.rid)
             self._log.error("commit_failed", rid=row.rid, error=str(error), **trace)
             gone.append(row.rid)
             self.settle(row.rid, Finish.ERROR)

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from actors.aborts import Aborts
+from actors.stored_requests import StoredRequests
 from actors.tokenizer.codec import Codec, CodecError
 from actors.tokenizer.prompt import Prompted, Prompter
 from actors.tokenizer.questions import Answerer, Question, refusal
@@ -65,6 +66,7 @@ class Core:
         self._codec = codec
         self._ledger = ledger
         self._records = Records(config, ledger, log)
+        self._stored = StoredRequests(ledger, log)
         self._log = log
         self._streams: dict[int, ChoiceStream] = {}
         self._aborted = Aborts()
@@ -168,7 +170,7 @@ class Core:
         """Everything that a choice has said so far, for a frontend that follows it from now on."""
         rid, to = message.rid, message.origin
         try:
-            stored = self._records.read(rid)
+            stored = self._stored.read(rid)
             if stored is None:
                 return [(f"frontend.{to}", Refused(rid, _GONE))]
             fresh = self._stream(stored)
@@ -218,7 +220,7 @@ class Core:
         except StaleRequest:
             return TokenRow(row.rid, stream.received, (), Finish.ABORT)
         except LookupError:
-            trace = self._records.trace(row.rid)
+            trace = self._stored.trace(row.rid)
             self._log.error("rows_lost", rid=row.rid, start=row.start, received=stream.received, **trace)
             return TokenRow(row.rid, stream.received, (), Finish.ERROR, error=_LOST)
 
@@ -243,7 +245,7 @@ class Core:
                 self._streams.pop(rid, None)
 
     def _recover(self, rid: int) -> Iterator[Outgoing]:
-        stored = self._records.read(rid)
+        stored = self._stored.read(rid)
         if stored is None or stored.submit.origin != self._index or rid in self._streams:
             return
         yield from self._siblings(stored)

@@ -1,5 +1,5 @@
-"""The ledger's records, which a tokenizer writes: each choice as the scheduler is sent it, and as its client
-asked for it.
+"""The ledger's records of requests, as a tokenizer writes them: each choice as the scheduler is sent it, and
+as its client asked for it.
 
 A record is written before its Submit leaves, so whoever comes back finds every request that may be below.
 """
@@ -12,12 +12,12 @@ import msgspec
 
 from actors.tokenizer.prompt import Prompted
 from protocols.config import Config
-from protocols.errors import PeerError, UserError, overloaded
+from protocols.errors import UserError, overloaded
 from protocols.grammar import Rules
 from protocols.messages import Generate, Submit
 from protocols.request import ChatPrompt, TextPrompt, TokenPrompt
 from protocols.sampling import SamplingParams
-from protocols.stored import StoredRequest, decode_stored
+from protocols.stored import StoredRequest
 from protocols.wire import encode
 from runtime.ledger import Ledger, StaleRequest
 from runtime.tracing import trace_fields
@@ -82,20 +82,3 @@ class Records:
             self._log.error("ledger_full", rid=submit.rid, error=str(error), **trace_fields(submit.trace))
             raise overloaded("The server has no memory for another request.") from error
         return True
-
-    def read(self, rid: int) -> StoredRequest | None:
-        """A record, if there is one that can be read. Raises StaleRequest."""
-        encoded = self._ledger.request(rid)
-        try:
-            return decode_stored(encoded) if encoded else None
-        except PeerError as error:
-            self._log.error("ledger_record_bad", rid=rid, error=str(error))
-            return None
-
-    def trace(self, rid: int) -> dict[str, str]:
-        """What a log line says of the trace of an open choice."""
-        try:
-            stored = self.read(rid)
-        except StaleRequest:
-            stored = None
-        return trace_fields(stored.submit.trace) if stored is not None else {}
