@@ -311,7 +311,7 @@ def test_refusing_an_architecture_needs_neither_torch_nor_transformers() -> None
         "assert len(known_to_transformers()) > 100\n"
         "try: check_architecture('NopeForCausalLM')\n"
         "except Exception as error: print(type(error).__name__)\n"
-        "print(sorted({'torch', 'transformers'} & sys.modules.keys()) or None)\n"
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert out.split("\n")[:2] == ["StartError", "[]"]
