@@ -5,9 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 
-import trio
-
-from protocols.errors import ErrorBody, UserError
+from protocols.errors import ErrorBody
 from protocols.openai.body import error_document
 from runtime.http_wire import JSON, Head, Headers, Wire, too_large
 
@@ -27,6 +25,8 @@ class Exchange:
         self.limits = wire.limits
         self._wire = wire
         self._chunked = True
+        self._unsent = b""
+        self._ended = False
 
     @property
     def ready(self) -> bool:
@@ -35,20 +35,18 @@ class Exchange:
 
     async def body(self) -> bytes:
         """The whole body. Raises UserError 413 beyond the limit, 408 past its deadline."""
-        lengths, limits = self.head.values("content-length"), self.limits
-        if lengths and int(lengths[0]) > limits.body_bytes:
-            raise too_large(limits.body_bytes)
-        with trio.move_on_after(limits.body_seconds):
-            return await self._wire.read_body()
-        raise UserError("The request body did not arrive in time.", status=408)
+        lengths, limit = self.head.values("content-length"), self.limits.body_bytes
+        if lengths and int(lengths[0]) > limit:
+            raise too_large(limit)
+        return await self._wire.read_body()
 
     async def respond(self, status: int, body: bytes, *, kind: str = JSON, headers: Headers = ()) -> None:
         """Answer at once."""
         length = (("content-length", str(len(body))),) if status != 204 else ()
-        self._send_head(status, (("content-type", kind), *length, *headers))
-        if body and self.head.method != "HEAD":
-            self._wire.write(body)
-        await self.finish()
+        head = self._start(status, (("content-type", kind), *length, *headers))
+        shown = body if self.head.method != "HEAD" else b""
+        self.transport.write_nowait(head + self._wire.end(shown))
+        await self.transport.drained()
 
     async def refuse(self, body: ErrorBody, *, headers: Headers = ()) -> None:
         """Answer with an error document."""
@@ -57,18 +55,36 @@ class Exchange:
         await self.respond(body.status, self.document(body), headers=(*retry, *scheme, *headers))
 
     def start_nowait(self, status: int, *, kind: str, headers: Headers = ()) -> None:
-        """Begin an answer of unknown length; pieces follow by `write_nowait`."""
-        self._send_head(status, (("content-type", kind), *headers))
+        """Begin an answer of unknown length; pieces follow by `write_nowait`, and with the first of them, or
+        by `flush_nowait`, its head leaves."""
+        self._unsent = self._start(status, (("content-type", kind), *headers))
         self._chunked = self.head.version != "1.0"
 
-    def write_nowait(self, data: bytes) -> None:
-        """One piece of a started answer: one chunk, one write. Framed here because h11 takes ten times
-        as long for it; chunk framing keeps no state that h11 would miss."""
-        self.transport.write_nowait(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+    def write_nowait(self, data: bytes, *, last: bool = False) -> None:
+        """One piece of a started answer: one chunk, one write; after the last one comes nothing. Framed here
+        because h11 takes ten times as long for it; chunk framing keeps no state that h11 would miss."""
+        piece = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+        if last or self._unsent:
+            piece = b"%b%b%b" % (self._unsent, piece, self._end() if last else b"")
+            self._unsent = b""
+        self.transport.write_nowait(piece)
+
+    def flush_nowait(self) -> None:
+        """Send the head of a started answer, if no piece has taken it along."""
+        if self._unsent:
+            self.transport.write_nowait(self._unsent)
+            self._unsent = b""
 
     async def finish(self) -> None:
-        """End the answer and wait until the kernel has it."""
-        await self._wire.finish()
+        """End the answer, if it has not, and wait until the kernel has it."""
+        if not self._ended:
+            self.flush_nowait()
+            self.transport.write_nowait(self._end())
+        await self.transport.drained()
+
+    def _end(self) -> bytes:
+        self._ended = True
+        return self._wire.end()
 
     def upgrade(self) -> bytes:
         """Leave HTTP; returns what the client has already sent beyond the request."""
@@ -88,9 +104,10 @@ class Exchange:
         """It has something to do, or is over."""
         self._wire.occupancy.work(give_way)
 
-    def _send_head(self, status: int, headers: Headers) -> None:
+    def _start(self, status: int, headers: Headers) -> bytes:
+        """The head of the answer."""
         self.started = True
-        self._wire.start(status, (*headers, *self.extra(), ("x-request-id", self.id)))
+        return self._wire.head(status, (*headers, *self.extra(), ("x-request-id", self.id)))
 
 
 Handler = Callable[[Exchange], Awaitable[None]]

@@ -50,7 +50,7 @@ class Connection:
             self._transport.close()
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._transport.run)
+            self._transport.start(nursery)
             try:
                 while await self._cycle(handler):
                     pass
@@ -61,7 +61,8 @@ class Connection:
     async def _cycle(self, handler: Handler) -> bool:
         """One request and its answer; whether another may follow. What a lost peer had sent is not
         answered."""
-        await trio.lowlevel.checkpoint()
+        if self._wire.ahead:
+            await trio.lowlevel.checkpoint()
         if self._transport.over:
             return False
         try:
@@ -114,6 +115,8 @@ class Connection:
         """The next request; None when the connection is over, or has to give its place to another at once."""
         if not await self._await_request():
             return None
+        if self._wire.has_event():
+            return await self._wire.read_head()
         with trio.move_on_after(self._limits.head_seconds) as scope, self._occupancy.idle(scope, parts=False):
             return await self._wire.read_head()
         if trio.current_time() >= scope.deadline:

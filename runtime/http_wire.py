@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import http
+import math
 import secrets
 
 import h11
+import trio
 
 from protocols.errors import ErrorBody, UserError
 from protocols.openai.body import error_document
@@ -54,6 +56,7 @@ class Wire:
         self.occupancy = occupancy
         self.suspect = False
         self._held = 0
+        self._event: object = None
         self._protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=self.limits.head_bytes)
 
     @property
@@ -77,19 +80,27 @@ class Wire:
         self._protocol.receive_data(data)
         return bool(data)
 
+    def has_event(self) -> bool:
+        """Whether what comes next can be read without waiting. Raises h11.RemoteProtocolError."""
+        if self._event is None:
+            event = self._protocol.next_event()
+            self._event = event if event is not h11.NEED_DATA else None
+        return self._event is not None
+
     async def read_head(self) -> Head | None:
         """The head of the next request; None when there is no more. Raises h11.RemoteProtocolError."""
         event = await self._next_event()
         return _head(event) if isinstance(event, h11.Request) else None
 
     async def read_body(self) -> bytes:
-        """The body of the current request."""
+        """The body of the current request. Raises UserError 413 beyond the limit, 408 past its deadline."""
+        until = trio.current_time() + self.limits.body_seconds
         if self._protocol.they_are_waiting_for_100_continue:
             go_on = h11.InformationalResponse(status_code=100, headers=[])
             self.transport.write_nowait(self._protocol.send(go_on) or b"")
         body = bytearray()
         while True:
-            match await self._next_event():
+            match await self._next_event(until):
                 case h11.Data(data=data):
                     body += data
                     if len(body) > self.limits.body_bytes:
@@ -107,20 +118,17 @@ class Wire:
         self._held = size
         self.occupancy.hold(more)
 
-    def start(self, status: int, headers: Headers) -> None:
-        """Send the head of an answer."""
+    def head(self, status: int, headers: Headers) -> bytes:
+        """The head of an answer, which is to be sent."""
         closing = (("connection", "close"),) if self.closing else ()
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*headers, *closing)]
-        self._send(h11.Response(status_code=status, headers=[_SERVER, *raw], reason=reason(status)))
+        response = h11.Response(status_code=status, headers=[_SERVER, *raw], reason=reason(status))
+        return self._protocol.send(response) or b""
 
-    def write(self, data: bytes) -> None:
-        """Send a part of its body."""
-        self._send(h11.Data(data=data))
-
-    async def finish(self) -> None:
-        """End it and wait until the kernel has it."""
-        self._send(h11.EndOfMessage())
-        await self.transport.drained()
+    def end(self, body: bytes = b"") -> bytes:
+        """The last part of its body and its end, which are to be sent."""
+        last = self._protocol.send(h11.Data(data=body)) or b"" if body else b""
+        return last + (self._protocol.send(h11.EndOfMessage()) or b"")
 
     async def linger(self) -> None:
         """Let the peer read what was sent before it has said everything, then close."""
@@ -132,9 +140,8 @@ class Wire:
             return
         document, self.suspect = error_document(body), True
         length, name = ("content-length", str(len(document))), f"req_{secrets.token_hex(16)}"
-        self.start(body.status, (("content-type", JSON), length, ("x-request-id", name)))
-        self.write(document)
-        self._send(h11.EndOfMessage())
+        head = self.head(body.status, (("content-type", JSON), length, ("x-request-id", name)))
+        self.transport.write_nowait(head + self.end(document))
         await self.linger()
 
     def at_rest(self) -> bool:
@@ -156,15 +163,15 @@ class Wire:
         self._protocol.start_next_cycle()
         return True
 
-    async def _next_event(self) -> object:
-        while True:
-            event = self._protocol.next_event()
-            if event is not h11.NEED_DATA:
-                return event
-            self._protocol.receive_data(await self.transport.receive())
-
-    def _send(self, event: h11.Event) -> None:
-        self.transport.write_nowait(self._protocol.send(event) or b"")
+    async def _next_event(self, until: float = math.inf) -> object:
+        """What comes next. Raises UserError 408 where it has not by `until` (Trio's clock)."""
+        while not self.has_event():
+            with trio.move_on_at(until) as patience:
+                self._protocol.receive_data(await self.transport.receive())
+            if patience.cancelled_caught:
+                raise UserError("The request body did not arrive in time.", status=408)
+        event, self._event = self._event, None
+        return event
 
 
 def reason(status: int) -> bytes:

@@ -4,8 +4,9 @@
               └─── no room ─► backlog ──► writer task, once the socket takes more
 
 One task always reads, so the end of the peer is seen while a handler computes; it stops at a bound of
-unread bytes. One task writes what did not fit. A peer that takes nothing for `write_seconds`, or
-lets more than `max_backlog` bytes pile up, is lost: nobody waits for it, and `scope` is cancelled.
+unread bytes. Another writes what did not fit, while there is something. A peer that takes nothing for
+`write_seconds`, or lets more than `max_backlog` bytes pile up, is lost: nobody waits for it, and `scope` is
+cancelled.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Loss(enum.StrEnum):
 
 
 class Transport:
-    """Wraps a connected non-blocking socket; `run` must be running in a nursery."""
+    """Wraps a connected non-blocking socket, once it has been started."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Transport:
         self._arrived = trio.Event()
         self._room = trio.Event()
         self._backlog = bytearray()
-        self._blocked = trio.Event()
+        self._nursery: trio.Nursery | None = None
         self._drained = trio.Event()
         self._ends_after_backlog = False
         self._closed = False
@@ -91,7 +92,7 @@ class Transport:
                 self._scope = None
 
     async def shake_hands(self) -> bool:
-        """Before `run`: the TLS handshake; False where the peer does not manage it. The caller sets the
+        """Before `start`: the TLS handshake; False where the peer does not manage it. The caller sets the
         deadline."""
         while self._tls is not None and not self._tls.established:
             await trio.lowlevel.wait_readable(self._sock)
@@ -107,10 +108,11 @@ class Transport:
                 return False
         return self._tls is None or self._take_in(b"")
 
-    async def run(self) -> None:
-        """Read and write until the peer is lost; cancelled by whoever owns the connection."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read)
+    def start(self, nursery: trio.Nursery) -> None:
+        """Read and write until the peer is lost, in tasks that whoever owns the connection cancels."""
+        self._nursery = nursery
+        nursery.start_soon(self._read)
+        if self._backlog:
             nursery.start_soon(self._write)
 
     async def receive(self) -> bytes:
@@ -144,7 +146,8 @@ class Transport:
         sent = self._send(data)
         if sent < len(data) and self.loss is None:
             self._backlog += memoryview(data)[sent:]
-            self._blocked.set()
+            if self._nursery is not None:
+                self._nursery.start_soon(self._write)
 
     async def drained(self) -> None:
         """Park until the kernel has taken everything, or the peer is lost."""
@@ -232,16 +235,14 @@ class Transport:
         return not ends
 
     async def _write(self) -> None:
-        while not self.over:
-            await self._blocked.wait()
-            self._blocked = _rearmed(self._blocked)
-            while self._backlog and not self.over:
-                await self._write_some()
-            self._drained.set()
-            if self._ends_after_backlog:
-                self._shut_down()
-            if self.on_drained is not None and not self.over:
-                self.on_drained()
+        """Until the backlog is empty."""
+        while self._backlog and not self.over:
+            await self._write_some()
+        self._drained.set()
+        if self._ends_after_backlog:
+            self._shut_down()
+        if self.on_drained is not None and not self.over:
+            self.on_drained()
 
     async def _write_some(self) -> None:
         with trio.move_on_after(self._write_seconds) as patience:

@@ -60,7 +60,7 @@ class Delivery:
             self._end()
             raise
         if data:
-            self._exchange.write_nowait(data)
+            self._exchange.write_nowait(data, last=self._source.ended)
         if self._source.ended:
             self._end()
 
@@ -93,6 +93,7 @@ async def stream(
         exchange.start_nowait(200, kind=EVENT_STREAM, headers=STREAM_HEADERS)
         exchange.transport.on_drained = delivery.pump
         delivery.pump()
+        exchange.flush_nowait()
         if before_end is not None:
             await generation.done.wait()
             await before_end()

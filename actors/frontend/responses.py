@@ -138,6 +138,7 @@ async def _follow(exchange: Exchange, live: LiveResponse, cursor: int) -> None:
     )
     exchange.transport.on_drained = reader.pump
     live.follow(reader)
+    exchange.flush_nowait()
     try:
         await reader.ended.wait()
         await exchange.finish()

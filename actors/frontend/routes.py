@@ -42,13 +42,30 @@ from protocols.sampling import SamplingParams
 from runtime.exchange import Exchange
 
 Route = Callable[..., Awaitable[None]]
-Table = list[tuple[re.Pattern[str], dict[str, Route]]]
+Methods = dict[str, Route]
 GENERATE_SECONDS = 15.0
-_FIELD = re.escape("{id}")
+_FIELD = "{id}"
 _ID, _LONG_ID = "(?P<id>[^/]{1,200})", "(?P<id>.{1,200})"
 """What stands for `{id}`; in the names of models there may be slashes."""
 _ANTHROPIC = re.compile(r"/v1/messages(/.*)?")
 """Paths whose refusals have Anthropic's shape."""
+
+
+class Table:
+    """What is served, by path template and method."""
+
+    def __init__(self, methods: dict[str, Methods]) -> None:
+        self._plain = {path: found for path, found in methods.items() if _FIELD not in path}
+        self._patterns = [(_pattern(path), found) for path, found in methods.items() if _FIELD in path]
+
+    def find(self, path: str) -> tuple[Methods, dict[str, str]]:
+        """What may be done at `path`, and the fields that it holds. Raises UserError 404."""
+        if path in self._plain:
+            return self._plain[path], {}
+        for pattern, methods in self._patterns:
+            if match := pattern.fullmatch(path):
+                return methods, {name: urllib.parse.unquote(text) for name, text in match.groupdict().items()}
+        raise UserError(f"There is no {path[:200]}.", status=404, code="not_found")
 
 
 class Routes:
@@ -79,12 +96,12 @@ class Routes:
     def _routes(self, service: Service) -> Table:
         """What `operations` says is served, each with what answers it."""
         handlers = self._handlers(service)
-        table: dict[str, dict[str, Route]] = {}
+        methods: dict[str, Methods] = {}
         for each in OPERATIONS:
-            table.setdefault(each.path, {})[each.method] = handlers[each.path][each.method]
-        return [(_pattern(path), methods) for path, methods in table.items()]
+            methods.setdefault(each.path, {})[each.method] = handlers[each.path][each.method]
+        return Table(methods)
 
-    def _handlers(self, service: Service) -> dict[str, dict[str, Route]]:
+    def _handlers(self, service: Service) -> dict[str, Methods]:
         bound, finder = functools.partial, self._finder
         return {
             "/": {"GET": self._page.show},
@@ -134,26 +151,19 @@ class Routes:
             account = access.admit(head, scope)
         except UserError as error:
             if error.body.code == "key_not_allowed":
-                self._find(self._table(None), head.path)
+                self._table(None).find(head.path)
             raise
         if account is not None:
             exchange.extra = lambda: (*access.cors(head), *account.headers())
-        methods, fields = self._find(self._table(account), head.path)
+        methods, fields = self._table(account).find(head.path)
         await self._call(exchange, methods, fields)
-
-    def _find(self, table: Table, path: str) -> tuple[dict[str, Route], dict[str, str]]:
-        for pattern, methods in table:
-            match = pattern.fullmatch(path)
-            if match is not None:
-                return methods, {name: urllib.parse.unquote(text) for name, text in match.groupdict().items()}
-        raise UserError(f"There is no {path[:200]}.", status=404, code="not_found")
 
     async def _answer_preflight(self, exchange: Exchange) -> None:
         """Tell a browser what it may send; it brings no key for this."""
-        methods, _ = self._find(self._table(None), exchange.head.path)
+        methods, _ = self._table(None).find(exchange.head.path)
         await exchange.respond(204, b"", headers=self._access.preflight(exchange.head, ", ".join(methods)))
 
-    async def _call(self, exchange: Exchange, methods: dict[str, Route], fields: dict[str, str]) -> None:
+    async def _call(self, exchange: Exchange, methods: Methods, fields: dict[str, str]) -> None:
         method = exchange.head.method
         allowed = (*methods, *(("HEAD",) if "GET" in methods else ()), "OPTIONS")
         allow = (("allow", ", ".join(allowed)),)
@@ -228,7 +238,7 @@ class Routes:
 def _pattern(path: str) -> re.Pattern[str]:
     """The paths that a template means."""
     identifier = _LONG_ID if path.startswith("/v1/models/") else _ID
-    return re.compile(re.escape(path).replace(_FIELD, identifier))
+    return re.compile(re.escape(path).replace(re.escape(_FIELD), identifier))
 
 
 def version() -> str:

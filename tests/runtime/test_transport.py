@@ -39,7 +39,7 @@ async def pair(
     ours, theirs = socket.socketpair()
     transport, peer = Transport(ours, write_seconds=write_seconds, max_backlog=max_backlog), Peer(theirs)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport.run)
+        transport.start(nursery)
         try:
             yield transport, peer
         finally:
