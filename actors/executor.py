@@ -144,7 +144,7 @@ def preload(config: Config) -> None:
         case ExecutorKind.HASH:
             importlib.import_module("gpu.hash_executor")
         case ExecutorKind.MODEL:
-            importlib.import_module("gpu.executor")
+            importlib.import_module("gpu.loading")
 
 
 def _load(
@@ -158,10 +158,10 @@ def _load(
 
             return HashExecutor.load(config, progress, standing.weights)
         case ExecutorKind.MODEL:
-            from gpu.executor import Executor as ModelExecutor
+            from gpu.loading import load_executor
 
             adapted = bool(standing.adapters)
-            return ModelExecutor.load(config, progress, replica, standing.weights, adapted=adapted)
+            return load_executor(config, progress, replica, standing.weights, adapted=adapted)
 
 
 def _scheduler(context: Context[ExecutorMail]) -> str:

@@ -9,7 +9,6 @@ speculates guesses from the tokens, so its `launch` waits for those of the step 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -21,17 +20,13 @@ from torch import Tensor
 from gpu.attention.choice import choose
 from gpu.attention.paged import PagedAttention
 from gpu.block_tables import BlockTables, SlotKeeper, Step
-from gpu.cpu import cores
 from gpu.cpu.library import Kernels
-from gpu.cpu.start import start
-from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, Recorder
-from gpu.cuda.memory import hold, needed_by_steps
+from gpu.cuda.graphs import DecodeGraphs, Recorder
 from gpu.cuda.staging import to_device
-from gpu.device import choose_device
 from gpu.expert_counts import ExpertCounts
 from gpu.flight import Flight
 from gpu.grammar import Grammars
-from gpu.kv_pool import KvPool, choose_pages, stored_as
+from gpu.kv_pool import KvPool
 from gpu.lora.peft import ModelShelf
 from gpu.lora.table import AdapterTable
 from gpu.models.base import Inputs, Model, Tap
@@ -43,8 +38,8 @@ from gpu.recording import TorchRecording
 from gpu.sampler import Likeliest, Sampler, SampleResult
 from gpu.speculation import Speculator
 from gpu.versions import Versions
-from protocols.config import Config, KernelChoice, graph_sizes
-from protocols.errors import ErrorBody, StartError
+from protocols.config import Config
+from protocols.errors import ErrorBody
 from protocols.orders import StartProfile
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
@@ -96,56 +91,6 @@ class Executor:
         self._graphs: DecodeGraphs | None = None
         self._record: Callable[[], None] = lambda: None
 
-    @classmethod
-    def load(
-        cls,
-        config: Config,
-        progress: Callable[[str], None],
-        replica: int = 0,
-        weights: Weights = ORIGINAL,
-        *,
-        adapted: bool = False,
-    ) -> Executor:
-        """Load the model of `config` with `weights`, reserve its pages, as replica number `replica`. adapted:
-        adapters are to follow, for which there has to be room beside the pages. Tells `progress` what it
-        does; StartError with a sentence when it cannot be done."""
-        device = choose_device(config.device, replica)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # events are recorded on the current device
-        threads = cores.threads(len(os.sched_getaffinity(0)), config.dp, config.threads)
-        torch.set_num_threads(threads.torch)
-        wanted = device.type == "cpu" and config.kernels is KernelChoice.AUTO
-        kernels = start(threads.kernels, progress) if wanted else None
-        with torch.inference_mode():
-            try:
-                model, dtype = load_model(config, device, progress, kernels, weights)
-            except torch.OutOfMemoryError as error:
-                raise StartError(f"the weights of {config.model.name} do not fit on {device}.") from error
-            if adapted and model.lora is not None:
-                hold(model.lora, config)
-            stored = stored_as(config, dtype, device)
-
-            def pool_of(pages: int) -> KvPool:
-                return KvPool(model.kv, pages, config.page_size, dtype, device, stored)
-
-            def trial(pages: int) -> Callable[[Plan], StepDone]:
-                small = cls(config, model, pool_of(pages))
-                return lambda plan: small.finish(small.launch(plan))
-
-            reserved = needed_by_steps(config, trial, device) if device.type == "cuda" else 0
-            pages = choose_pages(config, model.kv, stored, device, reserved)
-            pool = pool_of(pages)
-        progress(f"{pages} pages of {config.page_size} tokens in {stored} on {device}")
-        executor = cls(config, model, pool, kernels, weights, progress)
-        executor._grammars.preload()
-        executor.warm_up()
-        sizes = graph_sizes(config.cuda_graphs, config.max_running)
-        if device.type == "cuda":
-            executor.use_graphs(sizes, CudaRecorder(device), progress)
-        elif config.cuda_graphs not in ("auto", "off"):
-            raise StartError("--cuda-graphs needs a CUDA device.", exit_code=2)
-        return executor
-
     @torch.inference_mode()
     def use_graphs(self, sizes: Sequence[int], recorder: Recorder, progress: Callable[[str], None]) -> None:
         """Record the decodes of these batch sizes, where attention and model can be recorded."""
@@ -176,7 +121,8 @@ class Executor:
     def warm_up(self) -> None:
         """Run a small prefill and a decode, so that the first request does not wait for kernels to be
         compiled and loaded; on a GPU larger ones too, for which there are others. In epochs of their own: the
-        next plan forgets them."""
+        next plan forgets them. The vocabulary of grammars is read meanwhile."""
+        self._grammars.preload()
         for tokens in _WARMING if self.asynchronous else _WARMING[-1:]:
             self.run_alone(min(tokens, self.page_size * self.pages, max(1, self._context - 1)))
 

@@ -26,7 +26,8 @@ import gpu.cuda.quantized_kernels
 import gpu.cuda.sample_kernels  # noqa: F401  (while the interpreter is off)
 from gpu import quantized
 from gpu.cuda.memory import largest_step
-from gpu.executor import _WARMING, Executor
+from gpu.executor import _WARMING
+from gpu.loading import load_executor
 from gpu.models import cuda
 from gpu.sampler import Sampler
 from protocols.config import KernelChoice, KvCacheDtype, Quantization
@@ -99,7 +100,7 @@ def serve(tiny: Tiny, launches: Launches, **options: Any) -> None:
     config = tiny.config(
         dtype="bfloat16", max_running=6, chunk_size=96, max_loras=2, max_lora_rank=8, **options
     )
-    executor = Executor.load(config, lambda _: None, adapted=True)
+    executor = load_executor(config, lambda _: None, adapted=True)
     sampler = Sampler(
         executor.slots, executor.vocab_size, torch.device("cpu"), executor._grammars, fused=True
     )

@@ -325,10 +325,10 @@ def test_loading_a_model_imports_no_compiler() -> None:
 
     program = (
         "import sys\n"
-        "from gpu.executor import Executor\n"
+        "from gpu.loading import load_executor\n"
         "from protocols.config import Config, read_model_card\n"
         "from tools.actorctl.serve import DEMO_MODEL\n"
-        "Executor.load(Config(read_model_card(DEMO_MODEL), name='demo', pages=64), lambda words: None)\n"
+        "load_executor(Config(read_model_card(DEMO_MODEL), name='demo', pages=64), lambda words: None)\n"
         "sys.exit(', '.join({'torch._dynamo', 'sympy', 'transformers'} & sys.modules.keys()) or None)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

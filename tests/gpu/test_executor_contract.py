@@ -62,10 +62,10 @@ def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if request.param is ExecutorKind.HASH:
         card = ModelCard("hash", "/", "Hash", CONTEXT, VOCAB, (2,))
         return HashExecutor.load(_config(card, ExecutorKind.HASH), print)
-    from gpu.executor import Executor
+    from gpu.loading import load_executor
 
     card = _tiny_llama(tmp_path_factory.mktemp("llama"))
-    return Executor.load(_config(card, ExecutorKind.MODEL), print)
+    return load_executor(_config(card, ExecutorKind.MODEL), print)
 
 
 def _prompt(length: int, seed: int = 0) -> list[int]:

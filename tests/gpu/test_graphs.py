@@ -12,6 +12,7 @@ from gpu.attention.base import Batch
 from gpu.cuda.graphs import packed
 from gpu.cuda.staging import Staging, to_device
 from gpu.executor import Executor
+from gpu.loading import load_executor
 from gpu.weights import SINGLE
 from protocols.config import KernelChoice, graph_sizes
 from protocols.errors import StartError
@@ -135,7 +136,7 @@ def test_room_for_adapters_that_is_there_from_the_start(
     monkeypatch.setattr("gpu.attention.triton_paged._PROGRAMS", 2)
     options = {"kernels": KernelChoice.TORCH, "attention_backend": "triton", "max_running": 3}
     config = tiny.config(**options, max_loras=2, max_lora_rank=33)
-    executor, again = Executor.load(config, lambda _: None, adapted=True), Again()
+    executor, again = load_executor(config, lambda _: None, adapted=True), Again()
     executor.use_graphs((3,), again, lambda _: None)
     assert again.recorded == 2
     assert not executor.adapters.set(adapted.adapters)

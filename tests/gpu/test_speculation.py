@@ -90,9 +90,9 @@ def pair(request: pytest.FixtureRequest, llama: ModelCard) -> Pair:
     if kind is ExecutorKind.HASH:
         card = ModelCard("hash", "/", "Hash", CONTEXT, VOCAB, (2,))
         return Pair(*(HashExecutor.load(_config(card, kind, each, page_size), print) for each in Speculate))
-    from gpu.executor import Executor
+    from gpu.loading import load_executor
 
-    return Pair(*(Executor.load(_config(llama, kind, each, page_size), print) for each in Speculate))
+    return Pair(*(load_executor(_config(llama, kind, each, page_size), print) for each in Speculate))
 
 
 def _prompt(length: int, seed: int = 0) -> list[int]:
@@ -235,10 +235,10 @@ def test_a_row_that_fails_behind_a_guess_fails_when_it_is_its_turn(
     llama: ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tokens up to there come out, then the sentence, as they do without a guess."""
-    from gpu.executor import Executor
+    from gpu.loading import load_executor
     from gpu.models.base import Inputs
 
-    executor = Executor.load(_config(llama, ExecutorKind.MODEL, Speculate.NGRAM, 8), print)
+    executor = load_executor(_config(llama, ExecutorKind.MODEL, Speculate.NGRAM, 8), print)
     forward = executor._model.forward
 
     def broken(inputs: Inputs) -> Any:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpu.executor import Executor
+from gpu.loading import load_executor
 from gpu.safetensors_file import stamp
 from gpu.weights import SINGLE
 from protocols.config import Quantization
@@ -119,7 +120,7 @@ def test_some_tensors_of_a_model(models: tuple[Tiny, Tiny], manner: str, tmp_pat
     assert set(update(executor, weights)) == set(names)
     assert executor.versions.checksum() == expected.versions.checksum()
     assert tokens(executor) == tokens(expected)
-    restarted = Executor.load(a.config(**MANNERS[manner]), no_progress, weights=weights)
+    restarted = load_executor(a.config(**MANNERS[manner]), no_progress, weights=weights)
     assert restarted.versions.checksum() == executor.versions.checksum()
     assert restarted.versions.live.homes == executor.versions.live.homes
 
@@ -157,7 +158,7 @@ def test_through_transformers(tmp_path: pathlib.Path) -> None:
     assert executor.commit(2)
     assert tokens(executor) == tokens(other) != before
     assert executor.versions.checksum() == other.versions.checksum() != first
-    restarted = Executor.load(a.config(), no_progress, weights=weights)
+    restarted = load_executor(a.config(), no_progress, weights=weights)
     assert restarted.versions.checksum() == other.versions.checksum()
     assert executor.versions.peek("transformer.wte.weight", 1)[0] == "float32"
 

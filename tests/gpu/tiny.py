@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from gpu.executor import Executor
+from gpu.loading import load_executor
 from protocols.config import Config, read_model_card
 from tests.gpu.driver import Output
 
@@ -40,7 +41,7 @@ class Tiny:
 
     def executor(self, **options: Any) -> Executor:
         """Our executor on the directory, float32 on one CPU thread unless told otherwise."""
-        return Executor.load(self.config(**options), lambda _: None)
+        return load_executor(self.config(**options), lambda _: None)
 
     def config(self, **options: Any) -> Config:
         """A config with small pages, so that sequences take several. max_model_len: of the model card."""

@@ -65,7 +65,7 @@ def _run(
     model: pathlib.Path, pages: int, page_size: int, core: Core, speculate: Speculate
 ) -> tuple[Outcome, Load]:
     """Everybody's tokens, and the last figures. The executor dies once on the way."""
-    from gpu.executor import Executor
+    from gpu.loading import load_executor
 
     config = Config(
         read_model_card(model),
@@ -78,7 +78,7 @@ def _run(
         speculate=speculate,
         speculate_min=1,
     )
-    executor = Executor.load(config, lambda _: None)
+    executor = load_executor(config, lambda _: None)
     outcome: Outcome = {submit.rid: ((), Finish.NONE) for submit in _submits()}
     ready = ExecutorReady(1, pages, page_size, 16, VOCAB)
     mail: list[SchedulerMail] = [ready, *_submits()]

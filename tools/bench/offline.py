@@ -58,9 +58,9 @@ def load_executor(config: Config) -> Any:
         from gpu.hash_executor import HashExecutor
 
         return HashExecutor.load(config, _silent)
-    from gpu.executor import Executor
+    from gpu.loading import load_executor
 
-    return Executor.load(config, _silent)
+    return load_executor(config, _silent)
 
 
 def run(executor: Any, config: Config, case: Case, epoch: int, adapters: Sequence[int] = ()) -> Figure:

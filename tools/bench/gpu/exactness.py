@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpu.executor import Executor
+from gpu.loading import load_executor
 from protocols.config import Config, KernelChoice, KvCacheDtype, Quantization, read_model_card
 from protocols.errors import StartError
 from tools.bench.gpu.cases import MODELS
@@ -171,7 +171,7 @@ def check(
     )
     asked = requests(3, (5, 20), (4, 6), 1024) if smallest else requests(8, (3, 300), (20, 40), 1024)
     try:
-        executor = Executor.load(config, lambda _: None)
+        executor = load_executor(config, lambda _: None)
     except StartError as error:
         return Verdict(path, refused=str(error))
     found = Driver(executor, 48, depth=2).run(asked).tokens
