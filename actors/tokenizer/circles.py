@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from actors.tokenizer.schema_keys import NotUnderstood, pointed
+from actors.tokenizer.schema_keys import NotUnderstood, pointed, references
 
 
 def circular(schema: Any) -> str:
     """A reference that means itself with nothing of its own in between, "" where there is none."""
     done: set[str] = set()
-    for reference in _everywhere(schema):
+    for reference in references(schema):
         if found := _round(schema, reference, done):
             return found
     return ""
@@ -50,15 +50,3 @@ def _meant(schema: Any, reference: str) -> Iterator[str]:
                 yield part["$ref"]
             options = (part.get(key) for key in ("anyOf", "oneOf", "allOf"))
             waiting += (each for option in options if isinstance(option, list) for each in option)
-
-
-def _everywhere(schema: Any) -> Iterator[str]:
-    waiting = [schema]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            if isinstance(part.get("$ref"), str):
-                yield part["$ref"]
-            waiting += part.values()
-        elif isinstance(part, list):
-            waiting += part

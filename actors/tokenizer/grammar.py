@@ -27,6 +27,7 @@ from actors.answers.formats import TOOL_FORMATS
 from actors.tokenizer.circles import circular
 from actors.tokenizer.codec import Codec
 from actors.tokenizer.remarks import without_remarks
+from actors.tokenizer.rewriting import rewritten, without_ours
 from actors.tokenizer.schema import bounded
 from actors.tokenizer.schema_keys import NotUnderstood
 from actors.tokenizer.tags import TagGrammar
@@ -57,6 +58,10 @@ _OF_TREES = re.compile(r"^[?!]{1,2}(?=[a-z_]\w*\s*:)", re.MULTILINE)
 _UNFORCED = '%llguidance {"no_forcing": true}'
 """In front of what a client has written: what it forces may have no end, and is not looked for ahead."""
 
+_NOT_BESIDE = (
+    "uniqueItems, and texts that are excluded, are kept to only where the rest of the schema is simple: "
+    "no patternProperties, and no pattern or format beside what is excluded."
+)
 _NOT_SUPPORTED = "structured output does not work with the tokenizer of this model."
 
 Grammar = dict[str, Any]
@@ -104,7 +109,7 @@ class GrammarMaker:
             self._check({"grammars": alone, "written": written}, rules.shape.param, trial=written)
         for number, tool in enumerate(rules.tools):
             param = f"tools[{number}].parameters"
-            parts[f"tool_{number}"] = _arguments(tool, param)
+            parts[f"tool_{number}"] = self._json(_arguments(tool), param)
             self._check({"grammars": [parts[f"tool_{number}"]]}, param)
         parts = {name: self._bounded(part) for name, part in parts.items()}
         whole = {"grammars": [self._top(rules, thoughts, thinking), *_named(parts)], "written": written}
@@ -132,6 +137,8 @@ class GrammarMaker:
 
     def _alone(self, shape: Shape) -> Grammar:
         """A shape that is one grammar. One that a client has written is checked for its size first."""
+        if shape.syntax is Syntax.JSON:
+            return self._json(msgspec.json.decode(shape.source), shape.param)
         made = _shape(shape)
         if shape.syntax is Syntax.GRAMMAR:
             limits = LLParserLimits(**{**NARROW, "max_grammar_size": _MAX_SYMBOLS}, verbose_errors=False)
@@ -151,11 +158,28 @@ class GrammarMaker:
         """Of a structural tag."""
         match part:
             case structural_tags.JsonSchema(schema):
-                return _json_grammar(schema, param)
+                return self._json(schema, param)
             case structural_tags.Regex(pattern):
                 return self._alone(Shape(Syntax.REGEX, pattern, param))
             case structural_tags.OwnGrammar(source):
                 return self._alone(Shape(Syntax.GRAMMAR, source, param))
+
+    def _json(self, schema: Any, param: str) -> Grammar:
+        """JSON that fits a schema: as such where llguidance keeps to all of it, else as a grammar of ours."""
+        if reference := circular(schema):
+            raise UserError(f"{param}: {reference[:100]} means itself, with nothing in between.", param=param)
+        schema = rewritten(without_remarks(schema))
+        wider = without_ours(schema)
+        part = {"json_schema": {**wider, "x-guidance": _WHITESPACE} if isinstance(wider, dict) else wider}
+        if wider == schema:
+            return part
+        self._check({"grammars": [part]}, param)
+        try:
+            return {"lark_grammar": bounded(schema)}
+        except NotUnderstood as error:
+            raise UserError(
+                f"{param} cannot be used: {_NOT_BESIDE}", param=param, code="unsupported"
+            ) from error
 
     def _top(self, rules: Rules, thoughts: tuple[str, ...], thinking: bool) -> Grammar:
         written = rules.shape is not None and _is_written(rules.shape)
@@ -311,8 +335,6 @@ def _named(parts: dict[str, Grammar]) -> list[Grammar]:
 
 def _shape(shape: Shape) -> Grammar:
     match shape.syntax:
-        case Syntax.JSON:
-            return _json_grammar(msgspec.json.decode(shape.source), shape.param)
         case Syntax.CHOICE:
             choices = msgspec.json.decode(shape.source, type=list[str])
             return {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(_quoted, choices))}
@@ -327,23 +349,16 @@ def _shape(shape: Shape) -> Grammar:
                 raise UserError(f"{shape.param} has more than {_MAX_RULES} rules.", param=shape.param)
             with _user_error(shape.param):
                 return {"lark_grammar": any_to_lark(_OF_TREES.sub("", shape.source))}
-        case Syntax.TAGS:
-            raise AssertionError("a structural tag is more than one grammar")
+        case Syntax.JSON | Syntax.TAGS:
+            raise AssertionError("it is made from more than its text")
 
 
-def _arguments(tool: ToolRule, param: str) -> Grammar:
+def _arguments(tool: ToolRule) -> Any:
+    """The schema of a call's arguments, which are an object."""
     schema = msgspec.json.decode(tool.parameters)
     if isinstance(schema, dict) and not {"type", "$ref", "anyOf", "oneOf", "allOf"} & set(schema):
-        schema = {"type": "object", **schema}
-    return _json_grammar(schema, param)
-
-
-def _json_grammar(schema: Any, param: str) -> Grammar:
-    if reference := circular(schema):
-        raise UserError(f"{param}: {reference[:100]} means itself, with nothing in between.", param=param)
-    if not isinstance(schema, dict):
-        return {"json_schema": schema}
-    return {"json_schema": {**without_remarks(schema), "x-guidance": _WHITESPACE}}
+        return {"type": "object", **schema}
+    return schema
 
 
 def _without(opening: str) -> str:

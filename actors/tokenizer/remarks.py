@@ -1,12 +1,15 @@
 """What a JSON schema says that asks nothing of a text: it is left out before anybody reads the schema.
 
-A format that the standard does not define is a remark ("path", "password"), and so is that a property's name
-is a string; the formats that it defines are kept to, or refused.
+A keyword by which no draft of the standard asks anything is a remark (`title`, `x-order`, `strict`); so is a
+format that the standard does not define ("path", "password"), and that a property's name is a string. The
+formats that it defines are kept to, or refused.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from actors.tokenizer.schema_keys import KEYWORDS, Path, references, steps, within
 
 _FORMATS = frozenset(
     {
@@ -18,16 +21,38 @@ _FORMATS = frozenset(
 )
 """Those of the standard."""
 
-_ONE = frozenset({"additionalProperties", "items", "propertyNames"})
-_LIST = frozenset({"allOf", "anyOf", "items", "oneOf", "prefixItems"})
-_NAMED = frozenset({"$defs", "definitions", "patternProperties", "properties"})
+_DRAFTS = ("draft-04/", "draft-06/", "draft-07/", "draft/2019-09/", "draft/2020-12/")
 
 
 def without_remarks(schema: Any) -> Any:
-    """A schema that means the same. Values of its own (`const`, `enum`, `default`) stay as they are."""
-    if not isinstance(schema, dict):
-        return schema
-    return {key: _inner(key, value) for key, value in schema.items() if not _is_remark(key, value)}
+    """A schema that means the same. Values of its own (`const`, `enum`) stay as they are, and so does what a
+    reference points to, wherever it stands."""
+    return _Reader(set(map(steps, references(schema)))).schema(schema, ())
+
+
+class _Reader:
+    """Goes through a schema, and knows which places are pointed to."""
+
+    def __init__(self, targets: set[Path]) -> None:
+        self._targets = targets
+        self._ways = {path[:end] for path in targets for end in range(1, len(path) + 1)}
+
+    def schema(self, schema: Any, path: Path) -> Any:
+        """What a schema at a place says."""
+        if not isinstance(schema, dict):
+            return schema
+        own = {key: value for key, value in schema.items() if key in KEYWORDS and not _is_remark(key, value)}
+        found = within(own, lambda inner, way: self.schema(inner, (*path, *way)))
+        others = {key: schema[key] for key in schema if key not in KEYWORDS and (*path, key) in self._ways}
+        return {**found, **{key: self._elsewhere(value, (*path, key)) for key, value in others.items()}}
+
+    def _elsewhere(self, value: Any, path: Path) -> Any:
+        """Under somebody's own keyword, on the way to what is pointed to."""
+        if path in self._targets:
+            return self.schema(value, path)
+        if not isinstance(value, dict):
+            return value
+        return {key: self._elsewhere(inner, (*path, key)) for key, inner in value.items()}
 
 
 def _is_remark(key: str, value: Any) -> bool:
@@ -36,17 +61,7 @@ def _is_remark(key: str, value: Any) -> bool:
             return isinstance(value, str) and value not in _FORMATS
         case "propertyNames":
             return value is True or value in ({}, {"type": "string"})
+        case "$schema":
+            return not (isinstance(value, str) and any(draft in value for draft in _DRAFTS))
         case _:
             return False
-
-
-def _inner(key: str, value: Any) -> Any:
-    match value:
-        case dict() if key in _NAMED:
-            return {name: without_remarks(each) for name, each in value.items()}
-        case dict() if key in _ONE:
-            return without_remarks(value)
-        case list() if key in _LIST:
-            return [without_remarks(each) for each in value]
-        case _:
-            return value

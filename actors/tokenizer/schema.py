@@ -12,12 +12,15 @@ before whether it takes the schema at all. What is not understood here is left t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from actors.tokenizer import ranges
 from actors.tokenizer.schema_keys import (
+    DIFFERENT,
+    KEYWORDS,
     REMARKS,
+    WITHOUT,
     NotUnderstood,
     Schema,
     count,
@@ -52,13 +55,14 @@ _FORMATS: dict[str, Schema] = {
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _KEYS = {
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
-    "string": {"minLength", "maxLength", "pattern", "format"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "string": {"minLength", "maxLength", "pattern", "format", WITHOUT},
+    "array": {"items", "prefixItems", "minItems", "maxItems", DIFFERENT},
     "object": {"properties", "required", "additionalProperties", "minProperties", "maxProperties"},
 }
 _KEYS["number"] = _KEYS["integer"]
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf", "const", "enum")
 _READ = {"type", *_COMBINED, *(key for keys in _KEYS.values() for key in keys)}
+_UNREAD = KEYWORDS - _READ - REMARKS
 _MULTIPLES = 10**15
 """Multiples of a number lie below this."""
 
@@ -124,23 +128,24 @@ class _Grammar:
         """An expression for the JSON of a schema."""
         if schema is True:
             schema = {}
-        if not isinstance(schema, dict) or not (_READ | REMARKS).issuperset(schema):
+        if not isinstance(schema, dict) or _UNREAD & schema.keys():
             raise NotUnderstood
         said = _READ.intersection(schema)
         combined = [key for key in _COMBINED if key in said]
         if not combined:
             return self._by_type(schema)
         (key, *others) = combined
-        if others or (said - {key, "type"} and key != "allOf"):
+        if key == "allOf":
+            return self._of(merged(schema, [self._resolved(part) for part in schema["allOf"]]))
+        if others or (said - {key, "type"} and key not in ("anyOf", "oneOf")):
             raise NotUnderstood
         match key:
             case "$ref" if said == {"$ref"}:
                 return self._reference(schema["$ref"])
-            case "anyOf" | "oneOf" if "type" not in said:
+            case "anyOf" | "oneOf":
                 # llguidance takes oneOf only where no text fits two of them.
-                return self._either(self._of(option) for option in schema[key])
-            case "allOf":
-                return self._of(merged({**schema, "allOf": []}, schema["allOf"]))
+                beside = {each: schema[each] for each in schema if each != key}
+                return self._either(self._of(self._together(beside, option)) for option in schema[key])
             case "const" | "enum":
                 values = schema["enum"] if key == "enum" else [schema["const"]]
                 type = schema.get("type")
@@ -148,6 +153,16 @@ class _Grammar:
                 return self._values([int(value) for value in found] if type == "integer" else found)
             case _:
                 raise NotUnderstood
+
+    def _together(self, beside: Schema, option: Any) -> Any:
+        """What fits both."""
+        return merged(beside, [self._resolved(option)]) if _READ & beside.keys() else option
+
+    def _resolved(self, part: Any) -> Any:
+        """What a part of another schema is."""
+        if isinstance(part, dict) and part.keys() == {"$ref"}:
+            return self._meant(part["$ref"])
+        return part
 
     def _either(self, options: Iterable[str]) -> str:
         found = list(dict.fromkeys(options))
@@ -220,12 +235,32 @@ class _Grammar:
         return self._names[key]
 
     def _text(self, own: Schema) -> str:
+        if WITHOUT in own:
+            return self._text_but(own[WITHOUT], own)
         bound = dict(_FORMATS.get(own.get("format", ""), {}))
         if "maxLength" in own and "maxLength" in bound:
             bound["maxLength"] = min(count(own, "maxLength", 0), bound["maxLength"])
         pattern = bound.pop("pattern", None)
         more = {"allOf": [{"type": "string", "pattern": pattern}]} if pattern else {}
         return self._leaf({"type": "string", **own, **bound, **more})
+
+    def _text_but(self, taken: Sequence[str], own: Schema) -> str:
+        """Any text but those, also where an escape could spell one of them."""
+        if own.keys() & {"pattern", "format"}:
+            raise NotUnderstood
+        most = count(own, "maxLength", None)
+        return self._any_but(taken, f"{{{count(own, 'minLength', 0)},{'' if most is None else most}}}")
+
+    def _any_but(self, taken: Iterable[str], times: str) -> str:
+        """A terminal: texts of so many characters."""
+        taken = list(taken)
+        plain = all(text.isprintable() for text in taken)
+        characters = f"{_CHARACTER}|{_CONTROL}" if plain else _CHARACTER
+        text = f'/"({characters}){times}"/'
+        if taken:
+            literals = (_quoted(json.dumps(each, ensure_ascii=False)) for each in taken)
+            text += f" & ~({' | '.join(literals)})"
+        return self._terminal(text)
 
     def _number(self, type: str, own: Schema) -> str:
         integer = type == "integer"
@@ -246,6 +281,8 @@ class _Grammar:
     # --- arrays
 
     def _array(self, own: Schema, least: int) -> str:
+        if DIFFERENT in own:
+            return self._each_once(own[DIFFERENT], least, count(own, "maxItems", None))
         first, rest = own.get("prefixItems", []), own.get("items", True)
         if not isinstance(first, list):
             raise NotUnderstood
@@ -267,6 +304,24 @@ class _Grammar:
             return "NO_ARRAY"
         return whole if least else f"(NO_ARRAY | {whole})"
 
+    def _each_once(self, values: Sequence[Any], least: int, most: int | None) -> str:
+        """An array of some of the values, in any order."""
+        most = min(len(values), len(values) if most is None else most)
+        if not 0 <= least <= most or not most:
+            raise NotUnderstood
+        items = [self._values([value]) for value in values]
+
+        def behind(left: Sequence[str], taken: int) -> str:
+            if taken == most:
+                return ""
+            more = self._rule(
+                " | ".join(f"COMMA {item} {behind(rest, taken + 1)}" for item, rest in _picks(left))
+            )
+            return more if taken < least else f"({more})?"
+
+        whole = self._either(f"ARRAY {item} {behind(rest, 1)} ARRAY_END" for item, rest in _picks(items))
+        return whole if least else f"(NO_ARRAY | {whole})"
+
     def _more_items(self, item: str, before: int, least: int, most: int | None) -> str:
         """Those behind the first ones."""
         low, high = max(0, least - before), None if most is None else most - before
@@ -281,9 +336,8 @@ class _Grammar:
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise NotUnderstood
         others = own.get("additionalProperties", True)
-        for name in required:
-            if name not in properties and others is False:
-                raise NotUnderstood
+        if any(properties.get(name, others) is False for name in required):
+            raise NotUnderstood
         fields = {**properties, **{name: others for name in required if name not in properties}}
         items = [
             (f"{self._key(name)} {self._of(value)}", name in required)
@@ -293,24 +347,13 @@ class _Grammar:
         low, high = room_for_others(own, len(required), len(items))
         free = None
         if others is not False and high != 0:
-            free = f"{self._free_name(fields)} COLON {self._of(others)}"
+            free = f"{self._any_but(fields, f'{{0,{NAME}}}')} COLON {self._of(others)}"
         elif low:
             raise NotUnderstood
         return self._members(items, free, low, high)
 
     def _key(self, name: str) -> str:
         return f"{self._terminal(_quoted(json.dumps(name, ensure_ascii=False)))} COLON"
-
-    def _free_name(self, taken: Iterable[str]) -> str:
-        """Any name but those, also where an escape could spell one of them."""
-        taken = list(taken)
-        plain = all(name.isprintable() for name in taken)
-        characters = f"{_CHARACTER}|{_CONTROL}" if plain else _CHARACTER
-        name = f'/"({characters}){{0,{NAME}}}"/'
-        if taken:
-            literals = (_quoted(json.dumps(each, ensure_ascii=False)) for each in taken)
-            name += f" & ~({' | '.join(literals)})"
-        return self._terminal(name)
 
     def _members(
         self, items: Sequence[tuple[str, bool]], free: str | None, low: int, high: int | None
@@ -330,6 +373,12 @@ class _Grammar:
             return "NO_OBJECT"
         whole = f"OBJECT {first} OBJECT_END"
         return whole if needed else f"(NO_OBJECT | {whole})"
+
+
+def _picks(items: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each item, and the others."""
+    for at, item in enumerate(items):
+        yield item, [*items[:at], *items[at + 1 :]]
 
 
 def _times(body: str, low: int, high: int | None) -> str:
