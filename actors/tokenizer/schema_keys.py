@@ -32,8 +32,8 @@ KEYWORDS = (
     | frozenset(
         "$anchor $dynamicAnchor $dynamicRef $id $recursiveRef $ref $schema const dependencies"
         " dependentRequired discriminator enum exclusiveMaximum exclusiveMinimum format id maxContains"
-        " maximum maxItems maxLength maxProperties minContains minimum minItems minLength minProperties multipleOf"
-        " nullable pattern required type uniqueItems".split()
+        " maximum maxItems maxLength maxProperties minContains minimum minItems minLength minProperties"
+        " multipleOf nullable pattern required type uniqueItems".split()
     )
 )
 """What the drafts of the standard ask something by, and two words of OpenAPI's; the rest asks nothing."""
