@@ -1,4 +1,4 @@
-// What is read next, brought into the cache while something is multiplied, a little with each unit u of that. A product of
+// What is read next, brought into the cache while something is multiplied, a little with each unit of that. A product of
 // many rows goes through its units in several passes.
 #pragma once
 
@@ -8,10 +8,10 @@
 struct Run {
     const char* from = nullptr;
     i64 rate = 0;
+    i64 due = 0;  // 64ths of a line that are not yet brought
 
-    template <int J>
-    void fetch(i64 u) const {
-        for (i64 line = u * rate / 64; line < (u + 1) * rate / 64; ++line) __builtin_prefetch(from + line * 64, 0, 2);
+    void go_on() {
+        for (due += rate; due >= 64; due -= 64, from += 64) __builtin_prefetch(from, 0, 2);
     }
 
     // Pass number `pass` of `passes` brings a part of it.
@@ -57,8 +57,7 @@ class Trail {
 struct Along {
     Trail* trail = nullptr;
 
-    template <int J>
-    void fetch(i64) const {
+    void go_on() const {
         if (trail) trail->go_on();
     }
 

@@ -86,18 +86,14 @@ template <class Source, int R, int J>
 #pragma GCC unroll 4
         for (int j = 0; j < J; ++j) acc[r][j] = add ? load<f32x16>(c + r * COLUMNS + j * 16) : f32x16{};
     for (i64 u = 0; u < units_k; ++u) {
-        if constexpr (R <= 2 && std::is_same_v<Source, PackedPanel<W>>)
-            for (i64 line = 0; line < w.step; line += 64 / (i64)sizeof(W)) __builtin_prefetch(w.at(u + 16, 0) + line);
-        next.template fetch<J>(u);
+        next.go_on();
         u32x16 b[J];
 #pragma GCC unroll 4
         for (int j = 0; j < J; ++j) b[j] = held(units(w.at(u, j)));
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) {
-            u32x16 a = u32x16{} + x[r * ldx + u];
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int j = 0; j < J; ++j) acc[r][j] = dot<typename Weight<W>::X>(acc[r][j], a, b[j]);
-        }
+            for (int j = 0; j < J; ++j) acc[r][j] = dot<typename Weight<W>::X>(acc[r][j], x + r * ldx + u, b[j]);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
