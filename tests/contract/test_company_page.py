@@ -12,6 +12,7 @@ import pytest
 
 from tests.browser import Tab
 from tests.serving import Company, actorctl, serving
+from tests.streams import ask
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -74,6 +75,7 @@ def test_the_company_under_load_and_a_kill_as_it_happens(tab: Tab, company: Comp
     row = ROW.format("executor.0")
     tab.until(f"{row}.dataset.state === 'ready' && {row}.children[2].innerText === '2'")
     tab.until(f"{shown}.some(([count, what]) => what === 'tokens/s' && parseFloat(count) > 0)")
+    ask(company, "request.abort", all=True)
     for thread in threads:
         thread.join(300)
         assert not thread.is_alive()

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 import urllib.request
 from collections.abc import Iterator
 
@@ -14,6 +13,8 @@ import pytest
 
 from actors.frontend.page import headers
 from tests.browser import Tab
+from tests.endless import endless
+from tests.faults.stage import until
 from tests.serving import Company, serving
 
 pytestmark = pytest.mark.timeout(400)
@@ -29,8 +30,9 @@ def company() -> Iterator[Company]:
 
 
 @pytest.fixture(scope="module")
-def slow() -> Iterator[Company]:
-    with serving("--executor", "hash", "--step-ms", "15") as running:
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
+    model = endless(tmp_path_factory.mktemp("slow"))
+    with serving("--executor", "hash", "--step-ms", "15", model=model) as running:
         yield running
 
 
@@ -160,9 +162,8 @@ def test_stop(tab: Tab, slow: Company, how: str) -> None:
     else:
         tab.press("Escape", 27)
     assert "stopped" in answer(tab, 1)
-    deadline = time.monotonic() + 60
-    while (scheduler := slow.actor("scheduler.0"))["running"] or scheduler["pages_owned"]:
-        assert time.monotonic() < deadline, scheduler
+    until(lambda: not slow.actor("scheduler.0")["running"], "nothing runs")
+    until(lambda: not slow.actor("scheduler.0")["pages_owned"], "no page is owned")
 
 
 def test_a_killed_frontend_is_only_a_pause(tab: Tab, slow: Company) -> None:

@@ -17,6 +17,7 @@ from protocols.messages import Abort
 from protocols.plan import Plan, StepDone
 from runtime.actor import Context
 from runtime.supervisor import Budget, Child, Company, Group, Strategy
+from tests.patience import PATIENCE
 
 accepts = Plan | StepDone | Abort
 
@@ -137,7 +138,7 @@ async def parent(context: Context[Abort]) -> None:
 
 
 async def host(context: Context[Abort]) -> None:
-    """Answers every connection with its incarnation; drains for as long as DRAIN says."""
+    """Answers every connection with its incarnation; drains until there is a file of the name DRAIN."""
     assert context.listener is not None
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(context.listener))
 
@@ -148,7 +149,8 @@ async def host(context: Context[Abort]) -> None:
         nursery.start_soon(trio.serve_listeners, serve, [listener])
         context.ready()
         await context.stopping.wait()
-        await trio.sleep(float(os.environ.get("DRAIN", "0")))
+        while (drained := os.environ["DRAIN"]) and not os.path.exists(drained):
+            await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
 
 
@@ -179,6 +181,7 @@ def _flat(*children: Child, restarts: int = 5) -> Group:
 
 ROOTS: dict[str, Group] = {
     "pair": _flat(*_pair()),
+    "patient": _flat(*(dataclasses.replace(each, hang_seconds=PATIENCE) for each in _pair())),
     "spared": _flat(*(dataclasses.replace(each, understudy="light") for each in _pair())),
     "all": Group("company", Strategy.ONE_FOR_ALL, _pair()),
     "crasher": _flat(child("echo.0", "echo"), child("crasher.0", "crasher"), restarts=2),
@@ -191,7 +194,14 @@ ROOTS: dict[str, Group] = {
     "parent": _flat(child("parent.0", "parent")),
     "host": _flat(
         child("echo.0", "echo"),
-        child("host.0", "host", stage=1, listens=True, env={"DRAIN": os.environ.get("DRAIN", "0")}),
+        child(
+            "host.0",
+            "host",
+            stage=1,
+            listens=True,
+            env={"DRAIN": os.environ.get("DRAIN", "")},
+            hang_seconds=PATIENCE,
+        ),
     ),
     "nameless": _flat(Child("ghost.0", "ghost", "tests.faults.no_such_module:run")),
 }

@@ -122,8 +122,8 @@ class Stage:
         return until(fits, f"{name} {fields}", seconds)
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to an actor; returns its process id."""
-        pid = int(self.actor(name)["pid"])
+        """Send a signal to an actor, as soon as it is there; returns its process id."""
+        pid = until(lambda: int(self.actor(name)["pid"]), f"{name} to have a process")
         os.kill(pid, number)
         return pid
 

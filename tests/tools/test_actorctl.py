@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ import yaml
 from huggingface_hub import errors
 
 from actors.control.rates import rates
+from tests.faults.stage import until
 from tests.patience import PATIENCE
 from tests.serving import Company, actorctl, actorctl_process, serving
 from tools.actorctl import hub
@@ -130,9 +130,11 @@ def test_whoever_asks_for_json_reads_nothing_else() -> None:
 
 
 def _await_incarnation(company: Company, name: str, incarnation: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while (now := company.actor(name))["incarnation"] < incarnation or now["state"] != "ready":
-        assert time.monotonic() < deadline
+    def is_back() -> bool:
+        now = company.actor(name)
+        return now["incarnation"] >= incarnation and now["state"] == "ready"
+
+    until(is_back, f"incarnation {incarnation} of {name}")
 
 
 def test_stop_now_does_not_wait_for_open_requests() -> None:

@@ -18,6 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.faults.stage import until
 from tests.serving import ACTORCTL, ROOT, Company, actorctl, serving
 
 pytestmark = pytest.mark.timeout(300)
@@ -73,14 +74,17 @@ def replace(company: Company, name: str) -> None:
     """Kill an actor, and wait for its successor."""
     before = company.actor(name)["incarnation"]
     company.kill(name)
-    while (actor := company.actor(name))["incarnation"] == before or actor["state"] != "ready":
-        pass
+
+    def is_back() -> bool:
+        actor = company.actor(name)
+        return actor["incarnation"] > before and actor["state"] == "ready"
+
+    until(is_back, f"the next {name}")
 
 
 def settled(company: Company) -> None:
     """Wait until the scheduler has heard that nobody runs."""
-    while value(company, "troupe:num_requests_running"):
-        pass
+    until(lambda: not value(company, "troupe:num_requests_running"), "nobody runs")
 
 
 # --- metrics
