@@ -66,6 +66,16 @@ def test_the_map_of_the_files_is_true() -> None:
     assert list(_missing_files((ROOT / "CONTRIBUTING.md").read_text())) == []
 
 
+def test_the_reading_order_is_as_long_as_it_says() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## The engine in an afternoon\n")[1].split("\n## ")[0]
+    files = re.findall(r"^\| \d+ \| `([\w/.]+)` \|", section, re.MULTILINE)
+    stated = re.search(r"about ([\d,]+) lines", section)
+    assert len(set(files)) == len(files) >= 12 and stated
+    lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)
+    assert lines == pytest.approx(int(stated[1].replace(",", "")), rel=0.1)
+
+
 def _module(name: str) -> pathlib.Path:
     """The file of the module or package that a dotted name begins with."""
     parts = name.split(".")
