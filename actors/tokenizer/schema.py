@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from actors.tokenizer import ranges
+from actors.tokenizer.guidance import quoted
 from actors.tokenizer.schema_keys import (
     DIFFERENT,
     KEYWORDS,
@@ -185,7 +186,7 @@ class _Grammar:
         plain = [value for value in values if not isinstance(value, list | dict)]
         options = [self._value(value) for value in values if isinstance(value, list | dict)]
         if plain:
-            literals = (_quoted(json.dumps(value, ensure_ascii=False)) for value in plain)
+            literals = (quoted(json.dumps(value, ensure_ascii=False)) for value in plain)
             options.append(self._terminal(" | ".join(dict.fromkeys(literals))))
         if not options:
             raise NotUnderstood
@@ -258,7 +259,7 @@ class _Grammar:
         characters = f"{_CHARACTER}|{_CONTROL}" if plain else _CHARACTER
         text = f'/"({characters}){times}"/'
         if taken:
-            literals = (_quoted(json.dumps(each, ensure_ascii=False)) for each in taken)
+            literals = (quoted(json.dumps(each, ensure_ascii=False)) for each in taken)
             text += f" & ~({' | '.join(literals)})"
         return self._terminal(text)
 
@@ -353,7 +354,7 @@ class _Grammar:
         return self._members(items, free, low, high)
 
     def _key(self, name: str) -> str:
-        return f"{self._terminal(_quoted(json.dumps(name, ensure_ascii=False)))} COLON"
+        return f"{self._terminal(quoted(json.dumps(name, ensure_ascii=False)))} COLON"
 
     def _members(
         self, items: Sequence[tuple[str, bool]], free: str | None, low: int, high: int | None
@@ -391,8 +392,3 @@ def _times(body: str, low: int, high: int | None) -> str:
 def _several(body: str, low: int, high: int | None) -> str:
     """An expression once or more, with commas between."""
     return f"{body} {_times(f'COMMA {body}', max(0, low - 1), None if high is None else high - 1)}"
-
-
-def _quoted(text: str) -> str:
-    """A text as a literal of Lark."""
-    return json.dumps(text, ensure_ascii=False)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
+from actors.tokenizer.guidance import Grammar
 from protocols.errors import UserError
 from protocols.structural_tags import (
     AnyText,
@@ -21,7 +22,6 @@ from protocols.structural_tags import (
 )
 from protocols.structural_tags import Sequence as InOrder
 
-Grammar = dict[str, Any]
 Ends = tuple[str, ...]
 
 _TEXT = "/(?s:.*)/"

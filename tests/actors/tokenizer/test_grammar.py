@@ -10,7 +10,7 @@ import pytest
 from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
-from actors.tokenizer import grammar
+from actors.tokenizer import guidance, shapes
 from actors.tokenizer.codec import Codec, load_codec
 from actors.tokenizer.grammar import GrammarMaker
 from protocols.config import Config, read_model_card
@@ -43,7 +43,7 @@ def _maker(parser: str = "none") -> GrammarMaker:
 
 def takes(maker: GrammarMaker, rules: Rules, text: str, thoughts: tuple[str, ...] = (), **how: Any) -> bool:
     """Whether a text is a whole answer."""
-    matcher = LLMatcher(maker._vocabulary(), maker(rules, thoughts, **how), log_level=0)
+    matcher = LLMatcher(maker.guidance.vocabulary, maker(rules, thoughts, **how), log_level=0)
     ids = _codec().encode(text, add_special=False).tolist()
     return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
@@ -174,11 +174,11 @@ def test_what_the_library_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch, r
         raise raised
 
     maker = GrammarMaker(Config(read_model_card(DEMO_MODEL)), _codec())
-    monkeypatch.setattr(grammar, "LLTokenizer", fails)
+    monkeypatch.setattr(guidance, "LLTokenizer", fails)
     with pytest.raises(UserError, match="with the tokenizer of this model") as caught:
         maker(Rules(JSON))
     assert caught.value.body.code == "unsupported"
-    monkeypatch.setattr(grammar, "any_to_lark", fails)
+    monkeypatch.setattr(shapes, "any_to_lark", fails)
     with pytest.raises(UserError, match="p cannot be used"):
         maker(Rules(Shape(Syntax.GRAMMAR, "start: A", "p")))
 
@@ -193,7 +193,7 @@ def test_a_cancellation_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(grammar, "any_to_lark", interrupted)
+    monkeypatch.setattr(shapes, "any_to_lark", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _maker()(Rules(Shape(Syntax.GRAMMAR, "start: B", "p")))
 
@@ -213,6 +213,6 @@ def test_a_tag_that_is_one_token_is_that_token(special: bool) -> None:
     text["added_tokens"][1]["special"] = special
     codec = Codec(Tokenizer.from_str(json.dumps(text)), {})
     maker = GrammarMaker(Config(read_model_card(DEMO_MODEL)), codec)
-    matcher = LLMatcher(maker._vocabulary(), maker(Rules(JSON), THOUGHTS, thinking=True), log_level=0)
+    matcher = LLMatcher(maker.guidance.vocabulary, maker(Rules(JSON), THOUGHTS, thinking=True), log_level=0)
     ids = codec.encode('hm</think>\n{"x": 1}', add_special=False).tolist()
     assert 1 in ids and matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()

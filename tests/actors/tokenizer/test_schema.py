@@ -31,7 +31,7 @@ def _matcher(source: str) -> LLMatcher:
     maker: GrammarMaker = _maker()
     grammar = maker(Rules(Shape(Syntax.JSON, source, "p")))
     assert "json_schema" not in grammar, "the schema was not understood"
-    return LLMatcher(maker._vocabulary(), grammar, log_level=0)
+    return LLMatcher(maker.guidance.vocabulary, grammar, log_level=0)
 
 
 def takes(schema: Schema | bool, text: str) -> bool:

@@ -48,7 +48,7 @@ def takes(tag: dict[str, Any], text: str) -> bool:
     """Whether a text is a whole answer."""
     source = msgspec.json.encode(structural_tags.read(tag, "p")).decode()
     made = _maker()(Rules(Shape(Syntax.TAGS, source, "p")))
-    matcher = LLMatcher(_maker()._vocabulary(), made, log_level=0)
+    matcher = LLMatcher(_maker().guidance.vocabulary, made, log_level=0)
     ids = _codec().encode(text, add_special=False).tolist()
     return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
 
