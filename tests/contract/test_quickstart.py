@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+from tests import processor
+from tests.faults.stage import until
 from tests.serving import Company, serving
 
 
@@ -119,8 +121,16 @@ def test_256_streams_all_finish_and_every_page_comes_back(company: Company, clie
 
     with ThreadPoolExecutor(256) as crowd:
         assert list(crowd.map(ask, range(256))) == [16] * 256
-    scheduler = company.actor("scheduler.0")
-    assert scheduler["running"] == scheduler["waiting"] == 0
-    pages = scheduler["pages_free"] + scheduler["pages_cached"] + scheduler["pages_owned"]
-    assert pages == scheduler["pages_total"] > 0
-    assert scheduler["pages_owned"] == 0
+
+    def is_at_rest() -> bool:
+        scheduler = company.actor("scheduler.0")
+        pages = scheduler["pages_free"] + scheduler["pages_cached"]
+        busy = scheduler["running"] or scheduler["waiting"] or scheduler["pages_owned"]
+        return not busy and pages == scheduler["pages_total"] > 0
+
+    until(is_at_rest, "every page is back")
+
+
+def test_an_idle_company_costs_next_to_nothing(company: Company) -> None:
+    share = processor.least_share([*company.pids().values(), company.process.pid], 0.05)
+    assert share < 0.05, f"{share:.1%} of a core while idle"

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
 
-from tests import processor
 from tests.faults.stage import until
 from tests.serving import Company, actorctl, serving
 
 PROMPTS = [f"# part {index}\n" + "def add(a, b):\n    return a + b\n" * (index % 5) for index in range(12)]
+GUESSING = ("--speculate", "ngram", "--speculate-min", "1")
 VARIANTS = {
-    "depth 1": ("--depth", "1"),
-    "no radix": ("--no-radix",),
-    "two replicas": ("--dp", "2", "--balance", "minimum_tokens"),
-    "round robin, two of each": (
-        "--dp",
-        "2",
-        "--balance",
-        "round_robin",
-        "--frontends",
-        "2",
-        "--tokenizers",
-        "2",
+    "two replicas, depth 1": ("--dp", "2", "--balance", "minimum_tokens", "--depth", "1"),
+    "two of each, no radix": (
+        *("--dp", "2", "--balance", "round_robin"),
+        *("--frontends", "2", "--tokenizers", "2", "--no-radix"),
     ),
     "small chunks, small pages": ("--chunk-size", "24", "--page-size", "4", "--max-running", "16"),
     "pages run out": ("--pages", "24", "--max-running", "12"),
-    "guesses": ("--speculate", "ngram", "--speculate-min", "1", "--speculate-rows", "72"),
     "guesses in a tight pool": (
-        *("--speculate", "ngram", "--speculate-min", "1", "--speculate-rows", "72"),
+        *(*GUESSING, "--speculate-rows", "72"),
         *("--pages", "64", "--page-size", "4", "--max-running", "12"),
     ),
 }
@@ -75,13 +65,18 @@ def test_the_same_tokens(variant: str, expected: list[str]) -> None:
         again = _crowd(company)
         assert again == expected, "with whatever the prefix cache now holds"
         if "guesses" in variant:
-            scheduler = company.actor("scheduler.0")
-            assert 0 < scheduler["accepted_total"] <= scheduler["drafted_total"]
+            _has_guessed(company)
         if variant == "pages run out":
             assert company.actor("scheduler.0")["preemptions_total"] > 0
         if "--dp" in VARIANTS[variant]:
             served = [company.actor(f"scheduler.{replica}")["requests_total"] for replica in (0, 1)]
             assert min(served) > 0
+
+
+def _has_guessed(company: Company) -> None:
+    """And sometimes rightly."""
+    scheduler = company.actor("scheduler.0")
+    assert 0 < scheduler["accepted_total"] <= scheduler["drafted_total"]
 
 
 @pytest.mark.parametrize(("burst", "least", "most"), [("0", 300, 400), ("1000", 1, 150)])
@@ -103,11 +98,12 @@ def test_short_steps_run_several_in_a_row_unless_bursts_are_off(burst: str, leas
 def test_guesses_survive_the_death_of_executor_and_scheduler(expected: list[str]) -> None:
     """Whatever guesses were in the air and in the pages, every stream goes on with the same tokens."""
     with (
-        serving("--dtype", "float32", "--speculate", "ngram", "--speculate-min", "1") as company,
+        serving("--dtype", "float32", *GUESSING) as company,
         openai.OpenAI(base_url=company.url, api_key="none", max_retries=0) as client,
         ThreadPoolExecutor(len(PROMPTS)) as crowd,
     ):
         assert _crowd(company) == expected
+        _has_guessed(company)
         stop = expected[1][len(expected[1]) // 2 :][:3]
         cut = _ask(client, company.model, 1, stop=stop)
         assert cut == expected[1][: expected[1].index(stop)], "tokens behind a stop string are cut off"
@@ -146,14 +142,3 @@ def test_guesses_survive_the_death_of_executor_and_scheduler(expected: list[str]
 def test_guesses_that_cannot_be_are_refused_by_name(options: tuple[str, ...], sentence: str) -> None:
     done = actorctl("serve", *options)
     assert done.returncode == 2 and sentence in done.stderr
-
-
-@pytest.fixture(scope="module")
-def idle() -> Iterator[Company]:
-    with serving() as company:
-        yield company
-
-
-def test_an_idle_company_costs_next_to_nothing(idle: Company) -> None:
-    share = processor.least_share([*idle.pids().values(), idle.process.pid], 0.05)
-    assert share < 0.05, f"{share:.1%} of a core while idle"

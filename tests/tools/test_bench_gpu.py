@@ -233,4 +233,4 @@ def test_the_roofline_counts_what_a_step_must_move() -> None:
     assert kv_bytes(spec, 2) == 36 * 2 * 8 * 128 * 2
     assert prefill_operations(spec, 1024) == pytest.approx(2 * 1024 * 6.95e9, rel=0.03)
     assert set(SHAPES) == {"smallest", "0.6b", "8b", "14b"}
-    assert machine.seconds(lambda: None, machine.torch.device("cpu"), 1) < 1
+    assert machine.seconds(lambda: None, machine.torch.device("cpu"), 1) < 30

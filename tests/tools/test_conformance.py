@@ -17,6 +17,6 @@ def test_the_judge() -> None:
 
 def test_answers_fit_their_schemas() -> None:
     with serving("--served-name", "conformance") as company:
-        found = run(company.url.removesuffix("/v1"), range(40), 200)
+        found = run(company.url.removesuffix("/v1"), range(24), 200)
     counts = collections.Counter(kind for kind, _ in found.values())
-    assert set(counts) <= {VALID, CUT} and counts[VALID] >= 38, found
+    assert set(counts) <= {VALID, CUT} and counts[VALID] >= 22, found
