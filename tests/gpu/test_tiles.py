@@ -93,7 +93,7 @@ def test_a_model_s_logits_are_the_same_bits_in_any_crowd(
     kernels: Kernels, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, page_size: int, head_dim: int
 ) -> None:
     """Heads of 32 numbers are multiplied on tiles, of 40 on vectors where pages are laid out for these."""
-    monkeypatch.setattr("gpu.executor.start", lambda *_: kernels)
+    monkeypatch.setattr("gpu.loading.start", lambda *_: kernels)
     tiny = make(tmp_path, "Qwen3ForCausalLM", hidden_size=72, intermediate_size=100, head_dim=head_dim)
     options = {"kernels": KernelChoice.AUTO, "dtype": "bfloat16", "page_size": page_size}
     executor = tiny.executor(**options)
