@@ -110,7 +110,8 @@ class Staging:
         try:
             return await self._carry_out(order)
         except StartError as error:
-            raise VerbError("failed", str(error)) from error
+            code = "usage" if isinstance(order, Examine | Stage) else "failed"
+            raise VerbError(code, str(error)) from error
 
     async def _carry_out(self, order: weights.Order) -> Answer:
         versions, progress = self._executor.versions, self._context.progress

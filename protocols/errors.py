@@ -74,8 +74,8 @@ class StartError(TroupeError):
 
 
 class VerbError(TroupeError):
-    """An administrator's wish is refused. code: "usage", "not_found", "conflict" (the wrong moment),
-    "timeout" or "failed"; "internal" is a bug of ours."""
+    """An administrator's wish is refused. code: "usage" (also of a file that cannot be used), "not_found",
+    "conflict" (the wrong moment), "timeout" or "failed"; "internal" is a bug of ours."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

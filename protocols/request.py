@@ -70,9 +70,9 @@ class OutputOptions(msgspec.Struct, frozen=True, array_like=True):
     """What the tokenizer actor does with the tokens on their way back.
 
     stop: strings that end the text; never shown unless `include_stop`. echo: the prompt's text comes
-    first. token_ids: the rows carry the ids too. `skip_special` leaves special tokens out. thoughts: the tags
-    of the model's thoughts, whose tokens are counted; thinking: the prompt ends behind the opening one.
-    whole: nobody sees the text before all of it is there.
+    first. token_ids: the rows carry the ids too. `skip_special` leaves special tokens out, unless one of the
+    tags `shown` is one. thoughts: the tags of the model's thoughts, whose tokens are counted; thinking: the
+    prompt ends behind the opening one. whole: nobody sees the text before all of it is there.
     """
 
     stop: tuple[str, ...] = ()
@@ -83,6 +83,7 @@ class OutputOptions(msgspec.Struct, frozen=True, array_like=True):
     thoughts: tuple[str, ...] = ()
     thinking: bool = False
     whole: bool = False
+    shown: tuple[str, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):

@@ -30,13 +30,13 @@ class Holdings:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            code = "not_found" if error.errno in (errno.ENOENT, errno.ENOTDIR) else "failed"
+            code = "not_found" if error.errno in (errno.ENOENT, errno.ENOTDIR) else "usage"
             raise VerbError(code, f"cannot read {path}: {error.strerror}.") from error
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             os.close(fd)
             what = "empty" if stat.S_ISREG(status.st_mode) else "not a regular file"
-            raise VerbError("failed", f"{path} is {what}.")
+            raise VerbError("usage", f"{path} is {what}.")
         held = self._file(fd, name)
         if self._leasing:
             self._lease(held.path)
@@ -82,7 +82,7 @@ class Holdings:
             raise VerbError("failed", f"cannot keep {name}: {error.strerror}.") from error
         if left or _stamp(fd) != source.stamp:
             self.drop(copied)
-            raise VerbError("failed", f"{name} has been written to while it was read.")
+            raise VerbError("usage", f"{name} has been written to while it was read.")
         os.utime(self._fds[copied.path], ns=(source.stamp[1], source.stamp[1]))
         return self.seal(copied)
 

@@ -195,7 +195,7 @@ class LlamaCalls(CallParser):
 class MistralCalls(CallParser):
     """Behind one token, as a JSON list; or each behind that token, its name before its arguments."""
 
-    OPEN, ARGS = "[TOOL_CALLS]", "[ARGS]"
+    OPEN, CALL_ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
     _HEADER = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\][^\[{]*)?(?:\[ARGS\])?\s*$")
 
     def _start(self) -> bool:

@@ -12,32 +12,38 @@ AUTO, NONE = "auto", "none"
 
 @dataclasses.dataclass(frozen=True)
 class ToolFormat:
-    """A format of calls. parser: reads it. signs: of which a template that uses it contains one. special: it
-    is written with special tokens, which must be shown. id_length: characters of a call's id that templates
-    insist on, 0 for any number."""
+    """A format of calls. parser: reads it. signs: of which a template that uses it contains one. tags: what
+    it is written with, shown even if special tokens are not. id_length: characters of a call's id that
+    templates insist on, 0 for any number."""
 
     name: str
     parser: type[CallParser]
     signs: tuple[str, ...]
-    special: bool = False
+    tags: tuple[str, ...]
     id_length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ThoughtFormat:
-    """A format of thoughts. tags: the opening and the closing one, by which a template is recognised too."""
+    """A format of thoughts. tags: the opening and the closing one, by which a template is recognised too, and
+    which are shown even if special tokens are not."""
 
     name: str
     tags: tuple[str, str]
-    special: bool = False
 
 
 TOOL_FORMATS = {
     each.name: each
     for each in (
-        ToolFormat("hermes", HermesCalls, ("<tool_call>",)),
-        ToolFormat("llama3", LlamaCalls, ("<|python_tag|>", '"parameters": dictionary'), special=True),
-        ToolFormat("mistral", MistralCalls, ("[TOOL_CALLS]",), special=True, id_length=9),
+        ToolFormat("hermes", HermesCalls, ("<tool_call>",), (HermesCalls.OPEN, HermesCalls.CLOSE)),
+        ToolFormat("llama3", LlamaCalls, ("<|python_tag|>", '"parameters": dictionary'), (LlamaCalls.TAG,)),
+        ToolFormat(
+            "mistral",
+            MistralCalls,
+            ("[TOOL_CALLS]",),
+            (MistralCalls.OPEN, MistralCalls.ARGS, MistralCalls.CALL_ID),
+            id_length=9,
+        ),
     )
 }
 """By name, as `--tool-parser` takes it."""
@@ -46,7 +52,7 @@ THOUGHT_FORMATS = {
     each.name: each
     for each in (
         ThoughtFormat("think", ("<think>", "</think>")),
-        ThoughtFormat("mistral", ("[THINK]", "[/THINK]"), special=True),
+        ThoughtFormat("mistral", ("[THINK]", "[/THINK]")),
     )
 }
 """By name, as `--reasoning-parser` takes it."""

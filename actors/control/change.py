@@ -34,6 +34,8 @@ PATIENCE = 600.0
 LABELS = 256
 """Versions whose names are remembered; of an answer that is older, the serial is told."""
 _LOOK = 0.02
+_HELD = (PauseMode.IN_PLACE, PauseMode.RETRACT)
+"""Pauses in which requests stay open and do not go on."""
 _PAUSES = {Mode.KEEP: PauseMode.RETRACT, Mode.WAIT: PauseMode.WAIT, Mode.ABORT: PauseMode.ABORT}
 
 
@@ -69,6 +71,12 @@ async def laid_over(root: Root, source: Source, request: Request, manner: Manner
 async def change(root: Root, wanted: Weights, manner: Manner, more: Send) -> Reply:
     """Serve `wanted`. VerbError: nothing has changed, or orders after the decision fail."""
     begun, paused, before = trio.current_time(), root.standing.paused, processes(root)
+    if manner.mode is Mode.WAIT and paused in _HELD:
+        raise VerbError(
+            "conflict",
+            f"generation is paused ({paused}), so that no request can end: resume it first, or choose another"
+            " mode, keep or abort.",
+        )
     try:
         order = Examine(wanted) if manner.dry_run else Stage(wanted)
         staged = await to_all(root, order, Staged, manner.seconds, more)

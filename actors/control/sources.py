@@ -114,9 +114,9 @@ def _names(place: pathlib.Path) -> tuple[str, ...]:
     if not found and not (place / INDEX).is_file():
         pickled = any(each.suffix in _PICKLES for each in place.iterdir())
         reason = ", and pickled weights can run code and are never loaded" if pickled else ""
-        raise VerbError("failed", f"{place} holds no {SINGLE} and no {INDEX}{reason}.")
+        raise VerbError("usage", f"{place} holds no {SINGLE} and no {INDEX}{reason}.")
     if len(found) > MOST_FILES:
-        raise VerbError("failed", f"{place} holds {len(found)} files, of at most {MOST_FILES}.")
+        raise VerbError("usage", f"{place} holds {len(found)} files, of at most {MOST_FILES}.")
     return found if found == (SINGLE,) else (INDEX, *found)
 
 
@@ -130,15 +130,15 @@ def _check_config(root: Root, place: pathlib.Path) -> None:
         with path.open("rb") as file:
             config = json.loads(file.read(MOST_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
-        raise VerbError("failed", f"cannot read {path}: {error}.") from error
+        raise VerbError("usage", f"cannot read {path}: {error}.") from error
     if not isinstance(config, dict):
-        raise VerbError("failed", f"{path} must hold a JSON object.")
+        raise VerbError("usage", f"{path} must hold a JSON object.")
     for key, sentence in (
         ("auto_map", "wants code of its own to be run, which is never done"),
         ("quantization_config", "holds quantised weights, which are not supported"),
     ):
         if config.get(key):
-            raise VerbError("failed", f"{place} {sentence} ({key} in its config.json).")
+            raise VerbError("usage", f"{place} {sentence} ({key} in its config.json).")
     found, architecture = config.get("architectures"), root.config.model.architecture
     if isinstance(found, list) and found and architecture not in found:
-        raise VerbError("failed", f"{place} is a {found[0]}, and what serves is a {architecture}.")
+        raise VerbError("usage", f"{place} is a {found[0]}, and what serves is a {architecture}.")

@@ -2,7 +2,7 @@
 
 A body is a JSON object, or nothing. The fields that a route names become the verb's; others are left out, as
 the tools that call these names send fields of several engines. The answer is the verb's, with
-`"success": true`; a refusal is an error document with the status that its kind has.
+`"success": true`; a refusal is an error document, with `"success": false` and the status that its kind has.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from protocols.config import Config
-from protocols.errors import UserError, VerbError
+from protocols.errors import ErrorBody, UserError, VerbError
 from protocols.openai import administration as bodies
 from protocols.openai.administration import AdminBody
-from protocols.openai.body import read_body
+from protocols.openai.body import detail, read_body
 from runtime import admin
 from runtime.exchange import Exchange
 
@@ -99,11 +99,17 @@ _DECODERS = {route.body: msgspec.json.Decoder(route.body) for route in ROUTES.va
 
 async def forward(config: Config, route: AdminRoute, exchange: Exchange) -> None:
     """Ask the supervisor and answer with what it says."""
+    exchange.document = refusal
     request = {**fields(route, await exchange.body()), "verb": route.verb}
     with _told_by_its_http_name(route.body):
         reply = await asked(config, request)
     told = reply[route.answer] if route.answer else {"success": True, **reply}
     await exchange.respond(200, msgspec.json.encode(told))
+
+
+def refusal(body: ErrorBody) -> bytes:
+    """The JSON of one: an error document, and what the tools look for that call these names."""
+    return msgspec.json.encode({"success": False, "message": body.message, "error": detail(body)})
 
 
 async def asked(config: Config, request: admin.Request) -> admin.Reply:

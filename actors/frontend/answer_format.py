@@ -31,13 +31,10 @@ class AnswerFormat:
         return AnswerParser(self.thoughts, self.tools, self.names)
 
     def adapted(self, output: OutputOptions) -> OutputOptions:
-        """What the tokenizer must do for it: show tags that are special tokens, count thoughts."""
-        special = any(each is not None and each.special for each in (self.thoughts, self.tools))
-        return msgspec.structs.replace(
-            output,
-            skip_special=output.skip_special and not special,
-            thoughts=self.thoughts.tags if self.thoughts is not None else (),
-        )
+        """What the tokenizer must do for it: show the tags, count thoughts."""
+        thoughts = self.thoughts.tags if self.thoughts is not None else ()
+        calls = self.tools.tags if self.tools is not None else ()
+        return msgspec.structs.replace(output, thoughts=thoughts, shown=(*thoughts, *calls))
 
     def call_id(self, key: str, index: int) -> str:
         """The id of call `index` of the answer that `key`, hexadecimal and random, stands for."""

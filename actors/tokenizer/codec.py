@@ -101,6 +101,11 @@ class Codec:
         return open_stream(self.pieces, prompt, skip_special=skip_special)
 
     @property
+    def special_texts(self) -> frozenset[str]:
+        """What the special tokens are called."""
+        return self.pieces.special_texts
+
+    @property
     def added(self) -> dict[str, int]:
         """Tokens beside the model's own, by their texts."""
         tokens = self._tokenizer.get_added_tokens_decoder()

@@ -139,7 +139,7 @@ class Pieces:
         self.shape = read_shape(tokenizer.decoder)
         added = tokenizer.get_added_tokens_decoder()
         self.special = frozenset(token for token, entry in added.items() if entry.special)
-        self._special_texts = frozenset(entry.content for entry in added.values() if entry.special)
+        self.special_texts = frozenset(entry.content for entry in added.values() if entry.special)
         self._tables = {
             (skip, first): Table(self, skip_special=skip, first=first)
             for skip in (False, True)
@@ -153,7 +153,7 @@ class Pieces:
     def compute(self, token: int, *, skip_special: bool, first: bool) -> Piece:
         """The piece of one token; see `Piece`."""
         text = self.tokenizer.id_to_token(token) if token >= 0 else None
-        if text is None or (skip_special and text in self._special_texts):
+        if text is None or (skip_special and text in self.special_texts):
             return b""
         if self.shape.joint is Joint.BYTES:
             return _whole(_level_bytes(text))

@@ -103,7 +103,8 @@ class ChoiceStream:
         if options.thoughts:
             opening, closing = options.thoughts
             self._thoughts = Thoughts((opening, closing), thinking=options.thinking)
-        self._text = codec.stream(ids, skip_special=options.skip_special)
+        skip = options.skip_special and codec.special_texts.isdisjoint(options.shown)
+        self._text = codec.stream(ids, skip_special=skip)
         self._matcher = StopMatcher(options.stop, include=options.include_stop) if options.stop else None
 
     def readers(self) -> set[int]:

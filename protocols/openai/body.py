@@ -38,10 +38,14 @@ class ErrorDocument(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+def detail(body: ErrorBody) -> ErrorDetail:
+    """What a refusal says."""
+    return ErrorDetail(body.message, body.type, body.param, body.code)
+
+
 def error_document(body: ErrorBody) -> bytes:
     """The JSON of a refusal."""
-    detail = ErrorDetail(body.message, body.type, body.param, body.code)
-    return msgspec.json.encode(ErrorDocument(detail))
+    return msgspec.json.encode(ErrorDocument(detail(body)))
 
 
 def read_body(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:

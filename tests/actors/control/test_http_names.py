@@ -268,6 +268,7 @@ def test_at_the_wrong_one(company: Company, folder: pathlib.Path, path: str) -> 
     refused.after(company, folder)
     assert status == refused.status, document
     assert document["error"]["type"] == "invalid_request_error" and document["error"]["message"].endswith(".")
+    assert document["success"] is False and document["message"] == document["error"]["message"]
 
 
 @pytest.mark.parametrize("path", [path for path, route in ROUTES.items() if "POST" in route.methods])

@@ -143,9 +143,26 @@ def test_refusals_of_actorctl(company: Company, tmp_path: pathlib.Path) -> None:
     code, sentence = _code(company, "update", str(tmp_path / "x.bin"))
     assert code == 2 and "can run code" in sentence
     code, sentence = _code(company, "update", str(tmp_path))
-    assert code == 1 and "no model.safetensors" in sentence and "can run code" in sentence
+    assert code == 2 and "no model.safetensors" in sentence and "can run code" in sentence
+    status, document = admin_http(company, "/update_weights_from_disk", {"model_path": str(tmp_path)})
+    assert (status, document["success"]) == (400, False) and "no model.safetensors" in document["message"]
     with pytest.raises(VerbError, match="no tensor 'nothing'"):
         ask(company, "weights.get", name="nothing")
+    assert _info(company) == before
+
+
+@pytest.mark.parametrize("pause", ["in_place", "retract"])
+def test_nobody_waits_for_requests_that_are_held(
+    company: Company, checkpoint: pathlib.Path, pause: str
+) -> None:
+    before = _info(company)
+    ask(company, "engine.pause", mode=pause)
+    try:
+        with pytest.raises(VerbError, match="no request can end") as refusal:
+            ask(company, "weights.update", source=str(checkpoint), mode="wait")
+        assert refusal.value.code == "conflict" and company.status()["standing"]["paused"] == pause
+    finally:
+        ask(company, "engine.resume")
     assert _info(company) == before
 
 

@@ -257,3 +257,14 @@ def test_the_text_does_not_depend_on_how_tokens_are_cut_into_rows(kind: str, dat
         client.take(row)
     assert (client.text, client.tokens) == (text, count)
     assert (client.finish, client.stop) == ((Finish.STOP, hit) if hit else (Finish.LENGTH, None))
+
+
+@pytest.mark.parametrize(("shown", "text"), [((), "a b"), (("<x>", builders.EOS), f"a{builders.EOS} b")])
+def test_tags_that_are_special_tokens_are_shown_where_somebody_looks_for_them(
+    shown: tuple[str, ...], text: str
+) -> None:
+    """As the end of a thought that a tokenizer calls special."""
+    stream = stream_of(shown=shown)
+    end = codec_of("byte_level").pieces.tokenizer.token_to_id(builders.EOS)
+    rows = [stream.take(row) for row in rows_of([*ids_of("a"), end, *ids_of(" b")])]
+    assert "".join(row.text for row in rows if row is not None) == text
