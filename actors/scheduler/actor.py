@@ -1,9 +1,9 @@
 """The scheduler actor: moves mail between the rings, the ledger, the board and the core, and decides nothing.
 
-After a death, whichever incarnation this is: the ledger tells which choices of this replica are open and
-how far they came, the executor's row on the board tells its sizes, and the first plan carries a new epoch, at
-which the executor forgets everything. What was finished but perhaps never told is told again; rows
-carry positions, so hearing it twice does no harm.
+After a death, whichever incarnation this is: the ledger tells which choices of this replica are open and how
+far they came, the executor's row on the board tells its sizes, and the first plan carries a new epoch, at
+which the executor forgets everything. Endings that may never have been sent are sent again; rows carry
+positions, so receiving one twice does no harm.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from runtime.failpoints import reach
 accepts = SchedulerMail
 
 TELL_EVERY = 10_000
-"""Guessed tokens from one log line about them to the next."""
+"""Guessed tokens between two log lines about them."""
 
 _LAST_DISPATCH = Column.LAST_DISPATCH
 _SHOWN = (
@@ -80,7 +80,7 @@ _SHOWN = (
     Column.ACCEPTED_TOTAL,
     Column.PAGES_AVAILABLE,
 )
-"""Where the fields of a Load go, in their order, but for the last one."""
+"""The board's columns for the fields of a Load, in their order; its last field has none."""
 
 
 async def run(context: Context[SchedulerMail]) -> None:
@@ -130,7 +130,8 @@ class Scheduler:
             self.turn([mail.message for mail in mails if self._records.is_news(mail.message)])
 
     def turn(self, mail: Sequence[Mail]) -> None:
-        """One turn, and more while carrying it out brings news (a request that has gone)."""
+        """One turn of the core, and another one while carrying out its commands brings news (that a request
+        is gone)."""
         while True:
             start = time.monotonic_ns()
             for message in mail:
@@ -144,7 +145,7 @@ class Scheduler:
         self._turned.unpark_all()
 
     async def obey(self, order: Order) -> Answer:
-        """Carry out an order of the supervisor's: it is mail for the core like any other."""
+        """Carry out an order of the supervisor's, which is mail for the core like any other."""
         vitals = self._context.vitals
         match order:
             case Pause(mode):
@@ -187,7 +188,7 @@ class Scheduler:
                 raise VerbError("failed", "this is no order for a scheduler.")
 
     def _check_idle(self, tags: Sequence[Memory]) -> None:
-        """Raises VerbError where memory is in use."""
+        """Raises VerbError while anybody runs, whose memory would be given back."""
         running = self._core.running
         if running and (Memory.KV_CACHE in tags or self._core.flying):
             raise VerbError(
@@ -216,7 +217,7 @@ class Scheduler:
         return mail
 
     def _carry_out(self, commands: Iterable[Command]) -> list[int]:
-        """Do it; returns the ids of requests that turned out to be gone."""
+        """Carry out commands; returns the ids of requests that turned out to be gone."""
         gone: list[int] = []
         for command in commands:
             match command:
@@ -251,13 +252,14 @@ class Scheduler:
         )
 
     def _send_rows(self, origin: int, rows: Sequence[TokenRow]) -> None:
-        """In messages of an eighth of a ring at most: each fits, and some wait together."""
+        """Send rows in messages of an eighth of a ring at most, so that each fits and several can wait in the
+        ring."""
         for portion in portions(rows, self._context.config.ring_bytes // 8):
             self.post.send(f"tokenizer.{origin}", Tokens(portion))
 
     def _show(self, load: Load) -> None:
-        """TOKENS_HELD goes before LAST_DISPATCH: a balancer that reads in between counts a request twice
-        for a moment, and never not at all."""
+        """Show the load on the board. TOKENS_HELD is written before LAST_DISPATCH: a balancer that reads in
+        between counts a request twice for a moment, but never misses it."""
         vitals = self._context.vitals
         for column, value in zip(_SHOWN, load, strict=False):
             vitals[column] = value

@@ -14,11 +14,13 @@ from collections.abc import Iterable
 from protocols.adapters import Adapter
 
 OVERTAKING = 64
-"""Who came so many arrivals after a sequence that waits for a slot does not overtake it."""
+"""A sequence may overtake one that waits for a slot only if fewer than this many arrivals lie between
+them."""
 
 
 class AdapterSlots:
-    """`slots` places, and the sequences that use them. adapters: those that are loaded."""
+    """The adapter slots of an executor, `slots` of them, and the sequences that use them. adapters: those
+    that are loaded."""
 
     def __init__(self, slots: int, adapters: Iterable[Adapter] = ()) -> None:
         self._slots = slots
@@ -26,12 +28,12 @@ class AdapterSlots:
         self.set(adapters)
 
     def set(self, adapters: Iterable[Adapter]) -> None:
-        """From now on these are loaded."""
+        """Replace the list of loaded adapters."""
         self._loaded = {adapter.id for adapter in adapters}
         self._pinned = {adapter.id for adapter in adapters if adapter.pinned}
 
     def knows(self, id: int) -> bool:
-        """Whether it is loaded, or no adapter."""
+        """Whether adapter `id` is loaded; always for 0, no adapter."""
         return not id or id in self._loaded
 
     def fits(self, id: int) -> bool:
@@ -41,17 +43,17 @@ class AdapterSlots:
         return len(self._users.keys() | self._pinned) < self._slots
 
     def take(self, id: int) -> None:
-        """A sequence through it is opened."""
+        """A sequence through the adapter was opened."""
         if id:
             self._users[id] += 1
 
     def give(self, id: int) -> None:
-        """Such a sequence is closed."""
+        """A sequence through the adapter was closed."""
         if id:
             self._users[id] -= 1
             if not self._users[id]:
                 del self._users[id]
 
     def forget(self) -> None:
-        """No sequence is open."""
+        """All sequences were closed."""
         self._users.clear()

@@ -1,4 +1,5 @@
-"""What goes into the next step: decodes, chunks of prefill, admissions; and who gives way when pages run out.
+"""What goes into the next step: decodes, chunks of prefill, admissions; and which sequences are retracted
+when pages run out.
 
 A plan holds `chunk_size` tokens at most. Decodes come first, so that a long prompt never stalls a stream,
 and with them what they may guess; what they leave goes to prefill, in order of admission. Prefill cannot
@@ -104,7 +105,7 @@ class Batcher:
         return plan, Flight(step, draft.rows, draft.decoding, tuple(draft.fills), draft.rounds)
 
     def add_decodes(self, draft: Draft) -> None:
-        """A row for every decoding sequence that has, or gets, a page for its next position."""
+        """Add a row for every decoding sequence that has, or can be given, a page for its next position."""
         running = self.running
         rows = running.decoding.copy()
         short = np.flatnonzero(rows & (running.planned == running.capacity))
@@ -133,7 +134,7 @@ class Batcher:
             self._chunk(sequence, draft)
 
     def admit(self, draft: Draft) -> None:
-        """Begin with waiting sequences while budget, slots and (by estimate) pages last."""
+        """Admit waiting sequences while budget, slots and (by estimate) pages last."""
         if draft.budget <= 0 or not len(self.queue) or not self.running.room:
             return
         if not len(self.running):
@@ -158,7 +159,7 @@ class Batcher:
             self._open(sequence, draft)
 
     def retract_all(self) -> None:
-        """Everybody who runs waits again."""
+        """Retract every running sequence."""
         for sequence in self.running.runners():
             sequence.retracted = True
             self.running.leave(sequence, Stage.RETRACTED)
@@ -267,7 +268,8 @@ class Batcher:
         return self._ratio.value * (self.running.expected() + own) / self.cache.page_size
 
     def _grow(self, short: list[int], rows: Mask, draft: Draft) -> None:
-        """A page each for the sequences on the slots `short`; who gets none has no row in this draft."""
+        """Give a page to each of the sequences on the slots `short`; one that gets none has no row in this
+        draft."""
         wanting = [self.running[slot] for slot in short]
         if len(wanting) > self.cache.available:
             self._make_room(wanting)
@@ -300,7 +302,7 @@ class Batcher:
 
 
 def _of_the_output(sampling: SamplingParams) -> SamplingParams:
-    """Without what is told of the prompt: it has been."""
+    """`sampling` without the outputs about the prompt, which have been sent already."""
     if sampling.prompt_logprobs is None:
         return sampling
     return msgspec.structs.replace(sampling, prompt_logprobs=None)

@@ -94,7 +94,7 @@ class KvCache:
         return True
 
     def take(self, count: int) -> list[int]:
-        """Pages for sequences; the caller has looked that as many are available."""
+        """Take `count` pages for sequences; the caller has made sure that as many are available."""
         short = count - len(self._pool)
         if short > 0:
             self._pool.give(self._tree.evict(max(short, EVICT_PAGES)))

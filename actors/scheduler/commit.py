@@ -1,4 +1,4 @@
-"""What a step's tokens do to their sequences: a row for each that still wants one."""
+"""What a step's tokens do to their sequences: each that still wants tokens gets a row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from protocols.request import Finish
 
 
 class Committer:
-    """weights: serial of those that serve. generated: tokens committed so far."""
+    """Commits the tokens of landed steps. weights: serial of those that serve. generated: tokens committed so
+    far."""
 
     def __init__(self, requests: Requests, role: Role, weights: int) -> None:
         self.weights = weights
@@ -26,13 +27,14 @@ class Committer:
         self._notes: list[Command] = []
 
     def take_notes(self) -> list[Command]:
-        """Which weights made what since the last call: before the rows that they speak of."""
+        """Notes of which weights made which choice, since the last call; to be carried out before the rows of
+        these choices."""
         notes, self._notes = self._notes, []
         return notes
 
     def commit(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
-        """One token at most for each of `slots`. The hot loop: once a token, nearly all of which come to a
-        sequence that has some and goes on."""
+        """Commit a step with at most one token for each of `slots`. This is the hot loop, which runs once for
+        every token; nearly all go to a sequence that has tokens already and continues."""
         tokens = np.frombuffer(done.tokens, "<i4").tolist()
         logprobs = dict(done.logprobs)
         commit, rows = self._role.commit, self._requests.rows
@@ -71,7 +73,8 @@ class Committer:
         self._count(committed)
 
     def commit_runs(self, done: StepDone, slots: list[int], by_slot: list[Sequence | None]) -> None:
-        """The same where a slot may have several tokens: a row for each sequence, with all that it wants."""
+        """The same where a slot may have several tokens: one row for each sequence, with as many of them as
+        it wants."""
         tokens, logprobs = np.frombuffer(done.tokens, "<i4").tolist(), dict(done.logprobs)
         rows, plain = self._requests.rows, self._role.goes_on and not logprobs
         runs: defaultdict[int, list[int]] = defaultdict(list)
@@ -118,7 +121,7 @@ class Committer:
         self.generated += committed
 
     def _note(self, sequence: Sequence) -> None:
-        """The present weights have made their first token of `sequence`."""
+        """The weights that serve have made their first token of `sequence`."""
         sequence.serial = self.weights
         sequence.made = sequence.made.also(self.weights)
         self._notes.append(Note(sequence.rid, sequence.made))

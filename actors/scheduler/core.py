@@ -1,21 +1,21 @@
 """The scheduler's core: mail in, commands out; no I/O, no clock, no torch.
 
-The life of a request here: Submit -> waiting -> admitted to a slot, its prompt planned in chunks -> decoded
-step by step -> its tokens come back in StepDone, are committed and sent on -> it finishes, its last
-flight lands, its pages go to the radix tree or become free. One turn of the loop:
+The life of a request here: it arrives as Submit and waits; it is admitted to a slot and its prompt is planned
+in chunks; it is decoded step by step, and its tokens come back in StepDone, are committed and sent on; it
+finishes, its last flight lands, and its pages go to the radix tree or become free. One turn of the loop:
 
     mail ──► absorb: new requests, aborts, what came back ──► Emit, Settle
                                 │
              fill the pipeline while flights < depth      ──► Launch
 
-`depth` is the number of plans in the air: 1 waits for every result, 2 plans step N + 1 while the
-executor runs N, pipelines take more. Plans name slots, not tokens, so this needs no guessing: who ends
-by `max_tokens` is known in advance, who ends by a stop token costs `depth - 1` wasted rows. Only how many
-of the executor's guesses were right comes as news (`speculation`): a decode lands with one token or several.
+`depth` is the number of plans in flight: 1 waits for every result, 2 plans step N + 1 while the executor runs
+N, a pipeline would take more. This is possible because plans name slots, not tokens. Which sequences end by
+`max_tokens` is known in advance; one that ends by a stop token costs `depth - 1` wasted rows. With
+speculation a decode lands with one token or several, which is known only then.
 
-When the executor is new (ExecutorReady), everything on it is lost: a new epoch begins, whoever
-ran waits in front again, and its prompt and committed tokens are prefilled. Because sampling depends
-on nothing but request and position, the tokens go on as if nothing had happened.
+A new executor (ExecutorReady) has lost everything: a new epoch begins, the running sequences go back to the
+front of the queue, and their prompts and committed tokens are prefilled again. Because sampling depends on
+nothing but request and position, the tokens continue as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Core:
 
     @property
     def flying(self) -> int:
-        """Plans in the air."""
+        """Plans in flight."""
         return len(self._flights)
 
     @property
@@ -164,7 +164,8 @@ class Core:
     # --- orders
 
     def _release(self, tags: Items[Memory]) -> None:
-        """Memory that steps need is given back; with the pages goes what is cached in them."""
+        """Launch no steps: memory that they need is given back. With the pages goes what is cached in
+        them."""
         self._pace.released = True
         if Memory.KV_CACHE in tags and self.batcher is not None:
             assert not self.running, "a sequence would lose its KV"
@@ -185,7 +186,7 @@ class Core:
             self.batcher.speculation = self._speculation
 
     def _renew(self, serial: int) -> None:
-        """Other weights serve: no KV of those before is of any use."""
+        """Other weights serve: drop all KV, which belongs to the old ones."""
         self._committer.weights = serial
         if self.batcher is not None:
             self.batcher.retract_all()
@@ -202,7 +203,7 @@ class Core:
     # --- the executor
 
     def _launch(self) -> Launch | None:
-        """The next plan, or None when nobody can do anything."""
+        """The next plan, or None when there is nothing to compute."""
         batcher = self.batcher
         if batcher is None or self._pace.stands:
             return None
@@ -218,7 +219,7 @@ class Core:
         return Launch(plan)
 
     def _land(self, done: StepDone) -> None:
-        """What came back, if it is what is in the air: of another epoch it is the past."""
+        """Take in the result of the oldest flight; one of an earlier epoch is ignored."""
         if done.epoch != self.epoch or not self._flights or self._flights[0].step != done.step:
             return
         assert self.batcher is not None
@@ -242,7 +243,8 @@ class Core:
         self._tally.landed(done)
 
     def _reset(self, ready: ExecutorReady) -> None:
-        """A new executor, with nothing on it; news of one that is known already changes nothing."""
+        """Begin a new epoch on a new executor, which holds nothing. Hearing again of the same one changes
+        nothing."""
         if ready.incarnation == self._executor:
             return
         guilty = ready.incarnation - self._executor > ready.excused - self._excused
@@ -268,8 +270,8 @@ class Core:
         self._requests.serve_on(self.batcher.running)
 
     def _recall(self, batcher: Batcher, guilty: bool) -> None:
-        """Everybody on a slot waits in front again; who kills executors one after another ends. guilty:
-        whether a request may have been the cause."""
+        """Put the sequences on slots back to the front of the queue; fail those that were in flight at too
+        many deaths. guilty: whether a request may have caused this one."""
         for sequence in list(batcher.running.sequences()):
             sequence.deaths += guilty and batcher.running.in_the_air(sequence)
             sequence.node, sequence.shared, sequence.pages = None, 0, []

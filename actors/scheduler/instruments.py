@@ -63,7 +63,7 @@ class _Flight(NamedTuple):
 
 
 class Instruments:
-    """Of one scheduler."""
+    """The measurements of one scheduler."""
 
     def __init__(self, box: BlackBox) -> None:
         self._box = box
@@ -77,7 +77,7 @@ class Instruments:
             box.name(place, ())
 
     def heard(self, message: Mail) -> None:
-        """The core is about to be told this."""
+        """`message` is about to go to the core."""
         match message:
             case StepDone():
                 self._landed(message)
@@ -95,7 +95,7 @@ class Instruments:
             self._put(request, Named.WAITING)
 
     def ended(self, rid: int) -> None:
-        """It takes no more part in any step."""
+        """A choice takes no more part in any step."""
         request = self._requests.pop(rid, None)
         if request is None:
             return
@@ -111,7 +111,7 @@ class Instruments:
                 self.ended(row.rid)
 
     def launched(self, plan: Plan) -> Plan:
-        """A step leaves; the plan as it is to be sent."""
+        """A step leaves; returns the plan as it is to be sent."""
         now = time.monotonic_ns()
         if plan.epoch != self._epoch:
             self._epoch = plan.epoch
@@ -171,7 +171,7 @@ class Instruments:
             self._box.observe(QUEUE, now - request.waits)
 
     def _leave(self, slots: Sequence[int], now: int) -> None:
-        """Whoever had these slots has ended, or waits again."""
+        """The sequences on these slots have ended, or wait again."""
         for slot in slots:
             request = self._slots.pop(slot, None)
             if request is not None:
@@ -180,7 +180,7 @@ class Instruments:
                     self._put(request, Named.WAITING)
 
     def _put(self, request: _Request, place: Named | None) -> None:
-        """Count it where it is now among those who go through its adapter, and show who is where."""
+        """Count a request as waiting or running among those of its adapter, and show these numbers."""
         before, request.place = request.place, place
         if not request.adapter or before is place:
             return

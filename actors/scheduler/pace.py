@@ -7,7 +7,8 @@ from protocols.standing import PauseMode
 
 
 class Pace:
-    """Runs freely, or is paused in a mode; and stands while memory is released that steps need."""
+    """Generation runs, or is paused in a mode; it also stands still while memory that steps need is
+    released."""
 
     def __init__(self, mode: PauseMode | None = None, *, released: bool = False) -> None:
         self.mode = mode

@@ -17,7 +17,7 @@ class PagePool:
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """`count` pages; the caller has looked that there are as many."""
+        """`count` pages; the caller has made sure that there are as many."""
         assert 0 <= count <= len(self._free), "more pages taken than free"
         if count == 0:
             return []
@@ -26,7 +26,7 @@ class PagePool:
         return taken
 
     def give(self, pages: Sequence[int]) -> None:
-        """Pages come back. That none comes back twice is for `check` to find, not for each call."""
+        """Take pages back. That none comes back twice is verified by `check`, not in each call."""
         self._free.extend(pages)
 
     def free(self) -> frozenset[int]:

@@ -1,8 +1,8 @@
 """The ledger as one replica's scheduler reads and writes it: which choices are open, and what came of them.
 
-Everything that came of a choice is written here before anybody hears of it, so that the next incarnation
-finds all that may have been told. A request that is gone (its slot was freed meanwhile) is nothing to
-complain of: it is left out, and whoever asked is told that it has gone.
+Every result is written here before anybody hears of it, so that the next incarnation finds everything that
+may have been sent. That a request is gone (its slot was freed meanwhile) is no error: it is left out, and the
+caller is told.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _LEDGER_FULL = overloaded("The server has no memory left for this answer.").body
 
 
 class Records:
-    """Of the choices that were sent to this replica. requests: as their tokenizers recorded them."""
+    """The ledger's slots of the choices that were sent to this replica. requests: as their tokenizers
+    recorded them."""
 
     def __init__(self, context: Context[SchedulerMail], instruments: Instruments) -> None:
         self._config = context.config
@@ -60,7 +61,8 @@ class Records:
         return sorted(resumes, key=lambda resume: resume.submit.arrived_ns), endings
 
     def is_news(self, message: SchedulerMail) -> bool:
-        """Not a Submit that an earlier incarnation, or its sender's, has brought to its end already."""
+        """Whether to take a message in: not a Submit whose choice has ended already, under an earlier
+        incarnation of this actor or of its sender."""
         if not isinstance(message, Submit):
             return True
         try:
@@ -69,7 +71,7 @@ class Records:
             return False
 
     def _stored(self, rid: int) -> Submit | None:
-        """The request as this replica was sent it, None when it was not."""
+        """The request as this replica was sent it; None where it was sent to another one."""
         number = 0
         if self._config.dp > 1:
             replica, number = self._ledger.assignment(rid) or (-1, 0)
@@ -81,7 +83,7 @@ class Records:
     # --- what is written there
 
     def note(self, rid: int, made: Made) -> None:
-        """Which weights made a choice so far."""
+        """Write down which weights made a choice so far."""
         with contextlib.suppress(StaleRequest):
             self._ledger.note_weights(rid, made)
 
@@ -123,7 +125,7 @@ class Records:
         return row
 
     def settle(self, rid: int, finish: Finish) -> None:
-        """A choice has ended without another token, if nothing else has ended it."""
+        """Write down that a choice has ended without another token, unless it has ended already."""
         with contextlib.suppress(StaleRequest):
             if self._ledger.finish(rid) is _NONE:
                 self._ledger.commit(rid, (), finish=finish)

@@ -1,4 +1,4 @@
-"""Every request that is open, from its submission to its last row; and what is to be told of them.
+"""Every open request, from its submission to its last row, and the rows that are to be sent.
 
 A sequence waits in the queue or runs on a slot. Whatever ends it (a token, an abort, an order, an error)
 passes `end`, once; what it holds then comes back when its flights have landed.
@@ -50,8 +50,8 @@ class Requests:
         return sum(sequence.adapter == adapter for sequence in self._live.values())
 
     def take_commands(self) -> list[Command]:
-        """What is to be told since the last call; rows come before Settle, as a settled choice takes no more
-        of them."""
+        """The commands since the last call; rows come before Settle, as a settled choice takes no more of
+        them."""
         commands: list[Command] = [Emit(origin, tuple(rows)) for origin, rows in self.rows.items()]
         commands += self._settled
         self._settled.clear()
@@ -59,7 +59,8 @@ class Requests:
         return commands
 
     def submit(self, submit: Submit) -> None:
-        """A new request; one that is known changes nothing, one that was aborted before it came ends."""
+        """Queue a new request. One that is known changes nothing; one that was aborted before it came ends at
+        once."""
         self.last_dispatch = max(self.last_dispatch, submit.dispatch)
         if submit.rid in self._live:
             return
@@ -69,25 +70,25 @@ class Requests:
         self._accept(Sequence(submit, self.count))
 
     def resume(self, submit: Submit, committed: tuple[int, ...], made: Made) -> None:
-        """One that was found open in the ledger."""
+        """Queue a request that was found open in the ledger."""
         self.last_dispatch = max(self.last_dispatch, submit.dispatch)
         self._accept(Sequence(submit, self.count, committed, made))
 
     def serve_on(self, running: Running) -> None:
-        """There is an executor."""
+        """A new executor is there, with these slots."""
         self.running = running
         for sequence in self.queue.all():
             self._fit(sequence, running.cache.capacity)
 
     def adapt(self, adapters: Items[Adapter]) -> None:
-        """These adapters are loaded; who goes through another one ends."""
+        """Replace the list of loaded adapters; requests that go through any other end."""
         self._adapters.set(adapters)
         for sequence in list(self._live.values()):
             if not self._adapters.knows(sequence.adapter):
                 self.fail(sequence, UNLOADED)
 
     def stop(self, rid: int, finish: Finish) -> None:
-        """Somebody else has ended it: nothing is told."""
+        """End a request that somebody else has ended: nobody needs to be told."""
         if finish is Finish.ABORT:
             self._aborted.add(rid)
         sequence = self._live.get(rid)

@@ -1,4 +1,4 @@
-"""The running sequences: slots, how far each is planned, and what is in the air.
+"""The running sequences: their slots, how far each is planned, and the plans in flight.
 
 What the hot path needs of every sequence in every step lies in NumPy arrays by slot, so that a pure
 decode step costs a few array operations and touches only sequences to which something happens. Positions:
@@ -10,8 +10,8 @@ decode step costs a few array operations and touches only sequences to which som
          │         KV of positions below is computed
          found in the prefix cache
 
-How far a decode gets is certain but for the guesses that it may verify (`speculation`): `planned` counts none
-of them before they have landed, so it is where the next row begins, or before that.
+Only with guesses to verify (`speculation`) is it uncertain how far a decode gets. `planned` counts none of
+them before they have landed: it is where the next row begins, or before that.
 
 A slot and its pages are given back in one place, `_vacate`, when the last flight over the slot has landed.
 """
@@ -152,7 +152,7 @@ class Running:
         return True
 
     def grow_each(self, sequences: Items[Sequence]) -> list[PageGrant]:
-        """A page more for each of `sequences`; the caller has looked that there are as many."""
+        """One more page for each of `sequences`; the caller has made sure that there are as many."""
         grants = []
         for sequence, page in zip(sequences, self.cache.take(len(sequences)), strict=True):
             pages = sequence.pages
@@ -162,7 +162,8 @@ class Running:
         return grants
 
     def decode(self, rows: Mask, rounds: int) -> None:
-        """So many decodes of each slot in `rows` are planned; who reached its limit is not planned again."""
+        """So many decodes of each slot in `rows` are planned; a sequence that reached its limit is not
+        planned again."""
         self.planned += rounds * rows
         for slot in np.flatnonzero(rows & (self.planned == self.limit)).tolist():
             self[slot].move(Stage.LAST)
@@ -181,7 +182,8 @@ class Running:
         np.maximum(self.planned, self.landed, out=self.planned)
 
     def settle(self, flight: Flight) -> None:
-        """After the tokens of `flight`: share the pages that it filled, let go who waited for it."""
+        """After the tokens of `flight` were taken in: share the pages that it filled, and let go of the
+        sequences that waited for it."""
         for sequence, end in flight.fills:
             if sequence.stage in RUNS or sequence.stage is Stage.LAST:
                 self.cache.publish(sequence, end)

@@ -140,7 +140,7 @@ class Sequence:
         self.shared = 0
 
     def move(self, stage: Stage) -> None:
-        """Go on to `stage`."""
+        """Move to `stage`."""
         assert stage in TRANSITIONS[self.stage], f"{self.stage} may not become {stage}"
         self.stage = stage
 
@@ -165,16 +165,16 @@ class Sequence:
         return int.from_bytes(self.prompt[4 * end : 4 * end + 4], "little")
 
     def note(self, prompt_output: PromptOutput) -> None:
-        """A chunk has told its part."""
+        """Take in what a chunk told of the prompt."""
         self.prompt_logprobs += prompt_output.logprobs
         self.pooled = prompt_output.pooled
 
     def prompt_output(self) -> PromptOutput | None:
-        """What was read, for the first row; None where nothing is to be told."""
+        """What was told of the prompt, for the first row; None where nothing is wanted."""
         asked = self.sampling.prompt_logprobs is not None or self.sampling.pool is not Pool.NONE
         return PromptOutput(tuple(self.prompt_logprobs), self.pooled) if asked and not self.output else None
 
     @property
     def suspect(self) -> bool:
-        """Whether it was there so often when the executor died that it must run alone."""
+        """Whether it was in flight at so many deaths of the executor that it must run alone."""
         return self.deaths >= DEATHS_ALONE

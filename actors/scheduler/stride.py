@@ -15,10 +15,10 @@ MOST = 16
 """Rounds of a plan at most."""
 
 WHOLE = 4
-"""How much longer the results of answers that nobody watches may wait, and at most those of a crowd."""
+"""How many times as long results may wait where no answer is streamed, and at most where many are."""
 
 CROWD = 16
-"""Answers that are watched at once beyond which results may wait longer, in proportion."""
+"""Streamed answers beyond which results may wait longer, in proportion."""
 
 
 class Stride:
@@ -30,12 +30,12 @@ class Stride:
         self._rows = 1 << 20
 
     def took(self, elapsed_us: int, rounds: int, rows: int) -> None:
-        """So many rounds of nothing but the decodes of so many rows took so long."""
+        """A flight with nothing but decodes took so long, for so many rounds of so many rows."""
         self._step_us = (self._expected_us(rows) + elapsed_us // rounds) // 2
         self._rows = max(1, rows)
 
     def rounds(self, rows: int, *, watched: bool) -> int:
-        """How many may run in a row. watched: somebody sees each token come."""
+        """How many steps may run in a row. watched: whether any of the answers is streamed."""
         crowd = min(WHOLE * CROWD, max(CROWD, rows)) if watched else WHOLE * CROWD
         return max(1, min(MOST, self._burst_us * crowd // (CROWD * max(1, self._expected_us(rows)))))
 

@@ -26,7 +26,7 @@ class Tally:
         self._step_us += done.elapsed_us
 
     def retire(self, batcher: Batcher) -> None:
-        """A batcher goes with its executor; what it counted stays."""
+        """Add what a batcher counted, whose executor is gone."""
         self._past = self._totals(batcher)
 
     def load(self, requests: Requests, generated: int, batcher: Batcher | None) -> Load:
