@@ -10,6 +10,12 @@
 // As gpu/cpu/library.py names them.
 enum Work { OTHER, EMBED, NORM, QKV, TURN, ATTEND, OUTPUT, GATE_UP, DOWN, HEAD, LIKELIEST, SHRINK, WORKS };
 
+inline i64 nanoseconds() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
 class Meter {
   public:
     struct Spent {
@@ -22,10 +28,7 @@ class Meter {
     std::vector<Spent> spent;  // [threads][WORKS]
 
     i64 now() const {
-        if (!on) return 0;
-        timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return t.tv_sec * 1000000000LL + t.tv_nsec;
+        return on ? nanoseconds() : 0;
     }
 
     void add(int thread, Work work, i64 begun, i64 worked) {

@@ -10,6 +10,7 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -28,7 +29,7 @@ class Team {
     // One thread's way through a run. All threads come to the same phases, in the same order.
     class Member {
       public:
-        Member(Team& team, int thread, u32 phase) : thread(thread), team_(team), phase_(phase) {}
+        Member(Team& team, int thread, u32 phase) : thread(thread), team_(team), phase_(phase), since_(nanoseconds()) {}
 
         const int thread;
         int size() const { return team_.size_; }
@@ -37,6 +38,7 @@ class Team {
         template <class Task>
         void share(Work work, i64 count, i64 grain, Task task) {
             if (count <= 0) return;
+            give_way();
             const u32 phase = phase_++;
             const i64 begun = team_.meter.now();
             for (i64 first; (first = team_.take(phase, count, grain)) < count;) {
@@ -54,6 +56,7 @@ class Team {
         template <class Task>
         void line_up(Work work, i64 count, i64 grain, bool ahead, Task task) {
             if (count <= 0) return;
+            give_way();
             const u32 phase = phase_++;
             const i64 begun = team_.meter.now();
             for (i64 first = team_.take(phase, count, grain), next; first < count; first = next) {
@@ -69,8 +72,18 @@ class Team {
         }
 
       private:
+        // Whoever waits for this core gets it now and then between two phases: the system would give it to him amid a task,
+        // which all others wait for.
+        void give_way() {
+            const i64 now = nanoseconds();
+            if (now - since_ < STINT) return;
+            since_ = now;
+            sched_yield();
+        }
+
         Team& team_;
         u32 phase_;
+        i64 since_;
     };
 
     explicit Team(int size) : meter(size), size_(size) {
@@ -123,6 +136,7 @@ class Team {
         }
     };
 
+    static constexpr i64 STINT = 500'000;  // nanoseconds
     static constexpr int SPINS = 1000;  // 20 to 50 microseconds
 
     template <class Condition>
