@@ -69,9 +69,9 @@ async def sleep(root: Root, request: Request, more: Send) -> Reply:
 
 
 async def wake(root: Root, request: Request, more: Send) -> Reply:
-    """Take the memory again and generate."""
+    """Take the memory again, all or some of it, and generate once none is missing."""
     restored = await restore(root, request, more)
-    if root.standing.paused is not None:
+    if root.standing.paused is not None and not root.standing.released:
         await pace.resume(root, request, more)
     return restored
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from protocols.config import Config
 from protocols.errors import ErrorBody, UserError, VerbError
 from protocols.openai import administration as bodies
-from protocols.openai.administration import AdminBody
+from protocols.openai.administration import AdminBody, Carried, Sleeping
 from protocols.openai.body import detail, read_body
 from runtime import admin
 from runtime.exchange import Exchange
@@ -32,14 +33,25 @@ KEYS = "/admin/keys"
 @dataclasses.dataclass(frozen=True)
 class AdminRoute:
     """A verb, what it does, and what its body may hold. refused: fields that must not be there, and why.
-    answer: the one field of the reply that is told."""
+    query: fields that are lists of words, and may stand in the address instead. told: what is told of the
+    reply, and answer its type, where that is not all of it."""
 
     verb: str
     summary: str
     body: type[AdminBody] = AdminBody
     methods: tuple[str, ...] = ("POST",)
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    answer: str = ""
+    query: tuple[str, ...] = ()
+    told: Callable[[admin.Reply], object] | None = None
+    answer: Any = Carried
+
+
+def _session(reply: admin.Reply) -> object:
+    return reply["session_id"]
+
+
+def _sleeping(reply: admin.Reply) -> Sleeping:
+    return Sleeping(bool(reply["released"]))
 
 
 _PICKLED = (
@@ -47,6 +59,10 @@ _PICKLED = (
     "write a safetensors file to shared memory and give its path."
 )
 _BOTH = ("GET", "POST")
+
+_SERVER = AdminRoute("server.info", "Options and state of the company", methods=("GET",))
+_MODEL = AdminRoute("model.info", "The model that is served", methods=("GET",))
+_VERSION = AdminRoute("weights.info", "Which weights serve", methods=("GET",))
 
 ROUTES: Mapping[str, AdminRoute] = {
     "/v1/load_lora_adapter": AdminRoute("lora.load", "Load a LoRA adapter", bodies.LoadAdapter),
@@ -71,9 +87,11 @@ ROUTES: Mapping[str, AdminRoute] = {
     "/get_weights_by_name": AdminRoute(
         "weights.get", "The first numbers of a tensor", bodies.GetWeights, methods=_BOTH
     ),
-    "/get_weight_version": AdminRoute("weights.info", "Which weights serve", methods=("GET",)),
+    **dict.fromkeys(("/get_weight_version", "/weight_version"), _VERSION),
     "/abort_request": AdminRoute("request.abort", "End requests", bodies.AbortRequest),
-    "/open_session": AdminRoute("session.open", "Open a session", bodies.OpenSession, answer="session_id"),
+    "/open_session": AdminRoute(
+        "session.open", "Open a session", bodies.OpenSession, told=_session, answer=str
+    ),
     "/close_session": AdminRoute("session.close", "Close one", bodies.CloseSession),
     "/start_expert_distribution_record": AdminRoute("experts.start", "Count experts", methods=_BOTH),
     "/stop_expert_distribution_record": AdminRoute("experts.stop", "Count no more", methods=_BOTH),
@@ -89,8 +107,19 @@ ROUTES: Mapping[str, AdminRoute] = {
     ),
     "/stop_profile": AdminRoute("profile.stop", "Write the files and tell where", methods=_BOTH),
     "/freeze_gc": AdminRoute("engine.freeze-gc", "Collect garbage once and for all", methods=_BOTH),
-    "/get_server_info": AdminRoute("server.info", "Options and state of the company", methods=("GET",)),
-    "/get_model_info": AdminRoute("model.info", "The model that is served", methods=("GET",)),
+    **dict.fromkeys(("/get_server_info", "/server_info"), _SERVER),
+    **dict.fromkeys(("/get_model_info", "/model_info"), _MODEL),
+    "/reset_prefix_cache": AdminRoute("engine.flush-cache", "Forget cached prefixes"),
+    "/sleep": AdminRoute("engine.sleep", "Let requests end and give all memory back", bodies.Sleep),
+    "/wake_up": AdminRoute(
+        "engine.wake",
+        "Take memory again, and generate once none is missing",
+        bodies.Occupation,
+        query=("tags",),
+    ),
+    "/is_sleeping": AdminRoute(
+        "server.info", "Whether memory is given back", methods=("GET",), told=_sleeping, answer=Sleeping
+    ),
 }
 """By path. GET where a tool calls it so."""
 
@@ -100,10 +129,10 @@ _DECODERS = {route.body: msgspec.json.Decoder(route.body) for route in ROUTES.va
 async def forward(config: Config, route: AdminRoute, exchange: Exchange) -> None:
     """Ask the supervisor and answer with what it says."""
     exchange.document = refusal
-    request = {**fields(route, await exchange.body()), "verb": route.verb}
+    request = {**fields(route, await exchange.body(), exchange.head.query), "verb": route.verb}
     with _told_by_its_http_name(route.body):
         reply = await asked(config, request)
-    told = reply[route.answer] if route.answer else {"success": True, **reply}
+    told = route.told(reply) if route.told is not None else {"success": True, **reply}
     await exchange.respond(200, msgspec.json.encode(told))
 
 
@@ -124,13 +153,15 @@ async def asked(config: Config, request: admin.Request) -> admin.Reply:
         raise UserError(str(error), status=503, type="server_error", retry_after=1) from error
 
 
-def fields(route: AdminRoute, data: bytes) -> admin.Request:
-    """What a body says, as the verb's fields. Raises UserError 400."""
+def fields(route: AdminRoute, data: bytes, query: str = "") -> admin.Request:
+    """What a body and an address say, as the verb's fields. Raises UserError 400."""
     body: AdminBody = read_body(_DECODERS[route.body], data.strip() or b"{}")
     for name, sentence in route.refused.items():
         if getattr(body, name) is not None:
             raise UserError(sentence, param=_http_name(route.body, name))
     said: dict[str, Any] = msgspec.to_builtins(msgspec.structs.asdict(body))
+    listed = urllib.parse.parse_qs(query) if route.query else {}
+    said |= {name: listed[name] for name in route.query if name in listed}
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from actors.frontend import admin_routes
 from actors.frontend.access import Scope
 from actors.frontend.page import HTML
-from protocols.openai.administration import Carried
 from protocols.openai.body import ErrorDocument
 from protocols.openai.chat import ChatCompletion, ChatRequest
 from protocols.openai.completions import Completion, CompletionRequest
@@ -64,6 +63,9 @@ def _post(path: str, summary: str, body: Any, answer: Any, **more: Any) -> Opera
     return Operation("POST", path, summary, body, answer, statuses=_WITH_BODY, **more)
 
 
+_WORDS = {"type": "array", "items": {"type": "string"}}
+
+
 def _administration() -> Iterator[Operation]:
     """The verbs' names."""
     yield _get(admin_routes.KEYS, "Every key, its limits and its use", KeyUse, scope=Scope.ADMIN)
@@ -74,8 +76,9 @@ def _administration() -> Iterator[Operation]:
                 path,
                 route.summary,
                 body=route.body if method == "POST" else None,
-                answer=str if route.answer else Carried,
+                answer=route.answer,
                 scope=Scope.ADMIN,
+                query=tuple((name, _WORDS) for name in route.query),
                 statuses=(*_WITH_BODY, 409, 504),
             )
 
@@ -97,6 +100,7 @@ _OPEN, _WATCH = Scope.OPEN, Scope.WATCH
 OPERATIONS = (
     _get("/", "The chat page", str, kind=HTML, scope=_OPEN),
     _get("/health", "Whether every actor is ready", Alive, scope=_OPEN, statuses=_BUSY),
+    _get("/ping", "The same", Alive, scope=_OPEN, statuses=_BUSY),
     _get("/health_generate", "Really generates a token", Alive, statuses=(*_ANY, 429, 503)),
     _get("/version", "The version", Version, scope=_OPEN),
     _get("/openapi.json", "This document", Json, scope=_OPEN),

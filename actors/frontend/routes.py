@@ -110,6 +110,7 @@ class Routes:
             "/metrics": {"GET": self._watching.metrics},
             admin_routes.KEYS: {"GET": self._show_keys},
             "/health": {"GET": self._show_health},
+            "/ping": {"GET": self._show_health},
             "/health_generate": {"GET": self._generate_health},
             "/version": {"GET": self._version},
             "/openapi.json": {"GET": self._openapi},

@@ -138,6 +138,12 @@ class Occupation(AdminBody, kw_only=True):
     tags: list[Tag] | None = None
 
 
+class Sleep(AdminBody, kw_only=True):
+    """`/sleep`. mode: what becomes of running requests; they may end unless said otherwise."""
+
+    mode: Mode | None = None
+
+
 class SlowDown(AdminBody, kw_only=True):
     """`/slow_down`."""
 
@@ -159,6 +165,12 @@ class InternalState(AdminBody, kw_only=True):
     """`/set_internal_state`."""
 
     settings: dict[str, str | Int | float | None] = field(name="server_args")
+
+
+class Sleeping(msgspec.Struct, frozen=True):
+    """Answer of `/is_sleeping`."""
+
+    is_sleeping: bool
 
 
 class Carried(msgspec.Struct, frozen=True, kw_only=True):

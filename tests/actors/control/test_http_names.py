@@ -72,6 +72,7 @@ _open = _verb("session.open", id="s")
 _close = _verb("session.close", id="s")
 _release = _verb("memory.release", tags=["kv_cache"])
 _restore = _verb("memory.restore")
+_sleep, _wake = _verb("engine.sleep"), _verb("engine.wake")
 _stop_profile = _verb("profile.stop")
 _KV: Body = {"tags": ["kv_cache"]}
 _NOWHERE: Body = {"model_path": "/nowhere"}
@@ -206,7 +207,16 @@ CASES: dict[str, Route] = {
     "/stop_profile": Route("lost", before=_profile, refused=Refused(409, {})),
     "/freeze_gc": Route("objects"),
     "/get_server_info": Route("options"),
+    "/server_info": Route("options"),
     "/get_model_info": Route("served_model_name"),
+    "/model_info": Route("served_model_name"),
+    "/weight_version": Route("version"),
+    "/reset_prefix_cache": Route("pages"),
+    "/sleep": Route(
+        "bytes", {"level": 1}, after=_wake, refused=Refused(409, {}, _sleep, _wake), wrong={"mode": 3}
+    ),
+    "/wake_up": Route("bytes", before=_sleep, refused=Refused(409, {}), wrong={"tags": "weights"}),
+    "/is_sleeping": Route("is_sleeping"),
 }
 """By path. Those without an `answer` need a trainer, which `tests/faults/test_trainer.py` has: the hash
 executor takes part in no group."""
@@ -250,8 +260,8 @@ def test_at_the_right_moment(company: Company, folder: pathlib.Path, path: str) 
         case.before(company, folder)
         status, document = admin_http(company, path, None if method == "GET" else body)
         case.after(company, folder)
-        if field := ROUTES[path].answer:
-            document = {"success": True, field: document}
+        if ROUTES[path].told is not None:
+            document = {"success": True, case.answer: document}
         if case.answer:
             assert (status, document.get("success")) == (200, True), document
             assert case.answer in document
@@ -311,6 +321,19 @@ def test_a_refusal_has_the_name_that_was_sent(
     status, document = admin_http(company, path, body)
     assert (status, document["error"]["param"]) == (400, param)
     assert document["error"]["message"] == f"{param} {words}"
+
+
+def test_waking_by_and_by(company: Company) -> None:
+    """As trainers do it that need the room for the weights first."""
+    for path, asleep in (
+        ("/sleep?level=2", True),
+        ("/wake_up?tags=weights", True),
+        ("/wake_up?tags=kv_cache&tags=cuda_graph", False),
+    ):
+        status, document = admin_http(company, path, {})
+        assert status == 200, document
+        assert admin_http(company, "/is_sleeping", None) == (200, {"is_sleeping": asleep})
+    assert company.status()["standing"]["paused"] is None
 
 
 def test_a_name_that_there_is_not(company: Company) -> None:
