@@ -37,7 +37,7 @@ class Assembly:
                 self._lay(OWN, opened.enter_context(Checkpoint(pathlib.Path(own.title), own)))
                 self.homes |= above
                 titles.append(own.title)
-            self.title = " over ".join(titles)
+            self.title = ", laid over ".join(titles[:2]) + "".join(f" and {title}" for title in titles[2:])
             self._opened = opened.pop_all()
 
     def _lay(self, number: int, checkpoint: Checkpoint) -> None:
@@ -71,6 +71,10 @@ class Assembly:
     def finite(self, name: str) -> bool:
         """See `Tensors.finite`."""
         return self._checkpoints[self.homes[name]].finite(name)
+
+    def title_of(self, name: str) -> str:
+        """See `Tensors.title_of`."""
+        return self._checkpoints[self.homes[name]].title
 
     def confirm(self) -> None:
         """StartError where a file has been written to since it was opened, or chosen."""

@@ -22,7 +22,7 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Tensors(Protocol):
-    """Tensors by name, from wherever. title: what people know them by."""
+    """Tensors by name, from wherever. title: what people call the whole."""
 
     title: str
 
@@ -38,6 +38,9 @@ class Tensors(Protocol):
 
     def finite(self, name: str) -> bool:
         """Whether a tensor is refused that is infinite or NaN somewhere."""
+
+    def title_of(self, name: str) -> str:
+        """What people call the checkpoint that a tensor is read from."""
 
 
 class Checkpoint:
@@ -112,6 +115,10 @@ class Checkpoint:
     def finite(self, name: str) -> bool:
         """See `Tensors.finite`."""
         return self._finite
+
+    def title_of(self, name: str) -> str:
+        """See `Tensors.title_of`."""
+        return self.title
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -199,9 +206,9 @@ def validate(
     if missing := sorted(targets.keys() - names):
         raise StartError(f"the weights in {checkpoint.title} lack {_some(missing)}.")
     if unexpected := sorted(name for name in names - targets.keys() if not ignored(name)):
+        title = checkpoint.title_of(unexpected[0])
         raise StartError(
-            f"the weights in {checkpoint.title} hold {_some(unexpected)}, "
-            "which the model of its config.json does not have."
+            f"the weights in {title} hold {_some(unexpected)}, which the model of config.json does not have."
         )
     for name, target in targets.items():
         entry = checkpoint.entry(name)

@@ -241,7 +241,7 @@ class TestOptions:
             ({"num_key_value_heads": 3}, "do not divide"),
             ({"hidden_size": "wide"}, "hidden_size must be a positive integer"),
             ({"hidden_size": 32}, "has the shape"),
-            ({"num_hidden_layers": 1}, "which the model of its config.json does not have"),
+            ({"num_hidden_layers": 1}, "which the model of config.json does not have"),
             ({"num_hidden_layers": 3}, "lack 'model.layers.2"),
             ({"tie_word_embeddings": True, "mlp_bias": True}, "lack"),
             ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "RoPE variant 'spiral'"),

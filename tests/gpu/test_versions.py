@@ -190,7 +190,8 @@ class TestRefusals:
         self.refused(executor, weights, r"has the shape \[65\]")
 
     def test_an_unknown_name(self, executor: Executor, tmp_path: pathlib.Path) -> None:
-        self.refused(executor, self.part(tmp_path, nobody=torch.zeros(3)), "hold 'nobody'")
+        part = self.part(tmp_path, nobody=torch.zeros(3))
+        self.refused(executor, part, f"the weights in {part.sources[0].title} hold 'nobody'")
 
     def test_integers(self, executor: Executor, tmp_path: pathlib.Path) -> None:
         weights = self.part(tmp_path, **{"model.norm.weight": torch.zeros(64, dtype=torch.int8)})

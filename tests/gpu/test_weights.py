@@ -261,7 +261,7 @@ class TestFit:
     def test_unexpected(self, stored: pathlib.Path) -> None:
         targets = self.targets()
         del targets["b"]
-        with pytest.raises(StartError, match=r"hold 'b', which the model of its config.json does not have"):
+        with pytest.raises(StartError, match=r"hold 'b', which the model of config.json does not have"):
             self.load(stored, **targets)
 
     def test_another_shape_leaves_all_targets_alone(self, stored: pathlib.Path) -> None:
