@@ -1,5 +1,4 @@
-"""A LoRA adapter as all actors know it: what was loaded, under which name, and by which number requests say
-so."""
+"""A LoRA adapter as all actors know it: its files, its name, and the number by which requests refer to it."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-/]{0,127}")
 
 
 class Adapter(msgspec.Struct, frozen=True, array_like=True):
-    """A loaded adapter. id: of this load, from 1 on, never used again: what was cached under it belongs to
-    these weights alone. path: its directory, absolute. digest: of its files. pinned: it never gives up its
-    place in an executor's slots. held: its files, while the supervisor holds them open."""
+    """A loaded adapter. id: number of this load, from 1 on and never reused, so that KV cached under it
+    belongs to these weights alone. path: its directory, absolute. digest: of its files. pinned: it keeps its
+    slot in the executors. held: its files, while the supervisor holds them open."""
 
     id: int
     name: str
@@ -42,7 +41,7 @@ class Adapter(msgspec.Struct, frozen=True, array_like=True):
         return next(held, pathlib.Path(self.path) / name)
 
     def digest_now(self) -> str:
-        """Of its files as they are. OSError where they cannot be read."""
+        """The digest of its files as they are now. OSError where they cannot be read."""
         return _digest(self.file(CONFIG), self.file(WEIGHTS))
 
 
@@ -68,7 +67,7 @@ def open_regular(path: pathlib.Path) -> io.BufferedReader:
 
 
 def digest_of(directory: pathlib.Path) -> str:
-    """Of the files of the adapter in a directory. OSError where they cannot be read."""
+    """The digest of the adapter's files in a directory. OSError where they cannot be read."""
     return _digest(directory / CONFIG, directory / WEIGHTS)
 
 

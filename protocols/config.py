@@ -30,7 +30,7 @@ class Balance(enum.StrEnum):
 
 
 class Speculate(enum.StrEnum):
-    """Who guesses the tokens that a decode may verify beside its own."""
+    """How the tokens are guessed that a decode may verify beside its own."""
 
     OFF = "off"
     NGRAM = "ngram"
@@ -87,7 +87,7 @@ class KernelChoice(enum.StrEnum):
 
 
 class AttentionKind(enum.StrEnum):
-    """Whose kernels attend on a GPU."""
+    """Whose attention kernels run on a GPU."""
 
     TORCH = "torch"
     TRITON = "triton"
@@ -96,7 +96,8 @@ class AttentionKind(enum.StrEnum):
 
 
 def attention_kinds(option: str) -> tuple[AttentionKind, AttentionKind] | None:
-    """Who attends for chunks and who for decodes: one name for both, or two with a comma. None for `auto`."""
+    """The kernels for chunks and those for decodes: one name for both, or two with a comma between. None for
+    `auto`."""
     names = option.split(",")
     if option == "auto":
         return None
@@ -112,9 +113,8 @@ def attention_kinds(option: str) -> tuple[AttentionKind, AttentionKind] | None:
 
 
 def graph_sizes(option: str, max_running: int) -> tuple[int, ...]:
-    """The batch sizes of decodes for which CUDA graphs are recorded, ascending; none for `off`.
-
-    `auto`: close to one another where a row more costs most, up to `max_running`.
+    """The batch sizes of decodes for which CUDA graphs are recorded, ascending; none for `off`. `auto`: up to
+    `max_running`, with smaller steps at small sizes, where one more row costs most.
     """
     if option == "off":
         return ()

@@ -33,7 +33,8 @@ class TroupeError(Exception):
 
 
 class UserError(TroupeError):
-    """The caller's mistake or bad luck: answered with a status and a sentence, nobody else notices."""
+    """The caller's mistake, or bad luck: it is answered with a status and a sentence, and nobody else
+    notices."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class UserError(TroupeError):
 
 
 def overloaded(message: str) -> UserError:
-    """The refusal while there is no room, or no time."""
+    """The refusal of a request for which there is no room now, or no time."""
     return UserError(message, status=503, type="overloaded_error", code="server_overloaded", retry_after=1)
 
 
@@ -83,5 +84,5 @@ class VerbError(TroupeError):
 
 
 def several(count: int, noun: str) -> str:
-    """For a sentence: 1 request, 2 requests."""
+    """A count with its noun: "1 request", "2 requests"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,7 +1,7 @@
-"""What a client may ask of the text itself: a shape that it must have, and calls of functions within it.
+"""What a client may require of the text itself: a shape that it must have, and calls of functions within it.
 
-A request carries what was asked (`Rules`); the tokenizer actor, which knows the model's format of calls and
-of thoughts, makes one grammar of it (`SamplingParams.grammar`), which the sampler keeps to.
+A request carries `Rules`. The tokenizer actor, which knows the model's formats of calls and of thoughts,
+makes one grammar of them (`SamplingParams.grammar`), which the sampler enforces.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ToolRule(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Rules(msgspec.Struct, frozen=True, array_like=True):
-    """All that is asked of an answer.
+    """Everything that is required of an answer's text.
 
     tools: the functions that may be called, where their calls are to be enforced. forced: it must be a call.
     parallel: there may be several calls.
@@ -60,7 +60,7 @@ class Rules(msgspec.Struct, frozen=True, array_like=True):
     parallel: bool = True
 
     def __bool__(self) -> bool:
-        """Whether anything is asked."""
+        """Whether anything is required."""
         return self.shape is not None or bool(self.tools)
 
 
@@ -90,5 +90,5 @@ class _Written(msgspec.Struct):
 
 
 def limits_of(grammar: str) -> dict[str, Any]:
-    """What may be spent on a grammar as it travels, which tells whether a client has `written` part of it."""
+    """The limits for a grammar, which says itself whether a client has `written` part of it."""
     return NARROW if msgspec.json.decode(grammar, type=_Written).written else LIMITS

@@ -69,10 +69,10 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 class OutputOptions(msgspec.Struct, frozen=True, array_like=True):
     """What the tokenizer actor does with the tokens on their way back.
 
-    stop: strings that end the text; never shown unless `include_stop`. echo: the prompt's text comes
-    first. token_ids: the rows carry the ids too. `skip_special` leaves special tokens out, unless one of the
-    tags `shown` is one. thoughts: the tags of the model's thoughts, whose tokens are counted; thinking: the
-    prompt ends behind the opening one. whole: nobody sees the text before all of it is there.
+    stop: strings that end the text; never shown unless `include_stop`. echo: the prompt's text comes first.
+    token_ids: the rows carry the ids too. `skip_special` leaves special tokens out, unless one of the tags
+    `shown` is one. thoughts: the tags of the model's thoughts, whose tokens are counted; thinking: the prompt
+    ends behind the opening one. whole: nobody reads the text before it is complete.
     """
 
     stop: tuple[str, ...] = ()

@@ -22,8 +22,8 @@ _INT63 = 2**63 - 1
 
 
 class Pool(enum.IntEnum):
-    """Which final hidden states of the prompt are the answer, in the place of tokens: none, that of the last
-    token, or the mean of all."""
+    """Which final hidden states of the prompt are returned instead of tokens: none, that of the last token,
+    or the mean of all."""
 
     NONE = 0
     LAST = 1
@@ -64,7 +64,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether every token of the prompt is to be run, so that none may come from a cache."""
+        """Whether every token of the prompt has to be computed, so that none may come from the prefix
+        cache."""
         return self.prompt_logprobs is not None or self.pool is Pool.MEAN
 
     @property

@@ -1,6 +1,6 @@
-"""What every actor is born knowing: how the company works now, whoever dies.
+"""What every actor is born knowing: how the company is to work now, whichever actors die.
 
-The supervisor alone changes it, and orders those who run accordingly (`protocols.orders`); those who start
+Only the supervisor changes it. Actors that run are ordered accordingly (`protocols.orders`); those that start
 later need no order.
 """
 
@@ -16,7 +16,7 @@ from protocols.weights import ORIGINAL, Weights
 
 
 class PauseMode(enum.StrEnum):
-    """What becomes of the requests that run when generation pauses. New ones wait in every mode.
+    """What happens to the running requests when generation pauses. New ones wait in every mode.
 
     ABORT: all end, with the tokens they have. RETRACT: their KV goes to the prefix cache, and they wait,
     to be prefilled again. IN_PLACE: they stop where they are and keep their KV. WAIT: they run to their ends.

@@ -24,9 +24,9 @@ from protocols.wire import Decoder
 class StoredRequest(msgspec.Struct, frozen=True, array_like=True):
     """The normalised request of one choice.
 
-    submit: what the scheduler was sent. generate: the request as the frontend made it, less what `submit`
-    says better: its sampling and rules are left at the defaults, and its prompt is an empty TokenPrompt
-    unless its text is to be echoed, or is short and a client may come back to continue it.
+    submit: what the scheduler was sent. generate: the request as the frontend made it, without what `submit`
+    has in a later form: its sampling and rules are left at the defaults, and its prompt is an empty
+    TokenPrompt unless its text is to be echoed, or is short and a client may come back to continue it.
     """
 
     generate: Generate
@@ -81,8 +81,9 @@ _FAILED = ErrorBody(500, "The engine failed on this request.", "server_error", "
 def ending(
     submit: Submit, tokens: Sequence[int], finish: Finish, cached: int, extras: bytes
 ) -> TokenRow | None:
-    """The row that finished a choice, with the token that came with it, as far as the ledger remembers it;
-    None while it goes on. A STOP without a stop token is a stop string's, told of when more may have come.
+    """The row that finished a choice, rebuilt from the ledger, with the token that came with it; None while
+    the choice goes on. A STOP without a stop token was a stop string's: it was reported when later tokens may
+    have been committed.
 
     tokens, extras: everything committed; cached: see TokenRow.
     """

@@ -1,4 +1,5 @@
-"""Structural tags: text of which parts have a form, as vLLM and SGLang take them (`structural_tag`).
+"""Structural tags: text in which marked parts have a required form, as vLLM and SGLang take them
+(`structural_tag`).
 
 A tag is what stands between two texts, its `begin` and its `end`. Where calls and other marked parts lie
 within free text, a trigger tells that one begins.
@@ -47,13 +48,13 @@ class AnyText(_Part, frozen=True, tag="any_text"):
 
 
 class Sequence(_Part, frozen=True, tag="sequence"):
-    """One behind the other."""
+    """Several parts in order."""
 
     elements: list[Format]
 
 
 class Or(_Part, frozen=True, tag="or"):
-    """One of them."""
+    """One of several parts."""
 
     elements: list[Format]
 
@@ -146,7 +147,7 @@ def _modern(legacy: _Legacy) -> TriggeredTags:
 
 
 def is_open(format: Format) -> bool:
-    """Whether only what comes behind it can tell where it ends."""
+    """Whether only the text behind it shows where it ends."""
     match format:
         case AnyText():
             return True

@@ -17,8 +17,8 @@ OWN = 0
 
 
 class Mode(enum.StrEnum):
-    """What becomes of the requests that run. KEEP: they go on with the tokens they have, under the new
-    weights. WAIT: they end first. ABORT: they end at once, as they are."""
+    """What happens to the running requests. KEEP: they continue with the tokens they have, under the new
+    weights. WAIT: they finish first. ABORT: they end at once, with the tokens they have."""
 
     KEEP = "keep"
     WAIT = "wait"
@@ -104,7 +104,7 @@ class Made(msgspec.Struct, frozen=True, array_like=True):
     bits: int = 0
 
     def also(self, serial: int) -> Made:
-        """And those of `serial`, which is not below any of them."""
+        """The same, with the weights of `serial`, which is not below any of them."""
         if not self.bits:
             return Made(serial, 1)
         return Made(self.first, self.bits | 1 << min(serial - self.first, MADE_BITS - 1))
@@ -116,14 +116,14 @@ class Made(msgspec.Struct, frozen=True, array_like=True):
 
 
 NOBODY = Made()
-"""Of an answer that has not begun."""
+"""That of an answer that has not begun."""
 
 
 # What the supervisor orders an executor to do, in the order of a change, and what it is answered.
 
 
 class Examine(msgspec.Struct, frozen=True, tag="examine"):
-    """Say what a change to these weights would bring; do nothing. Answered by Staged."""
+    """Say what a change to these weights would mean, without doing anything. Answered by Staged."""
 
     weights: Weights
 
@@ -152,7 +152,7 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):
-    """Forget a group. Answered by Done, refused where there is none."""
+    """Leave a group. Answered by Done, refused where there is none."""
 
     name: str
 
@@ -168,14 +168,14 @@ class Receive(msgspec.Struct, frozen=True, tag="receive"):
 
 
 class Peek(msgspec.Struct, frozen=True, tag="peek"):
-    """Tell the first `count` numbers of a tensor. Answered by Peeked."""
+    """Return the first `count` numbers of a tensor. Answered by Peeked."""
 
     name: str
     count: int
 
 
 class Survey(msgspec.Struct, frozen=True, tag="survey"):
-    """Read all that is computed with, and tell its checksums. Answered by Surveyed."""
+    """Read all tensors that serve, and return their checksums. Answered by Surveyed."""
 
 
 Order = Examine | Stage | Commit | Discard | Join | Leave | Receive | Peek | Survey

@@ -1,4 +1,5 @@
-"""What an actor sees: one context with its mail, its row, the ledger and the wish that it stop."""
+"""What an actor sees: one context with its mail, its row on the board, the ledger, and the request to
+stop."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ HEARTBEAT = 0.4
 
 
 def _nobody(_report: Report) -> None:
-    """Takes the reports of an actor that nobody supervises."""
+    """Discards the reports of an actor that nobody supervises."""
 
 
 @dataclass
@@ -96,7 +97,8 @@ class Context(Generic[T]):
         await trio.sleep_forever()
 
     async def carry_out(self, order: Order) -> Answer:
-        """Do what any actor does by itself, or leave it to the actor's handler, once there is one."""
+        """Carry out an order: those that mean the same for every actor here, the others by the actor's
+        handler, once there is one."""
         match order:
             case Freeze():
                 return Frozen(garbage.settle())
@@ -128,7 +130,7 @@ class Context(Generic[T]):
 
 
 async def heartbeat(context: Context[Any]) -> None:
-    """Show for ever that the event loop turns, and how much mail comes, goes and waits."""
+    """Show on the board, for ever, that the event loop turns, and how much mail comes, goes and waits."""
     while True:
         context.tick()
         context.vitals[Column.MESSAGES_IN] = context.inbox.received

@@ -144,7 +144,7 @@ class BlackBox:
         return self._settings[setting]
 
     def set(self, setting: Setting, value: int) -> None:
-        """Only the supervisor does."""
+        """Set one; only the supervisor does."""
         self._settings[setting] = value
 
     @property
@@ -174,7 +174,7 @@ class BlackBox:
         meters[histogram.sum] += value * times
 
     def count(self, counter: Count, n: int = 1) -> None:
-        """Count."""
+        """Add to a counter."""
         self._meters[counter] += n
 
     def name(self, what: Named, ids: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Who gets a core where there are fewer than want one."""
+"""Which processes get a core while there are fewer cores than processes that want one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 
 
 def give_way() -> None:
-    """From now on this process, when it is woken, takes a core that is free, or its turn, and none from who
-    computes: an executor that has just told of a step goes on with the next one at once, and its mail is read
-    beside that. Its share of the cores is what it was. Nothing changes where the system does not allow it."""
+    """Give this process the policy SCHED_BATCH: when it is woken it takes a free core or waits for its turn,
+    and does not preempt a process that computes. So an executor that has just reported a step begins the next
+    one at once. The process's share of the cores stays the same. Does nothing where the system does not allow
+    it."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

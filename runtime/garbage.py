@@ -1,4 +1,4 @@
-"""When an actor's garbage collector looks, and at what.
+"""Keeps Python's garbage collector from walking over long-lived objects again and again.
 
 Nearly everything that an actor makes is freed by its reference counts; cycles are few (a cancelled scope, an
 exception) and small. By Python's own thresholds a frontend with 64 streams spends a tenth of its time
@@ -14,8 +14,8 @@ YOUNG = 10_000
 
 
 def settle() -> int:
-    """Whatever lives now is taken to live on: it is not looked at again until the next time, and the young
-    ones seldom. What has become garbage since the last time is collected. How many objects live."""
+    """Collect what is garbage now, and freeze the rest: frozen objects are not looked at until the next call,
+    and young ones seldom. Returns how many objects live."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

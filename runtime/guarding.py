@@ -1,4 +1,4 @@
-"""Held files that somebody is about to write over are copied first.
+"""Copies held files that somebody is about to write to, before they can.
 
 The supervisor has a lease on each (fcntl(2), F_SETLEASE): whoever opens one to write to it, or truncates it,
 is kept waiting by the kernel, for /proc/sys/fs/lease-break-time at most, until a copy in memory is in the
@@ -18,7 +18,7 @@ from runtime.holdings import Holdings
 
 
 async def guard(holdings: Holdings, log: Any) -> None:
-    """See to it until cancelled."""
+    """Guard all held files until cancelled."""
     with trio.open_signal_receiver(signal.SIGIO) as signals:
         holdings.lease()
         async for _ in signals:
@@ -27,7 +27,7 @@ async def guard(holdings: Holdings, log: Any) -> None:
 
 
 async def _rescue(holdings: Holdings, path: str, log: Any) -> None:
-    """Put a copy in the place of a file that somebody waits to write to."""
+    """Replace a held file that somebody waits to write to by a copy."""
     original = holdings.again(path)
     try:
         copied = await trio.to_thread.run_sync(holdings.copy, original, original.name)

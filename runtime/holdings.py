@@ -87,7 +87,7 @@ class Holdings:
         return self.seal(copied)
 
     def seal(self, blob: File) -> File:
-        """Nobody writes to a file in memory any more: as it is now."""
+        """Forbid any further writing to a file in memory."""
         fd = self._fds[blob.path]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         return File(blob.name, blob.path, _stamp(fd))
@@ -118,18 +118,18 @@ class Holdings:
         ]
 
     def again(self, path: str) -> File:
-        """Hold a held file once more, whatever becomes of the first."""
+        """Hold a held file a second time, independently of the first."""
         fd = os.dup(self._fds[path])
         return self._file(fd, os.readlink(path))
 
     def replace(self, path: str, copied: File) -> None:
-        """Have a copy in the place of a held file, if that still is."""
+        """Put a copy in the place of a held file, if it is still held."""
         if path in self._fds:
             os.dup2(self._fds[copied.path], self._fds[path], inheritable=False)
         self.drop(copied)
 
     def give_way(self, path: str, original: File) -> None:
-        """Whoever waits to write to a file may do so. original: that of `again`."""
+        """Let whoever waits to write to a file do so. original: as `again` returned it."""
         self._leased.discard(path)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._fds[original.path], fcntl.F_SETLEASE, fcntl.F_UNLCK)

@@ -33,7 +33,7 @@ class Incarnation:
 
     @classmethod
     def of(cls, child: Child, launched: Launched) -> Incarnation:
-        """What begins with a process that was just started."""
+        """The incarnation that begins with a process just started."""
         watch = Watch(child.hang_seconds, child.busy_seconds)
         return cls(child, launched, Line(child.name, launched.line), watch, oom_kills())
 
@@ -67,7 +67,7 @@ class Incarnation:
         self.launched.process.kill()
 
     def bury(self) -> int:
-        """Reap it and let go of everything that was its own; its exit code, or minus the signal."""
+        """Reap it and release everything that belonged to it; its exit code, or minus the signal."""
         code = self.launched.process.reap()
         os.close(self.launched.reports)
         self.line.close()
@@ -78,7 +78,8 @@ class Incarnation:
         return code == -signal.SIGKILL and not self.fenced and oom_kills() == self.oom_kills
 
     def got_on(self, code: int, row: Row) -> bool:
-        """Whether a death speaks for itself: work was done since it was ready, or somebody else killed it."""
+        """Whether its death counts as one with progress: it got work done since it was ready, or somebody
+        else killed it."""
         if self.killed_from_outside(code):
             return True
         return self.ready_at is not None and row[Column.WORK_TICK] > self.ready_at

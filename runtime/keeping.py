@@ -26,8 +26,8 @@ _SMALL = ("config.json", "tokenizer.json", INDEX)
 
 
 def keep(holdings: Holdings, config: Config) -> Config:
-    """The same options, with what is held. What cannot be read is left to whoever needs it, who says so.
-    StartError where memory runs out."""
+    """The options with their files held. A file that cannot be read is left for the actor that needs it to
+    complain about. StartError where memory runs out."""
     files: list[File] = []
     if config.executor is ExecutorKind.MODEL:
         directory = pathlib.Path(config.model.path)

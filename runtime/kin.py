@@ -1,5 +1,5 @@
-"""What a process does to belong to its parent: die with it, have a name, take what its dead children
-leave."""
+"""The ties between processes: dying with one's parent, having a name, adopting the orphans of dead
+children."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def be_called(name: str) -> None:
 
 
 def adopt_orphans() -> None:
-    """From now on processes below this one whose parent dies become its own children, to be reaped by it."""
+    """Make descendants of this process whose parent dies its own children, to be reaped by it."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

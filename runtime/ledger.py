@@ -98,7 +98,7 @@ class Ledger(CommittedTokens):
         self._put(rid, _LINGERS, max(tenths & LOW, 1))
 
     def lingers(self, rid: int) -> int:
-        """What `linger` noted, 0 before. Raises StaleRequest."""
+        """What `linger` wrote, 0 before. Raises StaleRequest."""
         return self._value(rid, _LINGERS)
 
     def follow(self, rid: int, tenths: int) -> None:
@@ -188,7 +188,7 @@ class Ledger(CommittedTokens):
         return slot < self.layout.slots and self._words[slot * HEAD_WORDS + STATE] == state
 
     def open_rids(self, *, lingering: bool = False) -> list[int]:
-        """Ids of all open requests, in slot order; of those that only linger on request."""
+        """Ids of all open requests, in slot order; with those that only linger, if asked for."""
         heads = np.frombuffer(self._mapping.data, np.uint64, self.layout.slots * HEAD_WORDS)
         states = heads[STATE::HEAD_WORDS].copy()
         is_open = (states & np.uint64(1)).astype(np.bool_)

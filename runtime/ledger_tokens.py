@@ -23,7 +23,7 @@ _FINISH_MASK = 7
 _FINISHED = _FINISH_MASK << FINISH_BIT
 _TAIL = 1 << TAIL_BIT
 _IN_TAIL = TAIL_TOKENS - 1
-"""Of a number of tokens, the part that a tail can hold."""
+"""Mask for a number of tokens: the part of it that lies in the tail."""
 
 Ints = npt.NDArray[np.int32]
 

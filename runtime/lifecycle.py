@@ -196,7 +196,7 @@ class Lifecycle:
                 self._spawn(actor, now)
 
     def _cohort_is_down(self, actor: ActorState) -> bool:
-        """Whether a DUE actor may start: nobody who restarts with it still runs its previous life."""
+        """Whether a DUE actor may start: no actor of its cohort is still being killed."""
         cohort = (self._actors[name] for name in actor.cohort)
         return actor.phase is Phase.DUE and not any(each.phase is Phase.DOOMED for each in cohort)
 
@@ -222,7 +222,7 @@ class Lifecycle:
     # Stopping.
 
     def _closing(self, actor: ActorState) -> bool:
-        """Whether the actor is not to come back."""
+        """Whether the actor will not be replaced, because the company stops."""
         match self.act:
             case Act.STARTING | Act.SERVING:
                 return False
@@ -244,7 +244,7 @@ class Lifecycle:
             self._kill_all(now)
 
     def _close_stage(self, now: float) -> None:
-        """Close the next lower stage that has anybody to stop; the end when there is none."""
+        """Stop the next lower stage that has an actor to stop; end where there is none."""
         while self._stage > 0:
             self._stage -= 1
             actors = self._at(self._stages[self._stage])

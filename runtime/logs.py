@@ -124,7 +124,7 @@ def _renderers(log_format: str) -> list[Processor]:
 
 
 def human(*, colors: bool) -> structlog.dev.ConsoleRenderer:
-    """What makes a line for people of an event."""
+    """The renderer of lines for people."""
     return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
 

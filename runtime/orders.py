@@ -62,8 +62,7 @@ class Line:
 
     async def order(self, order: Order) -> Answer:
         """Have `order` carried out. Raises VerbError where it is refused, Gone where the actor dies first.
-
-        Whoever is cancelled meanwhile has given the order all the same.
+        Cancelling the wait does not take the order back.
         """
         if self._closed:
             raise Gone(self._name)
@@ -106,7 +105,7 @@ class Line:
             asked.over.set()
 
     def close(self) -> None:
-        """The actor is dead: nobody waits any longer."""
+        """Fail all waiting orders: the actor is dead."""
         self._closed = True
         self._stream.socket.close()
         for asked in self._asked.values():

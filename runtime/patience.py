@@ -1,4 +1,4 @@
-"""Whether a receiver goes on looking for mail for a moment before it parks (`runtime.channel`)."""
+"""How long a receiver (`runtime.channel`) looks for mail before it parks."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Patience:
         self._penalty = 1
 
     def found(self) -> None:
-        """Looking found mail."""
+        """Note that looking found mail."""
         self._penalty = 1
 
     def parked(self, nanoseconds: int) -> None:
-        """There was no looking, or it was in vain; then the receiver was parked for so long."""
+        """Note that the receiver was parked for so long, after looking in vain or not at all."""
         if self.nanoseconds:
             self.nanoseconds = 0
             self._holdoff = self._penalty

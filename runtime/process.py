@@ -105,7 +105,7 @@ def attach(spec: Spec, accepts: Any, log: Any, box: BlackBox) -> Context[Any]:
 
 
 def _settling(reporter: Reporter) -> Callable[[Report], None]:
-    """Reports; an actor that is ready settles down."""
+    """A reporter that also calls `garbage.settle` once the actor is ready."""
 
     def report(report: Report) -> None:
         reporter(report)
@@ -116,7 +116,7 @@ def _settling(reporter: Reporter) -> Callable[[Report], None]:
 
 
 async def act(context: Context[Any], run: Run) -> None:
-    """Run the actor until it returns, with a heartbeat beside it and SIGTERM as the wish to stop."""
+    """Run the actor until it returns, with a heartbeat beside it; SIGTERM asks it to stop."""
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heartbeat, context)
@@ -141,7 +141,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def perform(spec: Spec, log: Any, box: BlackBox, report: Reporter) -> int:
-    """Be the actor; returns the process's exit code."""
+    """Run the actor that the part describes; returns the process's exit code."""
     try:
         name, _, function = spec.entry.partition(":")
         module = importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Who is restarted after a death, when, and when a company gives up: decisions without I/O or clock.
+"""Which actors are restarted after a death, when, and when the company gives up; without I/O or clock.
 
 The policy is Erlang/OTP's, with one difference: a budget counts only deaths *without progress*. An
 actor that was ready and got work done since its start is restarted at once and however often it

@@ -56,7 +56,7 @@ Batch = tuple[int, list[bytes]]
 
 
 class PythonEnd:
-    """The end of a ring where there is no compiled one: it is sure of nothing."""
+    """One end of a ring where nothing is compiled: it declines everything."""
 
     __slots__ = ("head", "head_seen", "tail")
 

@@ -1,4 +1,4 @@
-"""The company as its administrators' verbs see it: what it looks like, and what it can be told.
+"""The company as administrators' verbs see it: its state, and the orders they can give.
 
 Verbs run in the supervisor. They read the board, order actors about, and record in the `Standing` what must
 also hold for those who start later. A change of several actors is decided there first, or between two rounds
@@ -87,7 +87,8 @@ class Root:
         return self._wiring.standing
 
     def decide(self, **changes: Any) -> Standing:
-        """Change the standing: whoever starts from now on knows it. Those who run must be told."""
+        """Change the standing, which actors that start from now on are born with. Those that run must be
+        ordered."""
         standing = self._wiring.standing
         self._wiring.standing = msgspec.structs.replace(standing, **changes, number=standing.number + 1)
         self.log.info("decided", number=self._wiring.standing.number, changed=sorted(changes))
@@ -95,7 +96,8 @@ class Root:
 
     @contextlib.contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Around a verb that no other of its kind may overlap with. `what`: its noun, for who is refused."""
+        """Around a verb that may not overlap with another of its kind. `what`: its noun, for the refusal of
+        the other."""
         if self._under_way:
             raise VerbError("conflict", f"{self._under_way} is under way: try again once it has ended.")
         self._under_way = what
@@ -127,8 +129,8 @@ class Root:
         raise VerbError("timeout", f"{name} did not answer within {timeout:g} s.")
 
     async def insist(self, name: str, order: Order, timeout: float = ORDER_SECONDS) -> Answer:
-        """Have an actor do what the standing says, whichever incarnation of it comes to do it. Raises
-        VerbError as `order` does, and Gone when one after another dies of it."""
+        """Have an actor do what the standing says: when it dies, order its successor. Raises VerbError as
+        `order` does, and Gone when one incarnation after another dies."""
         with trio.move_on_after(timeout):
             for _ in range(PERSISTENCE - 1):
                 await self._alive(name)
@@ -165,7 +167,7 @@ class Root:
             await self._changes.park()
 
     def changed(self) -> None:
-        """The supervisor has done something: an actor may have come, or gone."""
+        """Wake those who wait for an actor: one may have started, or died."""
         self._changes.unpark_all()
 
     # The company.

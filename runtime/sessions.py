@@ -16,7 +16,7 @@ from protocols.errors import VerbError
 
 MOST_SESSIONS = 1024
 MOST_TOKENS = 1 << 26
-"""That all open sessions may have together, 4 bytes each."""
+"""Tokens that all open sessions may hold together, 4 bytes each."""
 MOST_CONTEXT = 180_000
 """Tokens of a conversation that can still be continued."""
 

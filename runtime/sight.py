@@ -22,7 +22,7 @@ from runtime.tree import Child
 from runtime.wiring import Wiring
 
 KEPT = 256
-"""Notices."""
+"""Notices that are kept."""
 NAME = "supervisor"
 
 
@@ -54,7 +54,7 @@ class Sight:
     # Notices.
 
     def hear(self, notice: notices.Notice) -> None:
-        """Something has happened."""
+        """Keep a notice."""
         self._past.hear(notice, time.monotonic())
         self._number += 1
         kind, text = type(notice).__name__.lower(), notices.describe(notice)
@@ -75,7 +75,7 @@ class Sight:
         await self._news.park()
 
     def bury(self, name: str, row: Row) -> None:
-        """A row is about to be cleared for the actor's next incarnation."""
+        """Keep the counters of a row that is about to be cleared for the actor's next incarnation."""
         self._past.bury(name, row)
 
     # Tracing and logs.
@@ -86,7 +86,7 @@ class Sight:
             box.set(Setting.SAMPLE, round(share * SAMPLE_ONE))
 
     def record(self, more: int) -> None:
-        """One who wants everything traced has come (1) or gone (-1)."""
+        """Count those who want everything traced: one has come (1) or gone (-1)."""
         self._recorders += more
         for box in self.boxes.values():
             box.set(Setting.RECORDING, self._recorders)

@@ -1,4 +1,4 @@
-"""What a company says about itself, from its tree, its lifecycle and the board; nobody is asked."""
+"""A company's state as values, from its tree, its lifecycle and the board, without asking any actor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COUNTERS = [column for column in Column if column > SUPERVISOR_COLUMNS]
 
 
 def actor_state(phase: Phase, row: Row) -> str:
-    """One word for people: what the supervisor knows first, then what the actor says."""
+    """An actor's state in one word: what the supervisor knows comes before what the actor shows."""
     match phase:
         case Phase.DOWN:
             return "down"
@@ -34,7 +34,7 @@ def actor_state(phase: Phase, row: Row) -> str:
 
 
 def describe_actor(child: Child, life: Lifecycle, row: Row) -> dict[str, Any]:
-    """One actor: who it is, how it is, and every counter of its row by its column's name."""
+    """One actor: its name, its state, and every counter of its row by the column's name."""
     alive = row[Column.PID] != 0
     started = row[Column.STARTED_NS]
     return {

@@ -187,7 +187,7 @@ class Supervisor:
                 assert_never(report)
 
     def _bury(self, running: Incarnation) -> None:
-        """Reap a dead process, take its last words and let the lifecycle decide."""
+        """Reap a dead process, read its last reports, and let the lifecycle decide."""
         name, row = running.child.name, self._rows[running.child.name]
         self._read_reports(running)
         code = running.bury()
@@ -310,7 +310,7 @@ def _allow_many_descriptors() -> None:
 
 
 def write_notice(notice: notices.Notice) -> None:
-    """Tell a notice to whoever reads stderr."""
+    """Write a notice to stderr."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{notices.describe(notice)}\n")
         sys.stderr.flush()

@@ -221,7 +221,7 @@ class Transport:
             self._arrived.set()
 
     def _take_in(self, data: bytes) -> bool:
-        """Add what has come to what is unread; False where it is the end, or no TLS."""
+        """Add received bytes to the unread ones; False at the end, or where they are not valid TLS."""
         if self._tls is None:
             self._unread += data
             return True

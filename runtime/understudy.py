@@ -45,7 +45,7 @@ class _Spare:
         self.launched.line.close()
 
     def cast(self, spec: Spec) -> bool:
-        """Send it its part; False where that cannot be done, or would be of no use as it is stopped."""
+        """Send it its part; False where that fails, or the process is stopped and would not act."""
         data = msgspec.msgpack.encode(spec)
         try:
             return (
@@ -72,7 +72,7 @@ class Understudies:
         self._paused_until = 0.0
 
     def open(self, now: float) -> None:
-        """From `now` on (seconds) there are to be understudies."""
+        """Begin to keep understudies, at `now` (seconds)."""
         self._due = {name: now + PAUSE for name in self._troupes if name not in self._spares}
 
     def look(self, now: float) -> None:

@@ -7,7 +7,7 @@
     Mistral        [TOOL_CALLS][{"name": "f", "arguments": {…}}, …]
                    [TOOL_CALLS]f[ARGS]{…}[TOOL_CALLS]…       (later models)
 
-What begins like a call and is none is text. Space around calls is not shown.
+Text that begins like a call but turns out to be none is shown as text. White space around calls is not shown.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _Step = Callable[[], bool]
 
 
 class CallParser(abc.ABC):
-    """Tells calls from text. names: the functions that are offered. A step takes from `_rest` what it can and
-    returns whether there may be more to do at once."""
+    """Tells calls from text. names: the functions that are offered. `_step` is the parser's state: a method
+    that takes what it can from `_rest`, and returns whether the next state should run at once."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
@@ -37,7 +37,7 @@ class CallParser(abc.ABC):
         self._step: _Step = self._start
 
     def feed(self, text: str) -> list[Piece]:
-        """What `text` settles."""
+        """The pieces that `text` settles."""
         self._rest += text
         while self._step():
             pass
@@ -58,15 +58,15 @@ class CallParser(abc.ABC):
 
     @abc.abstractmethod
     def _start(self) -> bool:
-        """At the start of the answer."""
+        """State: at the start of the answer."""
 
     @abc.abstractmethod
     def _outside(self) -> bool:
-        """In text."""
+        """State: in text."""
 
     @abc.abstractmethod
     def _between(self) -> bool:
-        """Behind a call."""
+        """State: behind a call."""
 
     def _show(self, text: str) -> None:
         if text:
@@ -82,7 +82,7 @@ class CallParser(abc.ABC):
         return self._go(self._within)
 
     def _within(self) -> bool:
-        """In the object."""
+        """State: in a call's object."""
         call = self._object
         self._rest = self._rest[call.feed(self._rest) :]
         if not self._begun and call.name is not None and (call.argued or call.done):
@@ -117,7 +117,7 @@ class CallParser(abc.ABC):
         self._calls += 1
 
     def _seek(self, marker: str) -> bool:
-        """Show the text before `marker`; whether it has come, and is left behind."""
+        """Pass on the text before `marker`; whether the marker has come, which is dropped."""
         at = self._rest.find(marker)
         if at >= 0:
             self._show(self._rest[:at].rstrip())
@@ -146,7 +146,7 @@ class HermesCalls(CallParser):
         return self._seek(self.OPEN) and self._begin_object(self.OPEN)
 
     def _between(self) -> bool:
-        """The closing tag, if it comes."""
+        """State: the closing tag is to come."""
         if not self._skip_space():
             return False
         if self._rest.startswith(self.CLOSE):
@@ -219,7 +219,7 @@ class MistralCalls(CallParser):
         return bool(first) and (self._begin_object(self.OPEN) if first == "{" else self._go(self._between))
 
     def _between(self) -> bool:
-        """Behind an object: a comma, or the end of the list."""
+        """State: behind an object; a comma, or the end of the list, is to come."""
         first = self._skip_space()
         if first == ",":
             self._rest = self._rest[1:]
@@ -233,7 +233,7 @@ class MistralCalls(CallParser):
         return bool(self._skip_space()) and self._go(self._outside)
 
     def _header(self) -> bool:
-        """The name, up to the bracket that opens the arguments."""
+        """State: in the name, which ends at the bracket that opens the arguments."""
         end = self._rest.find("{")
         if end < 0:
             return False
@@ -257,7 +257,7 @@ class MistralCalls(CallParser):
         return self._go(self._behind)
 
     def flush(self) -> list[Piece]:
-        """As elsewhere; a name without arguments is text."""
+        """See CallParser; a name without arguments is text."""
         if self._step in (self._header, self._opened):
             self._rest = self.OPEN + self._rest
             self._step = self._outside

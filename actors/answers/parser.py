@@ -1,4 +1,4 @@
-"""An answer taken apart: thoughts first, then calls and text."""
+"""Takes an answer apart: thoughts first, then calls and text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AnswerParser:
             self._thoughts = Thoughts(self._format.tags, thinking=True)
 
     def feed(self, text: str) -> list[Piece]:
-        """What `text` settles."""
+        """The pieces that `text` settles."""
         if self._thoughts is None:
             return self._answer(text)
         thought, text = self._thoughts.feed(text)

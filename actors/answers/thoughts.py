@@ -24,7 +24,8 @@ class Place(enum.Enum):
 
 
 class Thoughts:
-    """Tells thoughts from text. tags: the opening and the closing one; thinking: the opening one has been."""
+    """Tells thoughts from text. tags: the opening and the closing one; thinking: the prompt ended with the
+    opening one."""
 
     def __init__(self, tags: tuple[str, str], *, thinking: bool) -> None:
         self._opening, self._closing = tags

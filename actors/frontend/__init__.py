@@ -12,6 +12,6 @@
     socket_mode              the Responses API on a WebSocket, in the order that lanes (sans-I/O) decides
     delivery     from rows to a socket that may be slow       text   what rows add up to
 
-The token path: mail task -> engine.deliver -> sink.feed, then sink.pump -> socket. It switches no task, and
-never waits: what a slow socket does not take is merged until it does.
+The token path: mail task -> engine.deliver -> sink.feed, then sink.pump -> socket. It switches no task and
+never waits: what a slow socket does not take is merged until the socket takes more.
 """

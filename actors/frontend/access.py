@@ -1,4 +1,4 @@
-"""Who may come in: keys, the web pages that may ask, and the names by which the company may be called.
+"""Access control: API keys, the origins of web pages, and the host names that requests may use.
 
 Keys live in the vault; a new keyring is noticed at the next request. They are looked up by a hash that is
 keyed with a secret of this process, so how long that takes says nothing about any key.
@@ -35,7 +35,7 @@ _EXPOSED = "x-request-id, retry-after, x-ratelimit-limit-tokens, x-ratelimit-rem
 
 
 class Scope(enum.Enum):
-    """Whom a route is for."""
+    """Which keys may use a route."""
 
     OPEN = "everybody"
     CLIENT = "whoever has a key, where keys are needed"
@@ -44,7 +44,7 @@ class Scope(enum.Enum):
 
 
 class Access:
-    """The door of one frontend."""
+    """Access control of one frontend."""
 
     def __init__(self, config: Config, vault: Vault, frontend: int) -> None:
         vault.vacate(frontend)
@@ -59,7 +59,7 @@ class Access:
         self._needed = False
 
     def admit(self, head: Head, scope: Scope) -> Account | None:
-        """Whose request this is; None where anybody may ask. Raises UserError 401 or 403."""
+        """The account whose request this is; None where no key is needed. Raises UserError 401 or 403."""
         self.check_place(head, scope)
         if scope is Scope.OPEN or (scope is not Scope.ADMIN and not self._needed):
             return None
@@ -76,7 +76,7 @@ class Access:
         return account
 
     def check_place(self, head: Head, scope: Scope) -> None:
-        """Refuse strange web pages and strange names. Raises UserError 403."""
+        """Refuse origins and host names that are not allowed. Raises UserError 403."""
         self._look()
         origins = head.values("origin")
         if origins and not self._welcome(origins, head.value("host"), scope):
@@ -94,7 +94,7 @@ class Access:
         return self._needed
 
     def cors(self, head: Head) -> tuple[tuple[str, str], ...]:
-        """Headers that let a page on the list read the answer."""
+        """The CORS headers of an answer, for a page on the list."""
         origin = head.value("origin")
         if not self._origins:
             return ()
@@ -107,11 +107,11 @@ class Access:
         )
 
     def asks_first(self, head: Head) -> bool:
-        """Whether this is a browser that asks what a page on the list may send."""
+        """Whether this is a browser's CORS preflight for a page on the list."""
         return head.value("origin") in self._origins and bool(head.value("access-control-request-method"))
 
     def preflight(self, head: Head, allowed: str) -> tuple[tuple[str, str], ...]:
-        """The answer to a browser that asks before it sends. allowed: the route's methods."""
+        """The headers that answer a preflight. allowed: the route's methods."""
         return (
             ("access-control-allow-methods", allowed),
             ("access-control-allow-headers", _plain(head.value("access-control-request-headers"))),
@@ -119,8 +119,8 @@ class Access:
         )
 
     def _welcome(self, origins: list[str], host: str, scope: Scope) -> bool:
-        """Whether a page is on the list, or was served by this company itself, which alone may watch it. No
-        page may administer it."""
+        """Whether a page's origin may use a route of this scope: it is on the list, or the company's own.
+        Only the company's own may watch it, and none may administer it."""
         if len(origins) != 1 or scope is Scope.ADMIN:
             return False
         if scope is not Scope.WATCH and origins[0] in self._origins:
@@ -145,7 +145,7 @@ class Access:
         return hashlib.blake2b(digest.encode(), key=self._secret, digest_size=32).digest()
 
     def _look(self) -> None:
-        """Take up a new keyring. Accounts go on under their names; those of keys that are gone end."""
+        """Take over a new keyring. Accounts continue under their names; those of keys that are gone end."""
         if self._vault.generation == self._generation:
             return
         self._generation, keyring, slots = self._vault.read()
@@ -174,7 +174,7 @@ class Access:
         return self._accounts.get(name)
 
     def look_around(self) -> None:
-        """Keep the accounts' views of what other frontends do fresh."""
+        """Refresh the accounts' views of what other frontends have spent."""
         for account in self._accounts.values():
             account.look()
 

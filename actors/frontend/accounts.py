@@ -95,7 +95,7 @@ class Account:
         return hashlib.sha256(f"{self.key.name}\0{salt}".encode("utf-8", "surrogatepass")).hexdigest()
 
     def headers(self) -> Headers:
-        """What is left, for an answer's head; OpenAI's names."""
+        """The rate-limit headers of an answer, by OpenAI's names."""
         limits, headers = self.key.limits, list[tuple[str, str]]()
         if limits.concurrency:
             left = max(0, limits.concurrency - self._sum(Use.RUNNING))
@@ -113,7 +113,7 @@ class Account:
         return tuple(headers)
 
     def look(self) -> None:
-        """Take in what was spent at other frontends."""
+        """Read what was spent at other frontends."""
         if self.key.limits.tokens_per_minute:
             self._debt()
 

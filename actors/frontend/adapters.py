@@ -16,11 +16,11 @@ class Adapters:
         self._by_name: dict[str, Adapter] = {}
 
     def set(self, adapters: Iterable[Adapter]) -> None:
-        """From now on these are loaded and no others."""
+        """Replace the list of loaded adapters."""
         self._by_name = {adapter.name: adapter for adapter in adapters}
 
     def names(self) -> list[str]:
-        """Of all adapters, in the order of their loading."""
+        """The names of all adapters, in the order of loading."""
         return list(self._by_name)
 
     def find(self, model: str | None, lora: object = None) -> Adapter | None:

@@ -142,7 +142,7 @@ def refusal(body: ErrorBody) -> bytes:
 
 
 async def asked(config: Config, request: admin.Request) -> admin.Reply:
-    """What the supervisor answers. Raises UserError."""
+    """The supervisor's answer to a verb. Raises UserError."""
     try:
         return await admin.call(admin.address(config.name, config.socket), request)
     except VerbError as error:
@@ -154,7 +154,7 @@ async def asked(config: Config, request: admin.Request) -> admin.Reply:
 
 
 def fields(route: AdminRoute, data: bytes, query: str = "") -> admin.Request:
-    """What a body and an address say, as the verb's fields. Raises UserError 400."""
+    """The fields of a verb, from a request's body and query. Raises UserError 400."""
     body: AdminBody = read_body(_DECODERS[route.body], data.strip() or b"{}")
     for name, sentence in route.refused.items():
         if getattr(body, name) is not None:
@@ -185,7 +185,7 @@ def _http_name(body: type[AdminBody], attribute: str) -> str:
 
 
 def table(config: Config) -> dict[str, dict[str, Any]]:
-    """For the frontend's routes: by path and method, what answers."""
+    """The handlers of these routes, by path and method."""
     return {
         path: dict.fromkeys(route.methods, functools.partial(forward, config, route))
         for path, route in ROUTES.items()

@@ -27,7 +27,7 @@ class AnswerFormat:
         return self.thoughts is not None or self.tools is not None
 
     def parser(self) -> AnswerParser:
-        """For one answer."""
+        """A parser for one answer."""
         return AnswerParser(self.thoughts, self.tools, self.names)
 
     def adapted(self, output: OutputOptions) -> OutputOptions:
@@ -45,7 +45,7 @@ class AnswerFormat:
 
 
 def answer_format_of(config: Config, names: Sequence[str], choice: Any) -> AnswerFormat:
-    """For a request that offers the functions `names`. choice: its `tool_choice`."""
+    """The format of the answer to a request that offers the functions `names`. choice: its `tool_choice`."""
     thoughts = THOUGHT_FORMATS.get(config.reasoning_parser)
     if not names or choice == "none":
         return AnswerFormat(thoughts)

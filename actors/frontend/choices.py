@@ -71,7 +71,7 @@ async def answer(
 
 
 def _keep_best(collector: Collector, made: int, n: int) -> None:
-    """Of the `made` choices of each prompt the `n` whose tokens are likeliest on average, best first."""
+    """Keep, of the `made` choices of each prompt, the `n` with the highest mean logprob, best first."""
     groups = [collector.pending[i : i + made] for i in range(0, len(collector.pending), made)]
     collector.pending = [best for group in groups for best in sorted(group, key=_unlikeliness)[:n]]
 

@@ -26,7 +26,7 @@ PATIENCE = 1.0
 
 
 class Source(Protocol):
-    """A stream of bytes that rows turn into."""
+    """Turns rows into a stream of bytes."""
 
     ended: bool
 
@@ -51,7 +51,7 @@ class Delivery:
         self.ended = trio.Event()
 
     def pump(self) -> None:
-        """Send what there is, if the client takes it."""
+        """Send what there is, if the socket takes it."""
         if self._over or not self._exchange.ready:
             return
         try:

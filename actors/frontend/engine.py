@@ -1,4 +1,4 @@
-"""The frontend's side of the engine: a request goes down as mail, its text comes back as rows.
+"""The frontend's side of the engine: requests go down as mail, and their text comes back as rows.
 
     start ─► claim slots ─► Generate ─► … ─► Deltas ─► rows, cut where they overlap ─► sink
                                          └─► Refused ─► sink.fail
@@ -75,7 +75,7 @@ class Engine:
         self._account: Account | None = None
 
     def charged_to(self, account: Account) -> Engine:
-        """The same engine, for the requests of one key: they take its places and its tokens."""
+        """A view of the engine for the requests of one key, which count against that key's limits."""
         view = copy.copy(self)
         view._account = account
         return view
@@ -114,7 +114,7 @@ class Engine:
         return generation
 
     def abort(self, generation: Generation) -> None:
-        """Nobody wants this any more; idempotent, and nothing happens when it is done."""
+        """End a generation that nobody wants any more; idempotent, and without effect on one that is done."""
         for choice in generation.choices:
             if self._choices.pop(choice.rid, None) is not None:
                 self.slots.leave(choice.rid, aborted=True)
@@ -122,7 +122,8 @@ class Engine:
         generation.end()
 
     def adopt(self, stored: Generate, sink: Sink) -> Generation:
-        """A generation that another process started: its rows from the start, once `ask_again` is sent."""
+        """Follow a generation that another process started: its rows come from the start, once `ask_again`
+        was called."""
         generation = Generation((stored,), sink, adopted=True)
         for choice in generation.choices:
             self._choices[choice.rid] = choice
@@ -139,11 +140,11 @@ class Engine:
             self._choices.pop(choice.rid, None)
 
     def hand_over(self) -> None:
-        """From now on what can be resumed is not aborted: this process ends, the next one adopts it."""
+        """From now on do not abort what can be resumed: this process ends, and the next one adopts it."""
         self._handing_over.set()
 
     def keeps(self, generation: Generation) -> bool:
-        """Whether a generation goes on though this process ends."""
+        """Whether a generation continues when this process ends."""
         return (
             self._handing_over.is_set() and bool(generation.mails[0].client) and not generation.done.is_set()
         )
@@ -164,7 +165,7 @@ class Engine:
                     self._pump(generation)
 
     def deliver(self, mails: Iterable[Mail[FrontendMail]]) -> None:
-        """Take in mail of the tokenizers."""
+        """Take in mail from the tokenizers."""
         woken: dict[Generation, None] = {}
         self.instruments.delivering()
         for mail in mails:
@@ -249,7 +250,7 @@ class Engine:
         self._fail(generation, error)
 
     def _forget(self, rids: Iterable[int]) -> None:
-        """Free slots that nobody below knows of."""
+        """Free slots of which no actor below has heard."""
         for rid in rids:
             if self._choices.pop(rid, None) is not None:
                 self.slots.free(rid)
@@ -277,7 +278,8 @@ class Engine:
             self._broken(generation)
 
     def _broken(self, generation: Generation) -> None:
-        """A sink of ours has a bug: its own request dies of it, the others go on."""
+        """A sink raised an exception, which is a bug of ours: fail its request, and let the others
+        continue."""
         self._report(generation)
         self._fail(generation, _FAILED)
 

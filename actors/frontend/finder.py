@@ -1,4 +1,4 @@
-"""Finds a response by its id wherever it is: in this process, or in the ledger, because another one began it.
+"""Finds a response by its id: in this process, or through the ledger where another process began it.
 
     id ─► store? ──────────────────────────────► LiveResponse
        └► ledger slot ─► memo ─► adopt, replay ─┘
@@ -104,7 +104,7 @@ class Finder:
         return self.store.conversation(id)
 
     def delete(self, live: LiveResponse) -> None:
-        """A response that is over is not to be found any more."""
+        """Forget a response that is over."""
         self.store.delete(live.id)
         self._engine.slots.forget(_rid(live.id))
 
@@ -131,7 +131,7 @@ class Finder:
         return aborted
 
     async def note(self) -> None:
-        """Note in the ledger, for ever, which adopted responses are followed here."""
+        """Write into the ledger, for ever, which adopted responses are followed here."""
         while True:
             for live, rid in list(self._adopted.items()):
                 if live.followed:
@@ -218,7 +218,7 @@ def _rid(id: str) -> int:
 
 
 def _conversation(generate: Generate, memo: Memo) -> Conversation | None:
-    """What the response continued: the prompt's messages, without instructions."""
+    """The conversation that a response continued: the prompt's messages, without instructions."""
     prompt = generate.prompt
     if not isinstance(prompt, ChatPrompt):
         return None

@@ -25,7 +25,7 @@ class Sink(Protocol):
         """The generation ended with an error; nothing follows."""
 
     def pump(self) -> None:
-        """Rows have come: show what there is, as far as the client takes it."""
+        """Rows have come: send them on, as far as the client takes them."""
 
 
 class Choice:
@@ -97,7 +97,7 @@ class Choice:
         return row
 
     def _listed(self, row: TextRow) -> int:
-        """How many were seen of the tokens that such a row lists."""
+        """How many of the tokens that such a row lists have been seen."""
         return self.tokens if row.tokens else self.read
 
     def bill(self, row: TextRow) -> int:
@@ -109,7 +109,7 @@ class Choice:
         return new
 
     def follows(self, row: TextRow) -> bool:
-        """Whether `row` leaves nothing out."""
+        """Whether `row` follows without a gap."""
         listed = bool(row.logprobs or row.token_ids)
         return row.offset <= self.characters and not (listed and row.first_token > self._listed(row))
 
@@ -156,12 +156,12 @@ class Generation:
         return len(self.mails[0].rids)
 
     def enter(self) -> None:
-        """Take a place among the requests of the key. Raises UserError where it may have no more."""
+        """Count as a request of the key. Raises UserError where that may have no more."""
         if self.account is not None:
             self._leave = self.account.admit(len(self.choices))
 
     def fail(self, error: ErrorBody) -> None:
-        """It ends with an error, which the client is told in the words of its endpoint."""
+        """End with an error, which names fields as the endpoint does."""
         param = self._names.get(error.param or "", error.param)
         self.error = msgspec.structs.replace(error, param=param)
         self.sink.fail(self.error)

@@ -48,7 +48,7 @@ class Health:
         return replaced
 
     def problems(self) -> dict[str, str]:
-        """What is wrong now, by actor; empty when the company serves."""
+        """What is wrong now, by actor; empty when the company can serve."""
         found: dict[str, str] = {}
         for name, row in self._rows.items():
             state = State(row[Column.STATE])

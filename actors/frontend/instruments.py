@@ -37,7 +37,7 @@ class Timed(Protocol):
 
 
 class Instruments:
-    """Of one frontend."""
+    """The measurements of one frontend."""
 
     def __init__(self, box: BlackBox) -> None:
         self._box = box
@@ -74,12 +74,12 @@ class Instruments:
             self._box.span(SpanName.BEGIN, rid, mail.arrived_ns, 0, number, high, low, 0, own)
 
     def delivering(self) -> None:
-        """Mail has come."""
+        """A delivery begins."""
         self._now = time.monotonic_ns()
         self._recording = bool(self._box.recording)
 
     def heard(self, choice: Timed, row: TextRow) -> None:
-        """A row of it."""
+        """A row of a delivery."""
         last, choice.last = choice.last, self._now
         if last == self._before:
             self._steady += 1
@@ -91,7 +91,7 @@ class Instruments:
             self._shown.append((choice.rid, row.tokens))
 
     def delivered(self) -> None:
-        """All rows were handed on."""
+        """A delivery is done: all rows were passed on."""
         if self._steady:
             self._box.observe(ITL, self._now - self._before, self._steady)
             self._steady = 0
@@ -103,7 +103,7 @@ class Instruments:
             self._shown.clear()
 
     def ended(self, choice: Timed, finish: Finish, tokens: int = 0) -> None:
-        """Nothing more comes of it."""
+        """A choice has ended."""
         took = time.monotonic_ns() - choice.arrived
         self._box.count(_COUNTS[finish])
         if finish is Finish.STOP or finish is Finish.LENGTH:

@@ -39,7 +39,7 @@ class Job:
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def whole(self) -> Job:
-        """The same for a client who sees nothing before the end."""
+        """The same job for a client that gets nothing before the end."""
         return dataclasses.replace(self, output=msgspec.structs.replace(self.output, whole=True))
 
 
@@ -67,7 +67,7 @@ def mails_of(job: Job, rids: tuple[int, ...], origin: int, salt: str) -> tuple[G
 
 
 def _seeded(sampling: SamplingParams) -> SamplingParams:
-    """With a seed, drawn where the client gave none."""
+    """The parameters with a seed, drawn at random where the client gave none."""
     if sampling.seed is not None:
         return sampling
     return msgspec.structs.replace(sampling, seed=secrets.randbits(63))

@@ -133,12 +133,12 @@ class LedgerSlots:
             self._ledger.free(rid)
 
     def refused(self, rid: int) -> None:
-        """An aborted request never ran."""
+        """Free the slot of an aborted choice that was refused, and so never ran."""
         if rid in self._leaving:
             self.free(rid)
 
     def forget(self, rid: int) -> None:
-        """A finished response is not to be found any more."""
+        """Let go of a finished response, which is not to be found any more."""
         if rid in self._lingering:
             self.free(rid)
 

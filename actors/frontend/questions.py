@@ -1,7 +1,7 @@
-"""What a frontend asks a tokenizer in passing: an answer for a question, and no ledger slot.
+"""Questions that a frontend asks a tokenizer (ids of a text, text of ids), for which there is no ledger slot.
 
 A question that a dying tokenizer had read is asked again of its successor, so it may be answered twice; the
-second answer is nobody's.
+second answer is ignored.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Questions:
         return await self._ask(question, Decoded)
 
     def take(self, answer: Encoded | Decoded) -> None:
-        """An answer has come."""
+        """Take in an answer."""
         asked = self._open.get(answer.number)
         if asked is not None:
             asked.answer = answer

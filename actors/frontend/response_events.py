@@ -1,4 +1,4 @@
-"""What a response says, as it is kept: token by token, short until somebody reads it."""
+"""The text events of a response as they are kept: token by token, and compact until somebody reads them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def delta_head(item_id: str, output_index: int) -> bytes:
 
 
 def size(entry: Event | Delta) -> int:
-    """Bytes that it takes, about."""
+    """About how many bytes it takes."""
     if isinstance(entry, Event):
         return len(entry.json)
     entries = sum(1 + len(logprob.top_logprobs) for logprob in entry.logprobs)

@@ -50,7 +50,7 @@ class Items:
         return self._open is None and not self.done
 
     def say(self, said: Said) -> Iterator[Made | Delta]:
-        """The events of text."""
+        """The events of a text."""
         if not isinstance(self._open, OutputMessage):
             yield from self._need(OutputMessage)
         self._logprobs += said.logprobs
@@ -102,7 +102,7 @@ class Items:
         self._open = None
 
     def left(self, failed: bool) -> list[OutputItem]:
-        """What a failure cut off, with what it had come to."""
+        """The open item, incomplete, where a failure cut it off; else nothing."""
         item = self._open
         if item is None or not failed:
             return []
@@ -123,7 +123,7 @@ class Items:
             item.encrypted_content = seal(thought)
 
     def no_text(self) -> Iterator[Made]:
-        """A message without text."""
+        """Add a message without text."""
         yield from self._need(OutputMessage)
 
     def _need(self, kind: type[ReasoningItem] | type[OutputMessage]) -> Iterator[Made]:

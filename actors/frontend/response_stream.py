@@ -182,7 +182,7 @@ class ResponseStream:
             self._end, self._error = Move.FAIL, error
 
     def cancel(self) -> None:
-        """Somebody wants no more of it."""
+        """Cancel the response."""
         if self._end is None:
             self._end = Move.CANCEL
 
@@ -208,7 +208,7 @@ class ResponseStream:
         self._response.status = _STATUS[self.phase]
 
     def _advance(self) -> None:
-        """Number what has come in."""
+        """Number the events of what has come in."""
         if self.phase is not _WRITING and self.phase is not _OPEN:
             return
         if self._pending:
@@ -218,7 +218,7 @@ class ResponseStream:
             self._finish(self._end)
 
     def _write(self, pending: list[Said]) -> None:
-        """What has been said, after the item and part that it belongs to."""
+        """The events of text, after those that open its item and part."""
         if self._parser is None:
             for said in pending:
                 self._note(self._items.say(said))
@@ -239,7 +239,7 @@ class ResponseStream:
             self._unshown = []
 
     def _note(self, made: Iterable[Made | Delta]) -> None:
-        """Number events."""
+        """Give events their numbers."""
         for event in made:
             if isinstance(event, Delta):
                 self._log.append(event)
@@ -299,5 +299,5 @@ class ResponseStream:
 
 
 def _is_plain(row: TextRow) -> bool:
-    """Whether it is text and no more."""
+    """Whether a row is text and nothing else."""
     return bool(row.text) and row.finish is _NONE and row.usage is None and not row.logprobs

@@ -1,4 +1,4 @@
-"""Which function answers which path, after the checks that all of them share."""
+"""Which handler answers which path, after the checks that all share."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ _ANTHROPIC = re.compile(r"/v1/messages(/.*)?")
 
 
 class Table:
-    """What is served, by path template and method."""
+    """The routes, by path template and method."""
 
     def __init__(self, methods: dict[str, Methods]) -> None:
         self._plain = {path: found for path, found in methods.items() if _FIELD not in path}
         self._patterns = [(_pattern(path), found) for path, found in methods.items() if _FIELD in path]
 
     def find(self, path: str) -> tuple[Methods, dict[str, str]]:
-        """What may be done at `path`, and the fields that it holds. Raises UserError 404."""
+        """The handlers at `path` by method, and the values of its fields. Raises UserError 404."""
         if path in self._plain:
             return self._plain[path], {}
         for pattern, methods in self._patterns:
@@ -160,7 +160,7 @@ class Routes:
         await self._call(exchange, methods, fields)
 
     async def _answer_preflight(self, exchange: Exchange) -> None:
-        """Tell a browser what it may send; it brings no key for this."""
+        """Answer a preflight, which carries no key."""
         methods, _ = self._table(None).find(exchange.head.path)
         await exchange.respond(204, b"", headers=self._access.preflight(exchange.head, ", ".join(methods)))
 
@@ -203,7 +203,7 @@ class Routes:
         await _json(exchange, Alive())
 
     async def _generate_health(self, exchange: Exchange) -> None:
-        """Really generate one token."""
+        """Answer `GET /health_generate`: generate one token."""
         sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
         job = Job((TokenPrompt(bytes(4)),), sampling, OutputOptions())
         with trio.move_on_after(GENERATE_SECONDS):

@@ -1,5 +1,5 @@
-"""What a client asks of the text itself: the many names of a shape, and tools with their choice, as
-`Rules`."""
+"""What a client requires of the text itself, from the many fields that say so (`response_format`, vLLM's,
+SGLang's), as `Rules`."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Service:
     account: Account | None = None
 
     def charged_to(self, account: Account) -> Service:
-        """The same, for the requests of one key."""
+        """The same service for the requests of one key."""
         return dataclasses.replace(self, engine=self.engine.charged_to(account), account=account)
 
     def trace_of(self, exchange: Exchange, unique: str = "", named: str | None = None) -> str:
@@ -52,7 +52,7 @@ class Service:
 
     @property
     def owner(self) -> str:
-        """Whose the responses are that it makes, and which alone it finds: the key's name."""
+        """The key's name: responses made under it are found under it alone."""
         return self.account.key.name if self.account is not None else ""
 
     @property
@@ -71,7 +71,7 @@ class Service:
 
 
 async def read(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:
-    """`read_body`, without holding the other clients up."""
+    """`read_body`, without holding up the other clients."""
     if len(body) <= LARGE:
         return read_body(decoder, body)
     return await trio.to_thread.run_sync(read_body, decoder, body)

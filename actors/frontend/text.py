@@ -1,4 +1,4 @@
-"""What rows of text add up to until somebody shows them: merged text, logprobs, token ids, usage."""
+"""Rows of text merged until they are sent: text, logprobs, token ids, usage."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Pending:
             self.thinking, self.weights = row.usage.thinking, row.usage.weights
 
     def _list(self, row: TextRow) -> None:
-        """Of tokens that a row lists."""
+        """Merge the tokens that a row lists."""
         self.detailed = True
         if row.logprobs:
             (self.logprobs if row.tokens else self.prompt_logprobs).extend(row.logprobs)

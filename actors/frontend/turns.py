@@ -1,4 +1,5 @@
-"""A `response.create`, however it came, to what runs: conversation, prompt, job and document."""
+"""From a `response.create`, over HTTP or the WebSocket, to what runs: conversation, prompt, job and
+document."""
 
 from __future__ import annotations
 
@@ -120,7 +121,7 @@ def input_messages(given: str | list[InputItem] | None) -> tuple[Message, ...]:
 
 
 def _only_thought(message: Message) -> bool:
-    """A message of the assistant that has come to nothing but a thought yet."""
+    """Whether a message of the assistant consists of nothing but a thought so far."""
     return "reasoning_content" in message and not message["content"] and "tool_calls" not in message
 
 

@@ -29,7 +29,7 @@ _MAX_MESSAGE = 1024
 
 
 class Watching:
-    """Of one frontend."""
+    """The handlers of one frontend."""
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -101,7 +101,7 @@ def _load_text(directory: pathlib.Path) -> tuple[Codec, Sources]:
 
 
 class Actor:
-    """The Trio side: who does what when."""
+    """The tasks of one tokenizer: reading, encoding, sending."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class Actor:
         self._moved()
 
     async def _taken_up(self, message: Generate | Question) -> list[Outgoing]:
-        """With the help of other processes and of a thread. Raises UserError."""
+        """The request, prepared with the help of other processes and a thread. Raises UserError."""
         rendered = await self._rendered(message)
         run = self._run if _length(message) + len(rendered) > INLINE_CHARS else _at_once
         if not isinstance(message, Generate):
@@ -256,7 +256,8 @@ async def _at_once(call: Callable[..., T], *args: Any) -> T:
 
 
 def _takes_long(message: Generate | Question) -> bool:
-    """Whether other processes or a thread are to help: a chat, a long prompt, or a grammar to be made."""
+    """Whether to prepare a request outside the event loop: a chat, a long prompt, or one that needs a
+    grammar."""
     if not isinstance(message, Decode) and isinstance(message.prompt, ChatPrompt):
         return True
     return _length(message) > INLINE_CHARS or (isinstance(message, Generate) and bool(message.rules))

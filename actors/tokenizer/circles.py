@@ -1,7 +1,7 @@
-"""Schemas that mean themselves.
+"""References in a JSON schema that lead back to themselves.
 
-A reference to "a", where "a" is a reference to "a" or something else, says nothing by its round. But whoever
-reads a text reads it in as many ways as there are rounds, and takes the longer the more of them cross.
+A schema "a" that is "a reference to a, or something else" means the same without that reference. But a parser
+then reads a text in as many ways as there are such loops, and takes longer the more of them cross.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from actors.tokenizer.schema_keys import NotUnderstood, pointed, references
 
 
 def circular(schema: Any) -> str:
-    """A reference that means itself with nothing of its own in between, "" where there is none."""
+    """A reference that leads back to itself with no keyword of its own in between, "" where there is none."""
     done: set[str] = set()
     for reference in references(schema):
         if found := _round(schema, reference, done):
@@ -22,7 +22,7 @@ def circular(schema: Any) -> str:
 
 
 def _round(schema: Any, start: str, done: set[str]) -> str:
-    """A reference through which a way from `start` comes twice. done: those from which none does."""
+    """The first reference that a walk from `start` meets twice. done: those from which there is no loop."""
     way = {} if start in done else {start: _meant(schema, start)}
     while way:
         last = next(reversed(way))
@@ -38,7 +38,7 @@ def _round(schema: Any, start: str, done: set[str]) -> str:
 
 
 def _meant(schema: Any, reference: str) -> Iterator[str]:
-    """The references that one means at once."""
+    """The references that a reference leads to directly."""
     try:
         waiting = [pointed(schema, reference)]
     except NotUnderstood:

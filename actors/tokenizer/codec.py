@@ -134,7 +134,8 @@ def _with_special(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> Token
 
 
 def _codec_error(error: BaseException) -> BaseException:
-    """The library's panics derive from BaseException directly; a Ctrl-C must stay one."""
+    """What to raise for an error of the library: CodecError, also for a panic of its Rust code, which derives
+    from BaseException directly; a KeyboardInterrupt stays one."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return CodecError(f"the tokenizer failed: {type(error).__name__}")
     return error

@@ -83,19 +83,19 @@ class Core:
     # --- down
 
     def answer(self, question: Question, rendered: str = "") -> list[Outgoing]:
-        """What a frontend only wants to know. rendered: the text of a chat. Touches no state: may run in a
+        """The answer to a frontend's question. rendered: the text of a chat. Touches no state: may run in a
         thread."""
         return [(f"frontend.{question.origin}", self._answerer(question, rendered))]
 
     def refuse(self, message: Generate | Question, error: ErrorBody) -> list[Outgoing]:
-        """The answer to what cannot be rendered, or has rules that cannot be kept."""
+        """The refusal of a request whose chat cannot be rendered, or whose rules cannot be kept."""
         if isinstance(message, Generate):
             return self.admit(message, error)
         return [(f"frontend.{message.origin}", refusal(message, error))]
 
     def fits(self, message: Generate, rendered: str) -> bool:
-        """Whether a chat that reads `rendered` leaves room for its answer; also where that cannot be said.
-        May run in a thread."""
+        """Whether a chat rendered as `rendered` leaves room for its answer; True where that cannot be told
+        yet. May run in a thread."""
         try:
             return self._prompter.fits(message, rendered)
         except (UserError, CodecError):
@@ -113,7 +113,7 @@ class Core:
             return _FAILED
 
     def admit(self, message: Generate, prompted: Prompted | ErrorBody) -> list[Outgoing]:
-        """Take the request up: each choice that nobody aborted or has taken up before."""
+        """Take up the request: each of its choices that was neither aborted nor taken up before."""
         if isinstance(prompted, ErrorBody):
             return [self._refusal(message, message.rids[0], prompted)]
         fresh = [rid for rid in message.rids if self._is_new(rid)]
@@ -127,14 +127,16 @@ class Core:
         return refusals + [out for each in kept for out in self._begin(each)]
 
     def _no_room(self, message: Generate, fresh: list[int], error: ErrorBody) -> list[Outgoing]:
-        """A Refused speaks of all choices. Where some of them run already, since the request was sent again,
-        the others end by a row, upon which the frontend aborts those too."""
+        """Refuse a request for which the ledger has no room. Refused would speak of all choices: where some
+        run already, because the request was sent twice, the others end by a row, and the frontend then aborts
+        those too."""
         if len(fresh) == len(message.rids):
             return [self._refusal(message, message.rids[0], error)]
         return [_deltas(message.origin, [_failed(rid, error) for rid in fresh])]
 
     def _is_new(self, rid: int) -> bool:
-        """Not a Generate sent again by a frontend that did not know whether the first one was read."""
+        """False for a Generate that was taken up before: its frontend could not know whether that was read,
+        and sent it again."""
         try:
             return rid not in self._streams and not self._ledger.request(rid)
         except StaleRequest:
@@ -158,8 +160,8 @@ class Core:
         return f"frontend.{message.origin}", Refused(rid, error)
 
     def abort(self, message: Abort) -> list[Outgoing]:
-        """Forget a choice. Always passed on: whoever is below may have lost the end of it. Where several may
-        follow it, everybody is told."""
+        """Forget a choice. The abort is always passed on, as the scheduler may not know that the choice has
+        ended. Where several frontends may follow it, all are told."""
         stream = self._streams.pop(message.rid, None)
         if stream is None:
             self._aborted.add(message.rid)
@@ -187,7 +189,7 @@ class Core:
     # --- up
 
     def take(self, rows: tuple[TokenRow, ...]) -> list[Outgoing]:
-        """What one step of the scheduler brought: one Deltas for each frontend."""
+        """Take in what one step of the scheduler brought; returns one Deltas for each frontend."""
         streams = self._streams
         deltas: dict[int, list[TextRow]] = {}
         out: list[Outgoing] = []
@@ -214,7 +216,7 @@ class Core:
         return out
 
     def _filled(self, row: TokenRow, stream: ChoiceStream) -> TokenRow:
-        """The row together with the tokens before it, which were committed but never came here."""
+        """The row, together with the committed tokens before it that never arrived here."""
         try:
             return committed_row(self._ledger, stream.submit, row, stream.received)
         except StaleRequest:
@@ -225,7 +227,7 @@ class Core:
             return TokenRow(row.rid, stream.received, (), Finish.ERROR, error=_LOST)
 
     def _close(self, stream: ChoiceStream, finish: Finish) -> list[Outgoing]:
-        """The choice is finished; where only this actor knows, the scheduler is told."""
+        """The choice has finished; the scheduler is told where only this actor knows that (a stop string)."""
         del self._streams[stream.rid]
         if stream.stopped_at and not finish:
             return [(self.down, StopHere(stream.rid, stream.stopped_at))]
@@ -234,9 +236,8 @@ class Core:
     # --- after a death
 
     def recover(self) -> Iterator[Outgoing]:
-        """Stand where an earlier incarnation stood: its open choices, as the ledger tells them.
-
-        What it may not have sent is sent again; positions and ids make that harmless.
+        """Take up the open choices of earlier incarnations, as the ledger has them. What these may not have
+        sent is sent again; positions and ids make that harmless.
         """
         for rid in self._ledger.open_rids():
             try:

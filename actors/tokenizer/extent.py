@@ -1,7 +1,8 @@
-"""How much text so many tokens can stand for at most: what is longer need not be encoded to be too long.
+"""How many characters a token can stand for at most. A text that is too long by that measure can be refused
+without encoding it.
 
-That is only known of tokenizers that keep every character: no normalizer or pre-tokenizer that drops some, no
-unknown token for a run of them, no added token that swallows the blanks beside it.
+This is known only of tokenizers that keep every character: no normalizer or pre-tokenizer drops any, no
+unknown token stands for a run of them, no added token swallows the blanks beside it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Language(msgspec.Struct, frozen=True):
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What `GrammarMaker` takes."""
+    """A question: what `GrammarMaker` takes."""
 
     rules: Rules
     thoughts: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 def begin(data: bytes) -> Answerer:
-    """From a Language."""
+    """What answers questions, made of an encoded Language."""
     language = msgspec.msgpack.decode(data, type=Language)
     codec = Codec(Tokenizer.from_str(language.tokenizer), language.special_tokens)
     maker = GrammarMaker(language.config, codec)

@@ -33,7 +33,7 @@ class TooSlow(Exception):
 
 
 class Died(Exception):
-    """The question killed whom it was put to, twice."""
+    """The question killed the helper that it was put to, twice."""
 
 
 class Helper:
@@ -105,7 +105,7 @@ class Helpers:
 
     async def ask(self, question: msgspec.Struct) -> str:
         """The answer. Raises UserError where it is a refusal, TooSlow, or Died. A helper that somebody else
-        kills is replaced unseen."""
+        kills is replaced, and the question asked again."""
         async with self._places:
             answer = await self._answer(question)
             if answer is None:

@@ -12,18 +12,18 @@ from runtime.blackbox import BlackBox
 
 
 class Instruments:
-    """Of one tokenizer."""
+    """The trace records of one tokenizer."""
 
     def __init__(self, box: BlackBox) -> None:
         self._box = box
         self._traced: set[int] = set()
 
     def follow(self, rids: Iterable[int]) -> None:
-        """These choices are traced."""
+        """Trace these choices."""
         self._traced.update(rids)
 
     def leave(self, rid: int) -> None:
-        """Nothing more comes of it."""
+        """The choice has ended."""
         self._traced.discard(rid)
 
     def took_up(self, message: Generate, kind: SpanName, start: int) -> None:

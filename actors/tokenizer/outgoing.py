@@ -72,7 +72,7 @@ class Backlog:
         return len(self._items)
 
     def add(self, message: Message) -> None:
-        """Keep it."""
+        """Keep a message."""
         if not isinstance(message, Deltas):
             self._items.append(message)
             return
@@ -169,7 +169,8 @@ class Desk:
         self._sent(to, message)
 
     async def _send_or_lose(self, to: str, message: Message) -> None:
-        """What can never fit is lost, which a frontend notices by the next row's offset."""
+        """Send a message; one that can never fit its ring is lost, and the frontend notices by the next row's
+        offset."""
         try:
             await self._send(to, message)
         except ValueError as error:
@@ -183,7 +184,7 @@ class Desk:
 
 
 def _parts(message: Message) -> list[Message]:
-    """Row by row."""
+    """The message in parts: of a Deltas, one message for each row."""
     if isinstance(message, Deltas):
         return [Deltas((row,)) for row in message.rows]
     return [message]

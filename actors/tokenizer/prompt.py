@@ -65,7 +65,7 @@ class Prompter:
         return self._model.context - (message.sampling.max_tokens or 1)
 
     def _kept(self, message: Generate) -> int:
-        """Of its last tokens; 0 for all."""
+        """How many of the prompt's last tokens are kept; 0 for all."""
         return max(self.room(message), 1) if message.truncate < 0 else message.truncate
 
     def fits(self, message: Generate, rendered: str) -> bool:
@@ -75,7 +75,8 @@ class Prompter:
         )
 
     def _check_length(self, prompt: Prompt, rendered: str) -> None:
-        """Refuse at once what no tokens of the context could say: to encode it would take its time."""
+        """Refuse a text that is longer than any that fits the context, without taking the time to encode
+        it."""
         text = rendered if isinstance(prompt, ChatPrompt) else getattr(prompt, "text", "")
         if self._is_hopeless(len(text)):
             raise UserError(
@@ -86,7 +87,7 @@ class Prompter:
             )
 
     def _is_hopeless(self, characters: int) -> bool:
-        """Whether so long a text is too long however it is encoded."""
+        """Whether a text of so many characters is too long however it is encoded."""
         if characters <= self._model.context:
             return False
         longest = self._codec.longest
@@ -140,7 +141,7 @@ def in_thought(message: Generate, rendered: str) -> bool:
 
 
 def _shaped(sampling: SamplingParams, grammar: str) -> SamplingParams:
-    """Held to a grammar."""
+    """`sampling`, held to a grammar. UserError where no token could end the text."""
     if not sampling.stop_token_ids:
         raise UserError(
             "an answer that must have a shape needs a token to end with; ignore_eos leaves none.",

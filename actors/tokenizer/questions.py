@@ -1,4 +1,5 @@
-"""Questions that need only the tokenizer: ids of a prompt, text of ids. Nothing is kept of them."""
+"""Questions that need only the tokenizer: the ids of a prompt, the text of ids. They leave no state
+behind."""
 
 from __future__ import annotations
 
@@ -55,6 +56,6 @@ class Answerer:
 
 
 def refusal(question: Question, error: ErrorBody) -> Answer:
-    """Why there is no answer."""
+    """The answer that says why there is none."""
     kind = Encoded if isinstance(question, Encode) else Decoded
     return kind(question.number, error=error)

@@ -61,7 +61,7 @@ def record(message: Generate, prompted: Prompted, rid: int, index: int) -> Store
 
 
 class Records:
-    """Of all tokenizers' choices; one of them writes each."""
+    """Writes the records of this tokenizer's choices into the ledger that all share."""
 
     def __init__(self, config: Config, ledger: Ledger, log: Any) -> None:
         self._ledger = ledger

@@ -1,8 +1,8 @@
-"""What a JSON schema says that asks nothing of a text: it is left out before anybody reads the schema.
+"""Leaves out of a JSON schema what constrains nothing, before the schema is read.
 
-A keyword by which no draft of the standard asks anything is a remark (`title`, `x-order`, `strict`); so is a
-format that the standard does not define ("path", "password"), and that a property's name is a string. The
-formats that it defines are kept to, or refused.
+A remark is a keyword that constrains nothing in any draft of the standard (`title`, `x-order`, `strict`), a
+format that the standard does not define ("path", "password"), or the statement that a property's name is a
+string. Formats that the standard defines are enforced, or refused.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _DRAFTS = ("draft-04/", "draft-06/", "draft-07/", "draft/2019-09/", "draft/2020-
 
 
 def without_remarks(schema: Any) -> Any:
-    """A schema that means the same. Values of its own (`const`, `enum`) stay as they are, and so does what a
-    reference points to, wherever it stands."""
+    """A schema with the same meaning. Its values (`const`, `enum`) stay as they are, and so does whatever a
+    reference points to."""
     return _Reader(set(map(steps, references(schema)))).schema(schema, ())
 
 

@@ -22,7 +22,7 @@ class Sources(msgspec.Struct, frozen=True):
 
 
 def begin(data: bytes) -> Answerer:
-    """From Sources."""
+    """What answers prompts, made of encoded Sources."""
     sources = msgspec.msgpack.decode(data, type=Sources)
     template = ChatTemplate(sources.templates, sources.special_tokens)
     decode = msgspec.msgpack.Decoder(ChatPrompt).decode

@@ -1,4 +1,4 @@
-"""Which of its earliest turns a conversation loses so that its prompt fits."""
+"""Drops a conversation's earliest turns until its prompt fits."""
 
 from __future__ import annotations
 
