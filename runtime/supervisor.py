@@ -108,6 +108,7 @@ class Supervisor:
                     self._nursery.start_soon(self._look_after)
                     self._nursery.start_soon(self._serve_administrators, door)
                     self._carry_out(self._life.begin(time.monotonic()))
+                    self._understudies.hurry(time.monotonic())
         finally:
             self._leave_nobody()
         return self._code

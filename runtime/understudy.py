@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from runtime.launch import Launched, Process, launch
-from runtime.tree import Child, Group, troupes
+from runtime.tree import Child, Group, leaves, troupes
 from runtime.wiring import Part, Spec, Wiring
 
 PAUSE = 0.1
@@ -62,14 +62,22 @@ class _Spare:
 
 
 class Understudies:
-    """One spare for each name in `Child.understudy`, from the moment the company serves."""
+    """One spare for each name in `Child.understudy`, from the moment the company serves. Those of later
+    stages come before, and become the first incarnations of their actors."""
 
     def __init__(self, root: Group, wiring: Wiring) -> None:
         self._troupes = troupes(root)
+        self._first = min(child.stage for child in leaves(root))
         self._wiring = wiring
         self._spares: dict[str, _Spare] = {}
         self._due: dict[str, float] = {}
         self._paused_until = 0.0
+
+    def hurry(self, now: float) -> None:
+        """Start those of later stages, whose actors are to find everything imported when their turn comes."""
+        for name, children in self._troupes.items():
+            if all(child.stage > self._first for child in children):
+                self._start(name, now)
 
     def open(self, now: float) -> None:
         """Begin to keep understudies, at `now` (seconds)."""

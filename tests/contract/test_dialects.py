@@ -326,7 +326,7 @@ def test_schemathesis_finds_nothing(tmp_path: pathlib.Path) -> None:
                 str(pathlib.Path(sys.executable).parent / "schemathesis"),
                 *("run", f"{company.url.removesuffix('/v1')}/openapi.json", "--checks", CHECKS),
                 *("--exclude-path-regex", "^/health|^/_company/live", "--exclude-tag", "administration"),
-                *("--phases", "coverage,fuzzing", "--max-examples", "10", "--max-time", "30"),
+                *("--phases", "coverage,fuzzing", "--max-examples", "10", "--max-time", "18"),
                 *("--generation-deterministic", "--no-shrink", "--suppress-health-check", "all"),
                 *("--warnings", "off", "--request-timeout", "60", "--continue-on-failure", "--no-color"),
             ],

@@ -183,6 +183,7 @@ ROOTS: dict[str, Group] = {
     "pair": _flat(*_pair()),
     "patient": _flat(*(dataclasses.replace(each, hang_seconds=PATIENCE) for each in _pair())),
     "spared": _flat(*(dataclasses.replace(each, understudy="light") for each in _pair())),
+    "prepared": _flat(*_pair(understudy="late")),
     "all": Group("company", Strategy.ONE_FOR_ALL, _pair()),
     "crasher": _flat(child("echo.0", "echo"), child("crasher.0", "crasher"), restarts=2),
     "loader": _flat(child("echo.0", "echo"), child("loader.0", "loader", stage=1)),

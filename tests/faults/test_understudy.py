@@ -40,6 +40,18 @@ def test_an_understudy_takes_over_in_a_moment(tmp_path: pathlib.Path) -> None:
         assert stage.end() == 0
 
 
+def test_who_starts_later_is_prepared_meanwhile(tmp_path: pathlib.Path) -> None:
+    with playing("prepared", tmp_path) as stage:
+        caller = stage.actor("caller.0")
+        assert caller["incarnation"] == 1
+        command = pathlib.Path(f"/proc/{caller['pid']}/cmdline").read_text()
+        assert command.split("\0")[-2].startswith("understudy"), "it was an understudy first"
+        stage.kill("caller.0", signal.SIGUSR2)
+        stage.wait_actor("caller.0", running=BURST)
+        assert _understudy(stage) != caller["pid"], "there is another one"
+        assert stage.end() == 0
+
+
 def test_two_deaths_at_once(tmp_path: pathlib.Path) -> None:
     with playing("spared", tmp_path) as stage:
         _understudy(stage)
