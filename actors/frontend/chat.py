@@ -114,6 +114,8 @@ def prompt_of(request: ChatRequest) -> ChatPrompt:
         arguments["add_generation_prompt"] = False
     if request.reasoning_effort is not None:
         arguments.setdefault("reasoning_effort", request.reasoning_effort)
+    if request.verbosity is not None:
+        arguments.setdefault("verbosity", request.verbosity)
     return prompts.chat_prompt(
         [prompts.template_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)],
         tools=request.tools if request.tool_choice != "none" else None,

@@ -31,18 +31,24 @@ _RESERVED = {"messages", "conversation", "tools", "documents", "tokenize", "chat
 
 def template_message(message: ChatMessage, where: str) -> Message:
     """A message of a chat request; `where` names it in refusals."""
+    if message.audio is not None:
+        raise UserError(f"{where}.audio is not supported.", param=f"{where}.audio", code="unsupported")
     shown: Message = {
         "role": role(message.role, where),
-        "content": text_of(message.content, f"{where}.content"),
+        "content": text_of(message.content, f"{where}.content") or message.refusal or "",
     }
     if message.name is not None:
         shown["name"] = message.name
     if message.tool_call_id is not None:
         shown["tool_call_id"] = message.tool_call_id
-    if message.reasoning_content is not None:
-        shown["reasoning_content"] = message.reasoning_content
-    if message.tool_calls:
-        shown["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in message.tool_calls]
+    for thought in (message.reasoning_content, message.reasoning):
+        if isinstance(thought, str):
+            shown.setdefault("reasoning_content", thought)
+    calls = [_tool_call(call, f"{where}.tool_calls") for call in message.tool_calls or ()]
+    if (call := message.function_call) is not None:
+        calls.append(function_call(None, call.name, call.arguments, f"{where}.function_call"))
+    if calls:
+        shown["tool_calls"] = calls
     return shown
 
 

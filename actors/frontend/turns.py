@@ -175,7 +175,7 @@ def _instructions(text: str | None) -> list[Message]:
 
 
 def _format(text: Any) -> Any:
-    """`text.format`; how verbose the text is to be is not for the server to say."""
+    """`text.format`."""
     if text is not None and not isinstance(text, dict):
         raise UserError("text must be an object.", param="text")
     return text.get("format") if text is not None else None
@@ -227,6 +227,8 @@ def _arguments(request: ResponsesRequest) -> dict[str, Any]:
         )
     if request.reasoning is not None and request.reasoning.effort is not None:
         arguments.setdefault("reasoning_effort", request.reasoning.effort)
+    if isinstance(request.text, dict) and request.text.get("verbosity") is not None:
+        arguments.setdefault("verbosity", request.text["verbosity"])
     return arguments
 
 

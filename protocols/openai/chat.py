@@ -34,14 +34,19 @@ class ToolCall(msgspec.Struct, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
-    """One turn of the conversation."""
+    """One turn of the conversation. function_call: a call, as it was written before there were several.
+    reasoning: a text is another name of reasoning_content."""
 
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: Any = None
+    audio: Any = None
 
 
 class Function(msgspec.Struct, kw_only=True):
@@ -75,6 +80,7 @@ class ChatRequest(ChoicesFields, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    verbosity: str | None = None
 
     echo: Any = None
     functions: Any = None
@@ -82,6 +88,7 @@ class ChatRequest(ChoicesFields, kw_only=True):
     audio: Any = None
     modalities: Any = None
     web_search_options: Any = None
+    moderation: Any = None
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -91,6 +98,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "modalities": (["text"],),
     "web_search_options": (),
+    "moderation": (),
 }
 """As `generation.NEUTRAL`, of this endpoint."""
 

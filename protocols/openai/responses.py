@@ -79,12 +79,14 @@ class ResponsesRequest(GenerationFields, kw_only=True):
     prompt: Any = None
     max_tool_calls: Any = None
     context_management: Any = None
+    moderation: Any = None
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "conversation": (),
     "prompt": (),
     "context_management": ([],),
+    "moderation": (),
     "prompt_logprobs": (),
     "truncate_prompt_tokens": (),
     "return_token_ids": (False,),
