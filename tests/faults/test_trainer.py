@@ -75,7 +75,7 @@ def test_a_corrupt_checkpoint_is_refused_and_nothing_is_flushed(
         path.write_bytes(data)
         status, document = admin_http(company, "/update_weights_from_disk", {"model_path": str(path)})
         reason = "is empty" if name == "none" else "not a valid safetensors file"
-        assert status == 500 and reason in document["error"]["message"]
+        assert status == 400 and reason in document["error"]["message"]
     assert ask(company, "weights.info") == before
     assert company.actor("scheduler.0")["pages_cached"] == cached > 0
 
