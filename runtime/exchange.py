@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 
-from protocols.errors import ErrorBody
+from protocols.errors import ErrorBody, UserError
 from protocols.openai.body import error_document
 from runtime.http_wire import JSON, Head, Headers, Wire, too_large
 
@@ -34,7 +34,11 @@ class Exchange:
         return self.started and self.transport.ready
 
     async def body(self) -> bytes:
-        """The whole body. Raises UserError 413 beyond the limit, 408 past its deadline."""
+        """The whole body. Raises UserError 413 beyond the limit, 408 past its deadline, 415 where it is
+        compressed."""
+        codings = ",".join(self.head.values("content-encoding")).lower().split(",")
+        if not {*map(str.strip, codings)} <= {"", "identity"}:
+            raise UserError("The request body must not be compressed.", status=415)
         lengths, limit = self.head.values("content-length"), self.limits.body_bytes
         if lengths and int(lengths[0]) > limit:
             raise too_large(limit)

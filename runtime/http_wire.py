@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http
 import math
+import re
 import secrets
 
 import h11
@@ -187,12 +188,21 @@ def too_large(limit: int) -> UserError:
     return UserError(f"The request is larger than {limit} bytes.", status=413, code="request_too_large")
 
 
+_ABSOLUTE = re.compile(r"https?://(?P<host>[^/?#]+)/?", re.IGNORECASE)
+"""How a target begins as it is written to a proxy; its host is the one that counts (RFC 9112, 3.2.2)."""
+
+
 def _head(request: h11.Request) -> Head:
-    path, _, query = request.target.decode("ascii").partition("?")
+    target = request.target.decode("ascii")
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers]
+    if absolute := _ABSOLUTE.match(target):
+        target = f"/{target[absolute.end() :]}"
+        headers = [each for each in headers if each[0] != "host"] + [("host", absolute["host"])]
+    path, _, query = target.partition("?")
     return Head(
         method=request.method.decode("ascii"),
         path=path,
         query=query,
-        headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers),
+        headers=tuple(headers),
         version=request.http_version.decode("ascii"),
     )

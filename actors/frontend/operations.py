@@ -30,7 +30,7 @@ from runtime.metrics import CONTENT_TYPE
 Json = dict[str, Any]
 
 _ANY = (400, 401, 403, 405, 500)
-_WITH_BODY = (*_ANY, 404, 408, 413, 429, 503)
+_WITH_BODY = (*_ANY, 404, 408, 413, 415, 429, 503)
 _FOUND = (*_ANY, 404)
 _BUSY = (*_ANY, 503)
 _SOCKET = (*_ANY, 426, 429, 503)

@@ -102,6 +102,32 @@ async def test_head_has_no_body() -> None:
         assert b"content-length: 4" in answer
 
 
+@pytest.mark.parametrize(
+    ("target", "path"), [("http://other/a/b?c", "/a/b"), ("HTTPS://other", "/"), ("http://other?c", "/")]
+)
+async def test_a_target_with_its_host(target: str, path: str) -> None:
+    """As a client writes it to a proxy: the host is the target's, whatever the header says."""
+    seen: list[tuple[str, str, str]] = []
+
+    async def look(exchange: Exchange) -> None:
+        head = exchange.head
+        seen.append((head.path, head.query, head.value("host")))
+        await exchange.respond(204, b"")
+
+    async with serving(look) as served:
+        await served.talk(f"GET {target} HTTP/1.1\r\nhost: mine\r\nconnection: close\r\n\r\n".encode())
+    assert seen == [(path, target.partition("?")[2], "other")]
+
+
+@pytest.mark.parametrize(
+    ("coding", "status"), [(b"identity", b"200"), (b"gzip", b"415"), (b"Identity, br", b"415")]
+)
+async def test_compressed_bodies_are_refused(coding: bytes, status: bytes) -> None:
+    async with serving() as served:
+        head = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 1\r\n"
+        assert (await served.talk(head + b"content-encoding: " + coding + b"\r\n\r\nx"))[9:12] == status
+
+
 async def test_expect_100_continue() -> None:
     async with serving() as s:
         answer = await s.talk(
