@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -107,6 +107,16 @@ def bench(*, slots: int = 8, tokenizers: int = 1, capacity: int = 1 << 20) -> It
     ledger = Ledger.create(Layout(slots=slots, tokens=64, request_bytes=4096, extra_bytes=4096))
     with contextlib.closing(ledger):
         yield Bench(ledger, tokenizers, capacity)
+
+
+@contextlib.asynccontextmanager
+async def reaped_bench() -> AsyncIterator[Bench]:
+    """A bench with the task beside it that frees slots."""
+    with bench() as b:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.engine.slots.reap)
+            yield b
+            nursery.cancel_scope.cancel()
 
 
 def row(rid: int, offset: int, text: str, finish: Finish = Finish.NONE, **fields: Any) -> TextRow:
@@ -272,36 +282,30 @@ async def test_a_start_that_is_cancelled_at_a_full_ring_frees_its_slots() -> Non
 async def test_aborts_free_slots_once_their_finish_is_committed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    with bench() as b:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.engine.slots.reap)
-            generation = await b.start()
-            (rid,) = generation.mails[0].rids
-            b.engine.abort(generation)
-            assert generation.done.is_set()
-            assert [type(mail) for mail in b.mail()] == [Abort, Generate]
-            b.deliver(Deltas((row(rid, 0, "late"),)))
-            assert b.notes.text == {}
-            await trio.sleep(0.4)
-            assert b.ledger.open_rids() == [rid] and b.mail() == []
-            b.ledger.commit(rid, [], finish=Finish.ABORT)
-            await trio.sleep(2 * ledger_slots.REAP_EVERY)
-            assert b.ledger.open_rids() == []
-            nursery.cancel_scope.cancel()
+    async with reaped_bench() as b:
+        generation = await b.start()
+        (rid,) = generation.mails[0].rids
+        b.engine.abort(generation)
+        assert generation.done.is_set()
+        assert [type(mail) for mail in b.mail()] == [Abort, Generate]
+        b.deliver(Deltas((row(rid, 0, "late"),)))
+        assert b.notes.text == {}
+        await trio.sleep(0.4)
+        assert b.ledger.open_rids() == [rid] and b.mail() == []
+        b.ledger.commit(rid, [], finish=Finish.ABORT)
+        await trio.sleep(2 * ledger_slots.REAP_EVERY)
+        assert b.ledger.open_rids() == []
 
 
 async def test_aborts_are_repeated_and_slots_freed_at_last(autojump_clock: trio.testing.MockClock) -> None:
-    with bench() as b:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.engine.slots.reap)
-            generation = await b.start()
-            b.engine.abort(generation)
-            await trio.sleep(ledger_slots.GIVE_UP - 0.1)
-            assert b.ledger.open_rids() != []
-            assert len(b.mail()) > ledger_slots.GIVE_UP / ledger_slots.ABORT_AGAIN - 3
-            await trio.sleep(0.2)
-            assert b.ledger.open_rids() == []
-            nursery.cancel_scope.cancel()
+    async with reaped_bench() as b:
+        generation = await b.start()
+        b.engine.abort(generation)
+        await trio.sleep(ledger_slots.GIVE_UP - 0.1)
+        assert b.ledger.open_rids() != []
+        assert len(b.mail()) > ledger_slots.GIVE_UP / ledger_slots.ABORT_AGAIN - 3
+        await trio.sleep(0.2)
+        assert b.ledger.open_rids() == []
 
 
 async def test_an_abort_that_overtook_its_request_is_settled_by_the_refusal() -> None:
@@ -315,19 +319,16 @@ async def test_an_abort_that_overtook_its_request_is_settled_by_the_refusal() ->
 async def test_a_stop_string_frees_its_slot_when_the_scheduler_has_heard_of_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    with bench() as b:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.engine.slots.reap)
-            generation = await b.start()
-            rid = generation.choices[0].rid
-            b.mail()
-            b.deliver(Deltas((row(rid, 0, "a", Finish.STOP, stop="END"),)))
-            assert generation.done.is_set()
-            assert b.ledger.open_rids() == [rid]
-            b.ledger.commit(rid, [1], finish=Finish.STOP)
-            await trio.sleep(2 * ledger_slots.REAP_EVERY)
-            assert b.ledger.open_rids() == [] and b.mail() == []
-            nursery.cancel_scope.cancel()
+    async with reaped_bench() as b:
+        generation = await b.start()
+        rid = generation.choices[0].rid
+        b.mail()
+        b.deliver(Deltas((row(rid, 0, "a", Finish.STOP, stop="END"),)))
+        assert generation.done.is_set()
+        assert b.ledger.open_rids() == [rid]
+        b.ledger.commit(rid, [1], finish=Finish.STOP)
+        await trio.sleep(2 * ledger_slots.REAP_EVERY)
+        assert b.ledger.open_rids() == [] and b.mail() == []
 
 
 async def test_what_a_dead_tokenizer_may_have_lost_is_sent_again() -> None:

@@ -7,11 +7,10 @@ import os
 import pathlib
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import structlog
-import trio
-import trio.testing
 
 from actors.tokenizer.codec import load_codec
 from actors.tokenizer.grammar import GrammarMaker
@@ -21,6 +20,7 @@ from actors.tokenizer.helpers import HELPERS
 from protocols.config import Config, read_model_card
 from protocols.errors import UserError
 from protocols.grammar import CACHED_GRAMMARS, Rules, Shape, Syntax, ToolRule
+from tests.actors.tokenizer.hanging import refusal_of
 from tools.actorctl.serve import DEMO_MODEL
 
 CODEC = load_codec(DEMO_MODEL)
@@ -65,23 +65,11 @@ async def test_only_the_latest_are_kept() -> None:
 
 async def test_what_takes_too_long_is_refused_while_the_others_go_on() -> None:
     with grammars(3.0) as made:
-        refused: list[UserError] = []
-
-        async def hang() -> None:
-            try:
-                await made.make(wish("never"))
-            except UserError as error:
-                refused.append(error)
-
         await made.make(wish("warm"))
         (pid,) = made.helpers.pids
         os.kill(pid, signal.SIGSTOP)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(hang)
-            await trio.testing.wait_all_tasks_blocked()
-            assert await made.make(wish("meanwhile"))
-            assert not refused
-        (error,) = refused
+        never, meanwhile = (partial(made.make, wish(word)) for word in ("never", "meanwhile"))
+        error = await refusal_of(never, meanwhile=meanwhile)
         assert error.body.status == 400 and error.body.param == "regex"
         assert "to read it took more than 3 s" in error.body.message
         assert not pathlib.Path(f"/proc/{pid}").exists()

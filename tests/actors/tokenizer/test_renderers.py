@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import structlog
@@ -23,6 +24,7 @@ from actors.tokenizer.renderers import Renderers
 from protocols.errors import UserError
 from protocols.request import ChatPrompt
 from tests.actors.tokenizer import templates
+from tests.actors.tokenizer.hanging import refusal_of
 from tests.actors.tokenizer.parts import chat, chat_template
 from tests.patience import PATIENCE
 
@@ -80,21 +82,9 @@ async def test_what_grows_without_end_is_refused(text: str, sentence: str) -> No
 
 async def test_what_never_ends_is_killed_while_the_others_go_on() -> None:
     with renderers(LOOPS, 3.0) as made:
-        refused: list[UserError] = []
-
-        async def loop() -> None:
-            try:
-                await made.render(chat("for ever"))
-            except UserError as error:
-                refused.append(error)
-
         assert await made.render(chat("warm")) == "warm"
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(loop)
-            await trio.testing.wait_all_tasks_blocked()
-            assert await made.render(chat("meanwhile")) == "meanwhile"
-            assert not refused
-        (error,) = refused
+        endless, meanwhile = (partial(made.render, chat(text)) for text in ("for ever", "meanwhile"))
+        error = await refusal_of(endless, meanwhile=meanwhile)
         assert error.body.status == 400 and "within 3 s" in error.body.message
         assert await made.render(chat("afterwards")) == "afterwards"
         assert len(pids(made)) == HELPERS
