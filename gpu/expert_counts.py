@@ -14,7 +14,7 @@ from protocols.errors import VerbError
 
 
 class ExpertCounts:
-    """Of one executor."""
+    """The counts of one executor."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -31,13 +31,13 @@ class Flight:
     refused: Mapping[int, ErrorBody] = dataclasses.field(default_factory=dict)
 
     def land(self) -> StepDone:
-        """What it sampled, in all rounds, once that has come back. Waits for it; tells no times."""
+        """Wait for the result of all its rounds. `elapsed_us` is left at 0."""
         rounds = [_done(each) for each in (self, *self.further)]
         return _joined(rounds) if self.further else rounds[0]
 
 
 def _done(flight: Flight) -> StepDone:
-    """What a flight sampled, once that has come back."""
+    """The result of one round; waits for it."""
     layout, result = flight.layout, flight.result
     prompt_outputs = () if flight.told is None else flight.told.report()
     if layout is None or result is None:

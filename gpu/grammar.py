@@ -1,15 +1,15 @@
 """Grammars: which tokens may come next, a function of the request's grammar and its tokens so far.
 
-llguidance walks a grammar token by token and tells what may follow as a bit for each token. A slot with
-a grammar has a matcher, built from the grammar and the tokens known at its opening (`SlotOpen.history`), so
-that it stands after a retraction or a recovery where it stood before. Compiling happens in a thread, beside
-the prefill.
+llguidance follows a grammar token by token and returns a mask of the tokens that may come next. A slot with a
+grammar has a matcher, built when the slot is opened from the grammar and the tokens known by then
+(`SlotOpen.history`), so that after a retraction or a recovery it stands where it stood before. It is built in
+a thread, beside the prefill.
 
-A mask for step N + 1 needs the tokens of step N. As soon as these are there, they are taken in and the masks
-filled: by a thread while the forward of N + 1 runs, where a device works by itself; a CPU has no time to hide
-it in. Only rows with a grammar are touched.
+A mask for step N + 1 needs the tokens of step N. As soon as these are there, the matchers take them in and
+the masks are filled: on a GPU by a thread, while the forward of N + 1 runs; on a CPU there is nothing to hide
+the work behind. Only rows with a grammar are touched.
 
-Nothing that is wrong with a grammar, at its reading or later, is more than the end of its own row.
+A grammar that fails, when it is read or later, ends its own row and no other.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ T = TypeVar("T")
 
 
 _ALONE = 1 << 14
-"""Words of all masks from which on several threads fill them: fewer take less time than to wake them."""
+"""Words of all masks together from which on several threads fill them: for fewer, waking the threads takes
+longer."""
 
 
 class Tokens(Protocol):
-    """What a step sampled."""
+    """The tokens that a step sampled."""
 
     def host_tokens(self) -> npt.NDArray[np.int64]:
         """The tokens of all rows; waits for them."""
@@ -92,13 +93,13 @@ class Follower:
             self.matcher.consume_token(token)
 
     def leave(self) -> None:
-        """Its matcher is for others from now on; what it still samples is waste."""
+        """Let go of the matcher, which others may use from now on; what the row still samples is wasted."""
         self._ended = True
 
     def mend(self, mask: Words, *, young: bool) -> None:
-        """Make of what the grammar allows next, a bit for each token, what is allowed. The tokens that stop
-        are allowed just where the grammar may end, and there not while the sequence is `young`; but something
-        always is allowed, unless the grammar became too complex. A row that is waste anyway is free."""
+        """Edit a mask of what the grammar allows, a bit for each token. Tokens that stop the sequence are
+        allowed exactly where the grammar may end, and not while the sequence is `young`; but something is
+        always allowed, unless the grammar became too complex. A row that is wasted anyway is free."""
         if self._ended:
             mask[:] = 0xFFFFFFFF
             return
@@ -260,14 +261,15 @@ class Grammars:
         return None
 
     def _follower(self, slot: int) -> Follower | ErrorBody:
-        """Of an open slot, or why it has none; waits for the thread that builds it."""
+        """The follower of an open slot, or why it has none; waits for the thread that builds it."""
         found = self._followers[slot]
         if isinstance(found, Future):
             found = self._followers[slot] = found.result()
         return found
 
     def _begin(self, sampling: SamplingParams, known: Sequence[int]) -> Follower | ErrorBody:
-        """In the thread. A panic of the library is no Exception, and no reason to die either."""
+        """Build a follower, in the thread. A panic of the library is caught too, although it is no
+        Exception."""
         matchers = self._matchers
         try:
             eos = matchers.tokenizer.eos_tokens

@@ -177,7 +177,9 @@ def _check(format: Format, param: str) -> None:
                 )
         case Tag():
             if isinstance(format.end, list) and not all([format.end, *format.end]):
-                raise UserError(f"{param}: a list of ends has one at least, none of them empty.", param=param)
+                raise UserError(
+                    f"{param}: a list of ends must not be empty, or hold an empty one.", param=param
+                )
             _check(format.content, param)
         case TriggeredTags() | TagsWithSeparator():
             _some(format.tags, "tags", param)
@@ -194,7 +196,7 @@ def _check(format: Format, param: str) -> None:
 def _check_triggers(format: TriggeredTags, param: str) -> None:
     triggers = format.triggers
     if not all([triggers, *triggers]):
-        raise UserError(f"{param}: there must be triggers, none of them empty.", param=param)
+        raise UserError(f"{param}: triggers must have at least one text, none of them empty.", param=param)
     for i, trigger in enumerate(triggers):
         if any(other.startswith(trigger) for other in triggers[:i] + triggers[i + 1 :]):
             raise UserError(f"{param}: another trigger begins with {trigger[:50]!r}.", param=param)

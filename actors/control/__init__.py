@@ -1,2 +1,2 @@
-"""What administrators may ask of this company, one file a subject. A verb runs in the supervisor: it orders
-actors about (`runtime.root`) and answers once what it says is so."""
+"""What administrators may ask of this company, one file for each subject. A verb runs in the supervisor: it
+sends orders to actors (`runtime.root`), and answers once its answer is true."""

@@ -1,9 +1,9 @@
 """Loading and unloading LoRA adapters.
 
-Loading has two phases: every executor reads the adapter and sees whether it fits, and nothing has changed
-yet; then the decision is recorded in the standing and everybody is told, frontends last, so that whoever
-names the adapter finds it everywhere. Unloading goes the other way: first nobody can name it, and only when
-nobody uses it, it goes.
+Loading has two phases: first every executor reads the adapter and checks that it fits, without changing
+anything; then the decision is recorded in the standing and all actors are told, frontends last, so that a
+request which names the adapter finds it everywhere. Unloading goes the other way: first no new request can
+name the adapter, and it is removed when no request uses it any more.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def _check_pinned(others: Sequence[Adapter], adapter: Adapter, slots: int) -> No
 
 
 async def _read_everywhere(root: Root, adapter: Adapter, seconds: float) -> Adapter:
-    """Hold its files and have every executor read them; the adapter with its digest. VerbError where one
-    refuses."""
+    """Hold the adapter's files and have every executor read them; returns the adapter with its digest.
+    VerbError where one refuses."""
     with contextlib.suppress(VerbError):  # what cannot be held the executors refuse, and say why
         adapter = await trio.to_thread.run_sync(
             keep_adapter, root.holdings, adapter, root.config.keep_weights
@@ -119,7 +119,7 @@ async def _read_everywhere(root: Root, adapter: Adapter, seconds: float) -> Adap
         answers = await root.insist_all("executor", ReadAdapter(adapter), seconds)
         digests = {answer.digest for answer in answers.values() if isinstance(answer, AdapterRead)}
         if len(digests) != 1:
-            raise VerbError("failed", "the executors have not read the same files.")
+            raise VerbError("failed", "the executors have read different files.")
         return msgspec.structs.replace(adapter, digest=digests.pop())
     except BaseException:
         _let_go(root, [adapter])
@@ -157,7 +157,7 @@ async def _sweep(root: Root) -> int:
 
 
 async def _drop(root: Root, gone: Sequence[Adapter]) -> None:
-    """Tell everybody what is loaded after something was unloaded."""
+    """Release the files of unloaded adapters, and tell all actors what is left."""
     _let_go(root, gone)
     for kind in ("frontend", "scheduler", "executor"):
         await root.insist_all(kind, SetAdapters(root.standing.adapters))
@@ -170,7 +170,7 @@ def _let_go(root: Root, adapters: Sequence[Adapter]) -> None:
 
 
 def _told(adapter: Adapter) -> Reply:
-    """What people are told of an adapter."""
+    """An adapter as verbs show it."""
     facts = msgspec.structs.asdict(adapter)
     del facts["held"]
     return facts

@@ -1,10 +1,10 @@
-"""A change of weights, from wherever they come.
+"""A change of the weights that serve, from any source.
 
-It has two phases. First every executor makes it ready beside what serves, and says what it found; nothing has
-changed yet, and whatever is wrong ends the change there. Then generation comes to rest, the decision is
-recorded in the standing, and everybody is told: executors compute with the new weights, schedulers forget all
-KV of the old ones. Whoever dies before the decision finds the old weights, and after it the new ones; as
-nothing is computed in between, no answer is ever made by a mixture.
+It has two phases. First every executor stages the new weights beside those that serve, and reports what it
+found; nothing has changed yet, and any error ends the change there. Then generation is paused, the decision
+is recorded in the standing, and all actors are told: executors compute with the new weights, schedulers drop
+all KV of the old ones. An actor that dies before the decision comes back with the old weights, one that dies
+after it with the new ones. As nothing is computed in between, no step ever mixes the two.
 """
 
 from __future__ import annotations
@@ -113,18 +113,18 @@ async def change(root: Root, wanted: Weights, manner: Manner, more: Send) -> Rep
 
 
 def _agreed(wanted: Weights, staged: Mapping[str, Staged]) -> Weights:
-    """What is decided on: less the sources of which nothing is left."""
+    """The weights to decide on: without the sources of which nothing is left."""
     checksums = {answer.checksum for answer in staged.values()}
     if len(checksums) > 1:
-        raise VerbError("failed", f"the executors have not read the same: {sorted(checksums)}.")
+        raise VerbError("failed", f"the executors have read different weights: {sorted(checksums)}.")
     first = next(iter(staged.values()))
     used = tuple(source for source in wanted.sources if source.number in first.found.used)
     return msgspec.structs.replace(wanted, sources=used, checksum=first.checksum, dtype=first.dtype)
 
 
 async def _rest(root: Root, manner: Manner) -> None:
-    """No step is in the air, nobody holds a page, and none follows. Raises VerbError where that takes too
-    long."""
+    """Pause generation, and wait until no step is in flight and no request holds a page. Raises VerbError
+    where that takes too long."""
     await _pause(root, _PAUSES[manner.mode], manner.seconds)
     if manner.mode is not Mode.WAIT:
         return
@@ -142,7 +142,7 @@ async def _pause(root: Root, mode: PauseMode, seconds: float) -> None:
 
 
 async def _go_on(root: Root, paused: PauseMode | None) -> None:
-    """As before the change."""
+    """Let generation continue as before the change."""
     if paused is not None:
         await _pause(root, paused, PATIENCE)
         return
@@ -151,7 +151,7 @@ async def _go_on(root: Root, paused: PauseMode | None) -> None:
 
 
 async def _decide(root: Root, weights: Weights, seconds: float) -> None:
-    """From the first line on the change has happened; the others are only told."""
+    """Record the decision, with which the change has happened, and tell the actors."""
     standing = root.standing
     labels = dict([*standing.labels.items(), (weights.serial, weights.version)][-LABELS:])
     root.decide(weights=weights, before=standing.weights, labels=labels)
@@ -165,7 +165,8 @@ async def _decide(root: Root, weights: Weights, seconds: float) -> None:
 
 
 async def _commit(root: Root, name: str, order: Order, seconds: float) -> Answer:
-    """Whoever does not commit must not serve: its successor has the new weights."""
+    """Have an executor commit. One that cannot must not serve: it is replaced, and its successor has the new
+    weights."""
     try:
         return await root.insist(name, order, seconds)
     except Gone:

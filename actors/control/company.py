@@ -1,4 +1,4 @@
-"""What a company and its model are, and where its actors stand."""
+"""Information about the company, its model, and what its actors are doing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from runtime.verbs import Verb, text
 
 SECRETS = ("api_keys", "keys_file", "tls_key")
 STACK_SECONDS = 3.0
-"""How long an actor may take to tell where it is, before it is made to."""
+"""How long an actor may take to answer with its stacks, before it is made to write them."""
 
 
 async def server_info(root: Root, _request: Request, _more: Send) -> Reply:
-    """Every option, what has changed since, and how the company is."""
+    """Every option, what has changed since the start, and the company's state."""
     options = msgspec.to_builtins(root.config)
     del options["model"]["files"]
     status = root.status()
@@ -51,7 +51,7 @@ async def model_info(root: Root, _request: Request, _more: Send) -> Reply:
 
 
 async def stack(root: Root, request: Request, _more: Send) -> Reply:
-    """Where an actor is. One that does not answer writes its threads to the company's log."""
+    """The stacks of an actor. One that does not answer writes those of its threads to the company's log."""
     name = text(request, "name")
     try:
         answer = await root.order(name, Stack(), time_for(request, STACK_SECONDS))

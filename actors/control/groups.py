@@ -50,7 +50,7 @@ async def join(root: Root, request: Request, more: Send) -> Reply:
 
 
 async def leave(root: Root, request: Request, more: Send) -> Reply:
-    """Forget a group."""
+    """Leave a group."""
     name = text(request, "group")
     with root.alone("a change of weights"):
         orders = dict.fromkeys(root.actors("executor"), Leave(name))

@@ -1,4 +1,4 @@
-"""What the actors' tapes hold of their logs, and from which level on they log."""
+"""The actors' logs as their tapes hold them, and the level from which on they log."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _tags(request: Request) -> tuple[Memory, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not {*map(str, value)} <= {*Memory}:
-        raise VerbError("usage", f"tags are some of {', '.join(Memory)}.")
+        raise VerbError("usage", f"tags must be some of {', '.join(Memory)}.")
     return tuple(tag for tag in Memory if tag in value)
 
 

@@ -1,4 +1,5 @@
-"""Pausing generation and going on, letting nobody in, slowing down, and forgetting cached prefixes."""
+"""Pausing and resuming generation, draining, slowing down, changing settings, and flushing the prefix
+cache."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ async def change(root: Root, request: Request, _more: Send) -> Reply:
     names = {field.name for field in msgspec.structs.fields(Settings)}
     changes = request.get("settings")
     if not isinstance(changes, dict) or not changes or not changes.keys() <= names:
-        raise VerbError("usage", f"settings are some of {', '.join(sorted(names))}.")
+        raise VerbError("usage", f"settings must be some of {', '.join(sorted(names))}.")
     return await _adjust(root, request, changes)
 
 

@@ -69,7 +69,7 @@ def _names(root: Root, request: Request) -> tuple[str, ...]:
     if value is None or value == []:
         return known
     if not isinstance(value, list) or not {*map(str, value)} <= {*known}:
-        raise VerbError("not_found", f"actors are some of the executors: {', '.join(known)}.")
+        raise VerbError("not_found", f"actors must be some of the executors: {', '.join(known)}.")
     return tuple(name for name in known if name in value)
 
 
@@ -79,7 +79,7 @@ def _activities(request: Request) -> tuple[Activity, ...]:
         return tuple(Activity)
     wanted = {str(each).upper() for each in value} if isinstance(value, list) else set[str]()
     if not wanted or not wanted <= {*Activity}:
-        raise VerbError("usage", f"activities are some of {', '.join(Activity)}.")
+        raise VerbError("usage", f"activities must be some of {', '.join(Activity)}.")
     return tuple(each for each in Activity if each in wanted)
 
 

@@ -1,4 +1,4 @@
-"""Telling whoever waits for a long verb how far it has come."""
+"""Progress reports of long verbs, for whoever waits for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TELL = 1.0
 
 
 async def tell(more: Send, text: str, **about: str) -> None:
-    """Say something. Who does not listen any more ends nothing."""
+    """Report something. That the listener has gone is no error."""
     with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
         await more({**about, "progress": text})
 

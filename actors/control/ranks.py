@@ -26,7 +26,7 @@ _TELL = 0.2
 
 
 def processes(root: Root) -> list[int]:
-    """Of the executors; 0 where there is none."""
+    """Process ids of the executors; 0 where one is down."""
     return [root.row(name)[Column.PID] for name in root.actors("executor")]
 
 
@@ -81,7 +81,7 @@ async def undo_all(root: Root, order: Order, seconds: float) -> None:
 
 
 async def _tell(root: Root, more: Send) -> None:
-    """While something is done, tell what the executors say of it."""
+    """While something is done, report the progress of the executors."""
     told = {name: root.said.get(name) for name in root.actors("executor")}
     while True:
         await trio.sleep(_TELL)

@@ -1,4 +1,5 @@
-"""Where new weights come from: what is checked of it here, and how it is held for as long as it serves."""
+"""The sources of new weights: how they are checked, and how their files are held for as long as they
+serve."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def shapes(request: Request) -> tuple[Shape, ...]:
     if not (isinstance(names, list) and isinstance(dtypes, list) and isinstance(sizes, list)):
         raise VerbError("usage", "names, dtypes and shapes must be lists.")
     if not 0 < len(names) == len(dtypes) == len(sizes) <= MOST_TENSORS:
-        raise VerbError("usage", f"names, dtypes and shapes must be of one length, {MOST_TENSORS} at most.")
+        raise VerbError("usage", f"names, dtypes and shapes must have one length, {MOST_TENSORS} at most.")
     return tuple(_shape(*each) for each in zip(names, dtypes, sizes, strict=True))
 
 
@@ -141,4 +142,4 @@ def _check_config(root: Root, place: pathlib.Path) -> None:
             raise VerbError("usage", f"{place} {sentence} ({key} in its config.json).")
     found, architecture = config.get("architectures"), root.config.model.architecture
     if isinstance(found, list) and found and architecture not in found:
-        raise VerbError("usage", f"{place} is a {found[0]}, and what serves is a {architecture}.")
+        raise VerbError("usage", f"{place} is for a {found[0]}, but this model is a {architecture}.")

@@ -1,4 +1,4 @@
-"""What the actors' tapes hold of traced requests, and which are traced."""
+"""The actors' trace records as their tapes hold them, and which requests are traced."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def record(root: Root, request: Request, more: Send) -> Reply:
 
 
 async def _send_traces(root: Root, more: Send, positions: dict[str, int]) -> None:
-    """What was written behind the positions, which move on."""
+    """Send what was written behind the positions, and move these on."""
     for name, box in root.sight.boxes.items():
         begin, data = box.trace.read(positions.get(name, 0))
         if data:
@@ -56,7 +56,7 @@ async def _send_traces(root: Root, more: Send, positions: dict[str, int]) -> Non
 
 
 def _clocks() -> dict[str, Any]:
-    """The same moment by the clock of the records, and by the wall's."""
+    """The present moment by the monotonic clock of the records, and by the wall clock."""
     return {"monotonic_ns": time.monotonic_ns(), "time_ns": time.time_ns()}
 
 

@@ -1,4 +1,4 @@
-"""The company as it is seen: its metrics, and what happens. No actor is asked."""
+"""Metrics and events of the company. No actor is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights that serve: which they are, serving others, and those of before again."""
+"""The weights that serve: showing them, updating them, rolling back."""
 
 from __future__ import annotations
 

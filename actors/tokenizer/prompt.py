@@ -144,7 +144,7 @@ def _shaped(sampling: SamplingParams, grammar: str) -> SamplingParams:
     """`sampling`, held to a grammar. UserError where no token could end the text."""
     if not sampling.stop_token_ids:
         raise UserError(
-            "an answer that must have a shape needs a token to end with; ignore_eos leaves none.",
+            "structured output needs a token that ends the text, and ignore_eos leaves none.",
             param="ignore_eos",
         )
     return msgspec.structs.replace(sampling, grammar=grammar)

@@ -83,7 +83,9 @@ class Shapes:
         """The grammar of JSON that fits a schema: the schema itself where llguidance enforces all of it, else
         one that we write."""
         if reference := circular(schema):
-            raise UserError(f"{param}: {reference[:100]} means itself, with nothing in between.", param=param)
+            raise UserError(
+                f"{param}: {reference[:100]} refers to itself, with nothing in between.", param=param
+            )
         schema = rewritten(without_remarks(schema))
         wider = without_ours(schema)
         part = {"json_schema": {**wider, "x-guidance": _WHITESPACE} if isinstance(wider, dict) else wider}

@@ -26,7 +26,8 @@ class Threads:
 
 
 def threads(cores: int, replicas: int = 1, wanted: int = 0) -> Threads:
-    """For each of `replicas` on a machine with so many cores. wanted: what was asked for, 0 to choose."""
+    """The threads of each of `replicas` on a machine with so many cores. wanted: what was asked for, 0 to
+    choose."""
     if wanted:
         return Threads(wanted, wanted)
     spared = 0 if cores <= FEW else -(-cores // SPARED_OF)

@@ -1,4 +1,4 @@
-"""Get the CPU's kernels ready: compile them once, see that they compute what torch does, or say why not."""
+"""Get the CPU's kernels ready: compile them once, check them against torch, or say why they are not used."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def read_config(card: ModelCard) -> Any:
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     model_class = known.get(type(config), None)
     if model_class is None or model_class.__name__ != card.architecture:
-        raise StartError(f"transformers does not take {card.path} for a {card.architecture}.")
+        raise StartError(f"transformers does not recognise {card.path} as a {card.architecture}.")
     for reason in _objections(config, model_class, card):
         raise StartError(f"{card.architecture} cannot be served in pages: {reason}.")
     return config

@@ -296,7 +296,7 @@ def test_what_the_system_refuses_is_a_sentence(stand: Stand, command: Verb) -> N
     [
         ("policy=random", "actorctl: policy: must be one of fcfs, lpm, priority."),
         ("speculate_tokens=many", "actorctl: speculate_tokens: expected `int | null`, got `str`."),
-        ("port=1", "actorctl: settings are some of policy, "),
+        ("port=1", "actorctl: settings must be some of policy, "),
         ("policy", "Error: Invalid value for KEY=VALUE: 'policy' is not KEY=VALUE."),
     ],
 )

@@ -112,5 +112,5 @@ def test_the_wrong_moment_is_refused(company: Company) -> None:
     ask(company, "memory.restore", tags=["weights"])
     ask(company, "engine.resume")
     assert stream.done()[1] == "length"
-    with pytest.raises(VerbError, match="tags are some of"):
+    with pytest.raises(VerbError, match="tags must be some of"):
         ask(company, "memory.release", tags=["everything"])

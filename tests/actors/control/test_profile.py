@@ -75,7 +75,7 @@ def test_one_alone_and_not_those_that_are_recorded(company: Company, tmp_path: p
     ("fields", "words"),
     [
         ({"actors": ["scheduler.0"]}, r"executor\.0, executor\.1"),
-        ({"activities": ["MEM"]}, "activities are some of CPU, GPU"),
+        ({"activities": ["MEM"]}, "activities must be some of CPU, GPU"),
         ({"folder": "here"}, "absolute path"),
         ({"folder": "/dev/null/here"}, "cannot make a directory"),
         ({"steps": 0}, "steps must be a number from 1"),

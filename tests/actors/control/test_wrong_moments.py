@@ -186,7 +186,12 @@ ABSENT: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     ),
     ("logs.level", {"level": "info", "actor": "nobody"}, "not_found", "there is no actor 'nobody'"),
     ("logs.read", {"actor": "nobody"}, "not_found", "there is no actor 'nobody'"),
-    ("profile.start", {"actors": ["nobody"]}, "not_found", "actors are some of the executors: executor.0"),
+    (
+        "profile.start",
+        {"actors": ["nobody"]},
+        "not_found",
+        "actors must be some of the executors: ",
+    ),
     ("request.get", {"ids": "ffff"}, "not_found", "no request ffff is open"),
     ("request.abort", {"ids": ["ffff"]}, "not_found", "no request ffff is open"),
     ("session.close", {"id": "nobody"}, "not_found", "there is no session 'nobody'"),
