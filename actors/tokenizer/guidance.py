@@ -134,5 +134,7 @@ def _sentence(error: str) -> str:
     )
     if "NoExtension" in told:
         return "it allows no text."
+    if "coerce_one_of" in told:
+        return "one text could fit two parts of a oneOf: let other values of a required member part them."
     told = re.sub(r"^at \d+\(\d+\): ", "", told.removeprefix("error: "))
     return told[:300].rstrip(".:") + "."

@@ -167,7 +167,7 @@ def test_what_cannot_be_kept_to_is_refused(client: openai.OpenAI, company: Compa
 
     refused("unclosed group", extra_body={"regex": "a(b"})
     refused("look-around", extra_body={"regex": "(?=a)b"})
-    refused("Unimplemented keys", extra_body={"guided_json": {"not": {"type": "string"}}})
+    refused("Unimplemented keys", extra_body={"guided_json": {"if": {"type": "string"}}})
     refused("Unsatisfiable", extra_body={"guided_json": False})
     refused("Unsatisfiable", extra_body={"structured_outputs": {"json": False}})
     refused("unknown name", extra_body={"guided_grammar": "start: nothing"})
