@@ -29,7 +29,7 @@ class Team {
     // One thread's way through a run. All threads come to the same phases, in the same order.
     class Member {
       public:
-        Member(Team& team, int thread, u32 phase) : thread(thread), team_(team), phase_(phase), since_(nanoseconds()) {}
+        Member(Team& team, int thread, u32 phase) : thread(thread), team_(team), phase_(phase) {}
 
         const int thread;
         int size() const { return team_.size_; }
@@ -73,20 +73,21 @@ class Team {
 
       private:
         // Whoever waits for this core gets it now and then between two phases: the system would give it to him amid a task,
-        // which all others wait for.
+        // which all others wait for. He who was away for long stays the longer, and so keeps nearly all of his share.
         void give_way() {
+            Stint& stint = team_.stints_[thread];
             const i64 now = nanoseconds();
-            if (now - since_ < STINT) return;
-            since_ = now;
+            if (now < stint.end) return;
             sched_yield();
+            const i64 back = nanoseconds();
+            stint.end = back + std::max(STINT, 4 * (back - now));
         }
 
         Team& team_;
         u32 phase_;
-        i64 since_;
     };
 
-    explicit Team(int size) : meter(size), size_(size) {
+    explicit Team(int size) : meter(size), size_(size), stints_(size) {
         for (int thread = 1; thread < size; ++thread) workers_.emplace_back([this, thread] { work(thread); });
     }
 
@@ -134,6 +135,11 @@ class Team {
         void wait(u32 old) {
             spin_then([&] { return now() != old; }, sleepers, &value, old);
         }
+    };
+
+    // Until when a thread keeps its core.
+    struct alignas(64) Stint {
+        i64 end = 0;
     };
 
     static constexpr i64 STINT = 500'000;  // nanoseconds
@@ -219,5 +225,6 @@ class Team {
     alignas(64) std::atomic<int> inside_{0};
     std::atomic<bool> open_{false};
     Bell runs_, left_;
+    std::vector<Stint> stints_;
     std::vector<std::thread> workers_;
 };
