@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import pathlib
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,13 +44,10 @@ class Trainer:
     def meet(self) -> None:
         """Make the group, anew where there was one."""
         self.part()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        joined = self.asked("weights.join", address="127.0.0.1", port=port, world_size=2)
-        store = PrefixStore(self.name, TCPStore("127.0.0.1", port, 2, True, PATIENCE, multi_tenant=True))
+        store = TCPStore("127.0.0.1", 0, 2, True, PATIENCE, wait_for_workers=False, multi_tenant=True)
+        joined = self.asked("weights.join", address="127.0.0.1", port=store.port, world_size=2)
         self.group, _ = c10d._new_process_group_helper(
-            2, 0, [], "gloo", store, group_name=self.name, timeout=PATIENCE
+            2, 0, [], "gloo", PrefixStore(self.name, store), group_name=self.name, timeout=PATIENCE
         )
         c10d._world.pg_group_ranks[self.group] = {0: 0, 1: 1}
         joined.result()
