@@ -67,7 +67,7 @@ PATHS = (
     b"//version", b"/./version", b"/v1/../version", b"/version/", b"/version/..", b"/%2e%2e/version",
     b"/version%00", b"/v1/models/..%2f..%2fetc%2fpasswd", b"/v1/models//etc/passwd", b"/v1/models/%00",
     b"/v1/responses/" + b"a" * 300, b"/v1/responses/resp_%ff%fe", b"/v1/responses/resp_zz_1/cancel",
-    b"/\\version", b"http://evil.example/version", b"*", b"/v1/models/%0d%0ax-injected:%20yes",
+    b"/\\version", b"http://evil.example/admin/keys", b"*", b"/v1/models/%0d%0ax-injected:%20yes",
     b"/%0d%0ax-injected:%20yes", b"/admin/keys/", b"/ADMIN/keys",
 )  # fmt: skip
 
