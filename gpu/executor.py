@@ -23,6 +23,7 @@ from gpu.block_tables import BlockTables, SlotKeeper, Step
 from gpu.cpu.library import Kernels
 from gpu.cuda.graphs import DecodeGraphs, Recorder
 from gpu.cuda.staging import to_device
+from gpu.cuda.tuning import Tuner
 from gpu.expert_counts import ExpertCounts
 from gpu.flight import Flight
 from gpu.grammar import Grammars
@@ -30,6 +31,7 @@ from gpu.kv_pool import KvPool
 from gpu.lora.peft import ModelShelf
 from gpu.lora.table import AdapterTable
 from gpu.models.base import Inputs, Model, Tap
+from gpu.models.cuda import TritonDecoder
 from gpu.models.loading import load_model
 from gpu.models.registry import NATIVE
 from gpu.occupation import settle
@@ -76,7 +78,7 @@ class Executor:
         self._sampler = Sampler(self.slots, card.vocab_size, pool.device, self._grammars)
         self._prompt_outputs = PromptOutputs(pool.device)
         self.adapters = AdapterTable(
-            ModelShelf(model.lora, config.max_lora_rank, self.refresh), config.max_loras, config.max_running
+            ModelShelf(model.lora, config.max_lora_rank, self.adapt), config.max_loras, config.max_running
         )
         self._experts = ExpertCounts(pool.device)
         self._last = torch.zeros(self.slots, dtype=torch.int64, device=pool.device)
@@ -90,6 +92,17 @@ class Executor:
         self._missing: set[Memory] = set()
         self._graphs: DecodeGraphs | None = None
         self._record: Callable[[], None] = lambda: None
+        self._adapt: Callable[[], None] = lambda: None
+        self._tuner: Tuner | None = None
+
+    def use_tuner(self, tuner: Tuner) -> None:
+        """Find out how few rows are multiplied best, and again whenever the weights are others."""
+        self._tuner = tuner
+        self._tune()
+
+    def _tune(self) -> None:
+        if self._tuner is not None and isinstance(self._model, TritonDecoder):
+            self._tuner.tune(self._model.linears())
 
     @torch.inference_mode()
     def use_graphs(self, sizes: Sequence[int], recorder: Recorder, progress: Callable[[str], None]) -> None:
@@ -103,13 +116,20 @@ class Executor:
             return
         graphs = DecodeGraphs(backend, self._last, self._table.width, self.vocab_size, sizes)
         self._graphs, self._record = graphs, lambda: graphs.record(self._model, recorder, progress)
+        self._adapt = lambda: graphs.adapt(self._model, recorder, progress)
         self._record()
+
+    @torch.inference_mode()
+    def adapt(self) -> None:
+        """Slots of adapters lie elsewhere than before. No flight may be under way."""
+        self._adapt()
 
     @torch.inference_mode()
     def refresh(self) -> None:
         """The model's tensors, or the pages, lie elsewhere than before: whatever was recorded is recorded
         again. No flight may be under way."""
         self._experts.follow(self._model)
+        self._tune()
         if not self._experts.on:
             self._record()
 
@@ -152,6 +172,8 @@ class Executor:
     @torch.inference_mode()
     def finish(self, flight: Flight) -> StepDone:
         """Wait for the flight and read back what it sampled. Flights finish in launch order."""
+        if self.asynchronous:
+            torch.cuda.set_device(self._device)  # of this thread, which would wake up another device
         done = flight.land()
         since, self._idle_since = max(flight.launched, self._idle_since), time.perf_counter()
         return msgspec.structs.replace(done, elapsed_us=int((self._idle_since - since) * 1e6))

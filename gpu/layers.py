@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gpu.quantized import Quantized
+from gpu.tiling import Tilings, tiling_of
 from protocols.config import Quantization
 
 
@@ -23,7 +24,7 @@ class Linear:
     On the CPU, float32 weights lie transposed (for the few rows of a decode step MKL's kernels for that
     layout measure 1.5 to 2 times as fast), and bfloat16 weights are prepacked for oneDNN when sealed
     (1.3 to 2 times as fast); `weight` is gone then. Tied embeddings are copied for it, and for weights of 8
-    bits.
+    bits. On a GPU few rows go through a kernel of ours where it was found to be quicker (`tilings`).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Linear:
         self.bias = torch.empty(out_features, dtype=dtype, device=device) if bias else None
         self._packed: Tensor | None = None
         self.quantized: Quantized | None = None
+        self.tilings: Tilings = ()
 
     def seal(self, quantization: Quantization = Quantization.NONE) -> None:
         """The weights are final: choose the fastest layout, once."""
@@ -83,10 +85,15 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         if self.quantized is not None:
-            return self.quantized.linear(x, self.bias)
+            return self.quantized.linear(x, self.bias, tiling_of(self.tilings, len(x)))
         if self._packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         assert self.weight is not None
+        if self.tilings and (tiling := tiling_of(self.tilings, len(x))) is not None:
+            # Triton is imported only where its kernels run.
+            from gpu.cuda.product_kernels import product
+
+            return product(x, self.weight, None, self.bias, tiling)
         return functional.linear(x, self.weight, self.bias)
 
 

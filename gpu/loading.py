@@ -11,7 +11,8 @@ from gpu.cpu import cores
 from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
 from gpu.cuda.graphs import CudaRecorder
-from gpu.cuda.memory import hold, needed_by_steps
+from gpu.cuda.memory import await_others, hold, needed_by_steps
+from gpu.cuda.tuning import GraphClock, Tuner
 from gpu.device import choose_device
 from gpu.executor import Executor
 from gpu.kv_pool import KvPool, choose_pages, stored_as
@@ -32,11 +33,12 @@ def load_executor(
     adapted: bool = False,
 ) -> Executor:
     """Load the model of `config` with `weights`, reserve its pages, as replica number `replica`. adapted:
-    adapters are to follow, for which there has to be room beside the pages. Tells `progress` what it
-    does; StartError with a sentence when it cannot be done."""
+    adapters are to follow, for which there has to be room beside the pages, as there is with `enable_lora`.
+    Tells `progress` what it does; StartError with a sentence when it cannot be done."""
     device = choose_device(config.device, replica)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events are recorded on the current device
+        await_others(device)
     elif config.cuda_graphs not in ("auto", "off"):
         raise StartError("--cuda-graphs needs a CUDA device.", exit_code=2)
     kernels = _start_threads(config, device, progress)
@@ -45,11 +47,14 @@ def load_executor(
             model, dtype = load_model(config, device, progress, kernels, weights)
         except torch.OutOfMemoryError as error:
             raise StartError(f"the weights of {config.model.name} do not fit on {device}.") from error
-        if adapted and model.lora is not None:
+        if (adapted or config.enable_lora) and model.lora is not None:
             hold(model.lora, config)
         pool = _reserve(config, model, dtype, device)
     progress(f"{pool.pages} pages of {config.page_size} tokens in {pool.stored} on {device}")
     executor = Executor(config, model, pool, kernels, weights, progress)
+    if device.type == "cuda":
+        progress("trying out kernels")
+        executor.use_tuner(Tuner(GraphClock(device, CudaRecorder(device))))
     executor.warm_up()
     if device.type == "cuda":
         sizes = graph_sizes(config.cuda_graphs, config.max_running)

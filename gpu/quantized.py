@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gpu.kv_pool import EIGHT_BITS, GREATEST
+from gpu.tiling import USUAL, Tiling
 from protocols.config import Quantization
 
 FEW_ROWS = 64
@@ -55,12 +56,12 @@ class Quantized:
         """What they stand for: [n, k]."""
         return (self.numbers.float() * self.scale[:, None]).to(self.dtype)
 
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """[T, k] -> [T, n]."""
+    def linear(self, x: Tensor, bias: Tensor | None, tiling: Tiling | None = None) -> Tensor:
+        """[T, k] -> [T, n]. tiling: of few rows on a GPU."""
         if x.device.type in FUSED and len(x) <= FEW_ROWS:
             # Triton is imported only where its kernels run.
-            from gpu.cuda.quantized_kernels import product
+            from gpu.cuda.product_kernels import product
 
-            return product(x, self.numbers, self.scale, bias)
+            return product(x, self.numbers, self.scale, bias, tiling or USUAL)
         y = functional.linear(x, self.numbers.to(x.dtype)).mul_(self.scale)
         return y if bias is None else y.add_(bias)

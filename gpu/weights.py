@@ -6,9 +6,11 @@ the model before all of the checkpoint has been validated against it.
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -18,6 +20,9 @@ from protocols.errors import StartError
 from protocols.weights import INDEX, SINGLE, Source
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_READERS = 8
+"""Tensors for a GPU that are read at a time: one thread fills fresh memory far slower than the device takes
+it."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -183,10 +188,10 @@ def fill(checkpoint: Tensors, targets: Mapping[str, torch.Tensor], progress: Cal
     that has to be, as it will be computed with."""
     total = sum(target.nbytes for target in targets.values())
     done, shown = 0, -1
-    for name in checkpoint.names:
-        if name not in targets:
-            continue
-        targets[name].copy_(checkpoint.read(name))
+    on_cpu = all(target.device.type == "cpu" for target in targets.values())
+    names = [name for name in checkpoint.names if name in targets]
+    for name, tensor in read_ahead(checkpoint, names, 0 if on_cpu else _READERS):
+        targets[name].copy_(tensor)
         if checkpoint.finite(name) and not targets[name].isfinite().all():
             raise StartError(
                 f"tensor {name!r} holds numbers that are infinite or NaN in {targets[name].dtype}, and nobody"
@@ -196,6 +201,23 @@ def fill(checkpoint: Tensors, targets: Mapping[str, torch.Tensor], progress: Cal
         if done * 10 // total > shown:
             shown = done * 10 // total
             progress(f"loading weights: {shown * 10} %")
+
+
+def read_ahead(checkpoint: Tensors, names: Iterable[str], readers: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of these names, in their order; `readers` of them are read at a time, 0: here, one by
+    one."""
+    if readers == 0:
+        yield from ((name, checkpoint.read(name)) for name in names)
+        return
+    coming: collections.deque[tuple[str, Future[torch.Tensor]]] = collections.deque()
+    with ThreadPoolExecutor(readers) as threads:
+        for name in names:
+            coming.append((name, threads.submit(checkpoint.read, name)))
+            if len(coming) == readers:
+                first, future = coming.popleft()
+                yield first, future.result()
+        for first, future in coming:
+            yield first, future.result()
 
 
 def validate(

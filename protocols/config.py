@@ -162,6 +162,7 @@ class Config(msgspec.Struct, frozen=True):
     to be sent together; 0: not at all. speculate_tokens: tokens guessed for a sequence in a step at most;
     speculate_rows: for all of them together; speculate_min, speculate_max: how many of the last tokens
     must have occurred before, in this order, for a guess. loras: adapters that are loaded from the start.
+    enable_lora: a GPU makes room for adapters before any is there.
     max_loras: adapters in a batch at most; max_lora_rank: of each. keep_weights: see Keep. tool_parser,
     reasoning_parser: the formats of calls and of thoughts that are looked for in answers
     (`actors.answers.formats`), "none" for none.
@@ -199,6 +200,7 @@ class Config(msgspec.Struct, frozen=True):
     speculate_max: int = 4
     speculate_rows: int = 24
     loras: tuple[Adapter, ...] = ()
+    enable_lora: bool = False
     keep_weights: Keep = Keep.OPEN
     max_loras: int = 8
     max_lora_rank: int = 64

@@ -31,9 +31,9 @@ class TritonKernel:
     name = "triton"
     capturable = True
 
-    def __init__(self, pool: KvPool, programs: int | None = None) -> None:
-        """programs: that one decode may become."""
-        self.programs = _PROGRAMS if programs is None else programs
+    def __init__(self, pool: KvPool, programs: int | None = None, least: int = _LEAST_PART) -> None:
+        """programs: that one decode may become. least: keys of each of them, but for the last."""
+        self.programs, self.least = _PROGRAMS if programs is None else programs, least
         self._page, self._wide = pool.page_size, pool.dtype == torch.float32
 
     def prepare(self, rows: Rows) -> Attend:
@@ -70,7 +70,7 @@ class TritonKernel:
             "SCALED": pages.key_scales is not None,
             "PRECISION": "ieee" if wide else "tf32",
             "num_warps": 4 if widest <= 128 else 8,
-            "num_stages": 1 if wide else 2,
+            "num_stages": 1 if wide else 3,
         }
         kernels.attend[programs, pages.keys.shape[2], len(rows.contexts)](
             query,
@@ -132,7 +132,7 @@ class _Decode:
         count, heads = query.shape[:2]
         kv_heads, width = pages.values.shape[2:]
         splits = triton.next_power_of_2(min(_MOST_PARTS, max(1, self._kernel.programs // kv_heads)))
-        parting = {"SPLITS": splits, "LEAST": _LEAST_PART}
+        parting = {"SPLITS": splits, "LEAST": self._kernel.least}
         padded = _padded(width)
         partial = query.new_empty(count, heads, splits * padded, dtype=torch.float32)
         levels = query.new_empty(count, heads, splits * 2, dtype=torch.float32)

@@ -107,6 +107,27 @@ def _part(context, window, SPLITS: tl.constexpr, LEAST: tl.constexpr, WINDOWED: 
     return first, (share + LEAST - 1) // LEAST * LEAST
 
 
+@triton.jit
+def _whole(sums, best, total, sinks, heads, there, SINKS: tl.constexpr):
+    """What `_walk` found of all keys of rows, as their attention: [ROWS, PAD_VALUE]."""
+    if SINKS:
+        sink = tl.load(sinks + heads, mask=there, other=0.0).to(tl.float32) * LOG2E
+        higher = tl.maximum(best, sink)
+        shrink = tl.exp2(best - higher)
+        total = total * shrink + tl.exp2(sink - higher)
+        sums = sums * shrink[:, None]
+    return sums / tl.where(total > 0, total, 1.0)[:, None]
+
+
+@triton.jit
+def _keep_part(sums, best, total, target, level, there, PAD_VALUE: tl.constexpr):
+    """What `_walk` found of a part of the keys of rows, for `join`; a row's goes to its target and level."""
+    dims = tl.arange(0, PAD_VALUE)
+    tl.store(target[:, None] + dims[None, :], sums, mask=there[:, None] & (dims < PAD_VALUE)[None, :])
+    tl.store(level, best, mask=there)
+    tl.store(level + 1, total, mask=there)
+
+
 @triton.jit(do_not_specialize=["starts", "contexts", "tables", "table_stride"])
 def attend(
     query,
@@ -212,22 +233,15 @@ def attend(
         SCALED,
         PRECISION,
     )
-    target = out + row[:, None] * out_stride + heads[:, None] * out_head_stride + value_dims[None, :]
+    place = row * out_stride + heads * out_head_stride
     if SPLITS:
         part = tl.program_id(0)
-        tl.store(target + part * PAD_VALUE, sums, mask=there[:, None] & (value_dims < PAD_VALUE)[None, :])
-        level = levels + (row * out_stride + heads * out_head_stride) // PAD_VALUE * 2 + part * 2
-        tl.store(level, best, mask=there)
-        tl.store(level + 1, total, mask=there)
+        level = levels + place // PAD_VALUE * 2 + part * 2
+        _keep_part(sums, best, total, out + place + part * PAD_VALUE, level, there, PAD_VALUE)
         return
-    if SINKS:
-        sink = tl.load(sinks + heads, mask=there, other=0.0).to(tl.float32) * LOG2E
-        higher = tl.maximum(best, sink)
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.exp2(sink - higher)
-        sums = sums * shrink[:, None]
-    result = sums / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(target, result.to(out.dtype.element_ty), mask=there[:, None] & (value_dims < VALUE)[None, :])
+    result = _whole(sums, best, total, sinks, heads, there, SINKS)
+    kept = there[:, None] & (value_dims < VALUE)[None, :]
+    tl.store(out + place[:, None] + value_dims[None, :], result.to(out.dtype.element_ty), mask=kept)
 
 
 @triton.jit(do_not_specialize=["contexts"])

@@ -7,7 +7,8 @@ context 0: they are written nowhere, see nothing, and nobody reads what they giv
     one buffer, one copy, [size] each:  slots, positions, adapters int64 | contexts, places int32
 
 Steps with adapters have graphs of their own, recorded once there is room for adapters. What changes in a
-slot then changes in place; where slots had to move, `run` refuses until all is recorded anew.
+slot then changes in place; where slots had to move, `run` refuses them until `adapt` has recorded them anew.
+The others know nothing of adapters, and stay.
 
 Sampling is not part of the graph: it depends on what each request asks for.
 """
@@ -126,7 +127,21 @@ class DecodeGraphs:
         recorder.begin()
         self._lora = model.lora
         self._moved = 0 if model.lora is None else model.lora.moved
-        ways = (False, True) if self._moved else (False,)
+        self._record(model, recorder, progress, (False, True) if self._moved else (False,))
+
+    def adapt(self, model: Model, recorder: Recorder, progress: Callable[[str], None]) -> None:
+        """Record the steps with adapters, whose slots have moved in memory; the others are as they were."""
+        if not self._replays:
+            return
+        for size in self.sizes:
+            self._replays.pop((size, True), None)
+        self._moved = 0 if model.lora is None else model.lora.moved
+        self._record(model, recorder, progress, (True,))
+
+    def _record(
+        self, model: Model, recorder: Recorder, progress: Callable[[str], None], ways: Sequence[bool]
+    ) -> None:
+        """ways: whether with adapters."""
         kinds = [(size, adapted) for size in reversed(self.sizes) for adapted in ways]
         for done, (size, adapted) in enumerate(kinds):
             progress(f"recording CUDA graphs: {done} of {len(kinds)}")

@@ -42,6 +42,7 @@ def _grouped(
     order,
     starts,
     factors,  # float32 [items]
+    scales,  # float32 [groups, n], of matrices of 8 bits
     widths,  # int32 [groups], multiples of 16
     x_stride,
     group_stride,
@@ -55,6 +56,7 @@ def _grouped(
     SHARED: tl.constexpr,
     ADDS: tl.constexpr,
     WEIGHED: tl.constexpr,
+    SCALED: tl.constexpr,
     NARROW_N: tl.constexpr,
     NARROW_K: tl.constexpr,
     ROWS: tl.constexpr,
@@ -93,7 +95,10 @@ def _grouped(
             mask=(column < n)[None, :] & (inner < k)[:, None],
             other=0.0,
         )
-        sums += tl.dot(left, right, input_precision=PRECISION)
+        sums += tl.dot(left, right.to(left.dtype), input_precision=PRECISION)
+    if SCALED:
+        place = scales + group.to(tl.int64) * n + column
+        sums = sums * tl.load(place, mask=column < n, other=0.0)[None, :]
     if WEIGHED:
         sums = sums * tl.load(factors + item, mask=there, other=0.0)[:, None]
     target = out + item[:, None] * out_stride + column[None, :]
@@ -111,16 +116,18 @@ def grouped(
     *,
     shared: int = 1,
     factors: Tensor | None = None,
+    scale: Tensor | None = None,
     rows: Tensor | None = None,
     columns: Tensor | None = None,
     adds: bool = False,
 ) -> Tensor:
     """out[item] = x[item // shared] W^T, W = weights[group of the item], times factors[item]; `adds`: added.
 
-    x: [., k]. weights: [groups, n, k]. out: [items, n]. rows, columns: int32 [groups], of n and of k that a
-    group's matrix has, multiples of 16; what lies beyond is neither read nor written.
+    x: [., k]. weights: [groups, n, k], in 8 bits with a scale, float32 [groups, n]. out: [items, n].
+    rows, columns: int32 [groups], of n and of k that a group's matrix has, multiples of 16; what lies beyond
+    is neither read nor written.
     """
-    assert x.stride(1) == out.stride(1) == 1
+    assert x.stride(1) == out.stride(1) == 1 and (scale is None or rows is None)
     items, (_, n, k) = len(groups.order), weights.shape
     height = _FEW_ROWS if items <= 4 * _FEW_ROWS * groups.count else _MANY_ROWS
     width = min(64, max(16, triton.next_power_of_2(n)))
@@ -133,6 +140,7 @@ def grouped(
         groups.order,
         groups.starts,
         factors,
+        scale,
         columns if rows is None else rows,
         x.stride(0),
         *weights.stride(),
@@ -144,6 +152,7 @@ def grouped(
         SHARED=shared,
         ADDS=adds,
         WEIGHED=factors is not None,
+        SCALED=scale is not None,
         NARROW_N=rows is not None,
         NARROW_K=columns is not None,
         ROWS=height,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -54,6 +55,17 @@ def needed_by_steps(
         ) from error
     settle()  # whose parts know one another does not go by itself
     return needed + graphs_bytes(graph_sizes(config.cuda_graphs, config.max_running), config.model)
+
+
+def await_others(device: torch.device, seconds: float = 0.05, most: int = 40) -> None:
+    """Who had the device before may be giving its memory back still: return when no more of it comes, or
+    after so many looks, each so much later."""
+    free, _ = torch.cuda.mem_get_info(device)
+    for _ in range(most):
+        time.sleep(seconds)
+        before, (free, _) = free, torch.cuda.mem_get_info(device)
+        if free <= before:
+            return
 
 
 def hold(slots: LoraSlots, config: Config) -> None:

@@ -117,9 +117,9 @@ class Layer:
             heads = self._spec.heads
             self.head_weights[1:heads] = self.head_weights[0]
             self.head_weights[heads + 1 :] = self.head_weights[heads]
-        feed = (self.gate_up, self.down) if self.mixture is None else (self.mixture.router,)
-        for linear in (self.qkv, self.output, *feed):
-            linear.seal(quantization)
+        feed = (self.gate_up, self.down) if self.mixture is None else (self.mixture,)
+        for part in (self.qkv, self.output, *feed):
+            part.seal(quantization)
 
     def __call__(
         self,
@@ -254,6 +254,13 @@ class Decoder:
             if name.startswith(layer.prefix):
                 return layer.read(name.removeprefix(layer.prefix), rows)
         raise KeyError(name)
+
+    def linears(self) -> Iterator[Linear]:
+        """Every linear map that all rows of a step go through."""
+        yield self.head
+        for layer in self.layers:
+            yield from (layer.qkv, layer.output)
+            yield from (layer.gate_up, layer.down) if layer.mixture is None else (layer.mixture.router,)
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         """See `Model.parts`."""

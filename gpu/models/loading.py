@@ -24,8 +24,8 @@ from protocols.errors import StartError
 from protocols.weights import ORIGINAL, Weights
 
 _NOT_QUANTIZED = (
-    "--quantization needs a model of the Llama, Mistral, Qwen2 or Qwen3 family without a mixture of experts;"
-    " on a CPU it is int8, computes in bfloat16 and needs the CPU kernels, or --kernels torch."
+    "--quantization needs a model of the Llama, Mistral, Qwen2 or Qwen3 family; on a CPU it is int8, computes"
+    " in bfloat16 and needs the CPU kernels, which know no mixture of experts, or --kernels torch."
 )
 
 
@@ -89,7 +89,7 @@ def _native(
     if kernels is not None and whole and fused.fits(decoder, dtype, device, quantized=quantized):
         progress("packing weights" + (" as 8-bit integers" if quantized else ""))
         return fused.FusedDecoder(decoder, kernels, card.context, quantized=quantized), dtype
-    if quantized and (kernels is not None or spec.mixture is not None):
+    if quantized and kernels is not None:
         raise StartError(_NOT_QUANTIZED)
     decoder.seal(quantization)
     return decoder, dtype

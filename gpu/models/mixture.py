@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.functional import grouped_mm
 
 from gpu.layers import Linear
+from protocols.config import Quantization
 from protocols.errors import StartError
 
 
@@ -50,6 +51,29 @@ def _positive(name: str, value: Any) -> int:
     return value
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stack:
+    """One matrix of each expert. numbers: [experts, n, k]; scale: float32 [experts, n] of what has 8 bits."""
+
+    numbers: Tensor
+    scale: Tensor | None
+
+    @classmethod
+    def of(cls, linear: Linear, experts: int, k: int) -> Stack:
+        """Views of what lies one behind the other."""
+        if linear.quantized is not None:
+            numbers, scale = linear.quantized.numbers, linear.quantized.scale
+            return cls(numbers.view(experts, -1, k), scale.view(experts, -1))
+        assert linear.weight is not None
+        return cls(linear.weight.view(experts, -1, k), None)
+
+    def product(self, x: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
+        """Rows [T, k], sorted by `experts`, int64 [T], through the matrices of these: [T, n]. ends: int32
+        [experts], where the rows of each end."""
+        y = grouped_mm(x, self.numbers.to(x.dtype).transpose(1, 2), offs=ends)
+        return y if self.scale is None else y.mul_(self.scale.index_select(0, experts))
+
+
 class Mixture:
     """Router and experts of one layer. counts: int64 [experts], to which the rows of each expert are added;
     None while nobody counts."""
@@ -81,18 +105,23 @@ class Mixture:
             (self.down, {f"{name}down_proj": self._hidden for name in each}),
         ]
 
+    def seal(self, quantization: Quantization) -> None:
+        """The weights are final. The router's keep their precision: they are few, and decide."""
+        self.router.seal(Quantization.NONE)
+        if quantization is not Quantization.NONE:
+            self.gate_up.seal(quantization)
+            self.down.seal(quantization)
+
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The experts that each row goes to, int64 [T, chosen], and what each counts, float32 [T, chosen];
         the second first."""
         weights, experts = self.router(x).float().softmax(-1).topk(self.spec.chosen, dim=-1)
         return (weights / weights.sum(-1, keepdim=True) if self.spec.normed else weights), experts
 
-    def stacked(self) -> tuple[Tensor, Tensor]:
+    def stacked(self) -> tuple[Stack, Stack]:
         """[experts, 2 * inner, hidden] and [experts, hidden, inner]."""
-        spec = self.spec
-        assert self.gate_up.weight is not None and self.down.weight is not None
-        gate_up = self.gate_up.weight.view(spec.experts, 2 * spec.inner, self._hidden)
-        return gate_up, self.down.weight.view(spec.experts, self._hidden, spec.inner)
+        gate_up = Stack.of(self.gate_up, self.experts, self._hidden)
+        return gate_up, Stack.of(self.down, self.experts, self.spec.inner)
 
     def activated(self, both: Tensor) -> Tensor:
         """What gates let through: [., 2 * inner] -> [., inner]."""
@@ -109,8 +138,7 @@ class Mixture:
             self.counts += ends.diff(prepend=ends.new_zeros(1))
         rows = x.index_select(0, order // spec.chosen)
         gate_up, down = self.stacked()
-        both = grouped_mm(rows, gate_up.transpose(1, 2), offs=ends)
-        out = grouped_mm(self.activated(both), down.transpose(1, 2), offs=ends)
+        out = down.product(self.activated(gate_up.product(rows, asked, ends)), asked, ends)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
         out = out.index_select(0, back).view(len(x), spec.chosen, self._hidden)
         return (out * weights.to(x.dtype)[:, :, None]).sum(1)

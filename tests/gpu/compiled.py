@@ -10,7 +10,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gpu.cuda import attention_kernels, fused_kernels, grouped_kernels, quantized_kernels
+from gpu.cuda import attention_kernels, fused_kernels, grouped_kernels, product_kernels
+from gpu.tiling import LIMITS, TILINGS
 
 HOPPER = GPUTarget("cuda", 90, 32)
 _TYPES = {
@@ -24,6 +25,7 @@ _TYPES = {
         "cos",
         "sin",
         "factors",
+        "scales",
         "bests",
         "floors",
         "strengths",
@@ -67,21 +69,33 @@ def compile_all() -> None:
     whole, one = {"SPLITS": 0, "LEAST": 0, "SINKS": True}, {"TOKENS": 1, "SINKS": False}
     joined = {"HEADS": 32, "VALUE": 128, "PAD_VALUE": 128, "WINDOWED": True, "SINKS": True, **parts}
     rows = {"HEADS": 8, "PAD_HEADS": 8, "KEY": 128, "PAD_KEY": 128, "VALUE": 128, "PAD_VALUE": 128}
-    group = {"GROUPS": 128, "PADDED": 128, "WEIGHED": True, "ROWS": 64, "COLUMNS": 64, "BLOCK": 128}
+    group = {
+        "GROUPS": 128,
+        "PADDED": 128,
+        "WEIGHED": True,
+        "SCALED": False,
+        "ROWS": 64,
+        "COLUMNS": 64,
+        "BLOCK": 128,
+    }
     expert = {**group, "SHARED": 8, "ADDS": False, "NARROW_N": False, "NARROW_K": False, "PRECISION": "tf32"}
-    tile = {"BIAS": True, "ROWS": 64, "COLUMNS": 32, "BLOCK": 256, "PRECISION": "tf32"}
+    tile = {"BIAS": True, "SCALED": True, "ROWS": 64, "COLUMNS": 32, "BLOCK": 256, "PRECISION": "tf32"}
+    widest = max(TILINGS, key=lambda tiling: tiling.block * tiling.columns * tiling.stages)
+    cut = {"COLUMNS": widest.columns, "BLOCK": widest.block, "ROWS": LIMITS[-1], "SCALED": False}
     warps, many, pipelined = {"num_warps": 4}, {"num_warps": 4, "num_stages": 3}, {"num_stages": 2}
     scaled, plain = {"SCALED": True}, {"SCALED": False}
     kept = {"keys": "*fp8e4nv", "values": "*fp8e4nv"}
     weights = {"scale": "*fp32", "rows": "i32", "numbers": "*fp8e4nv"}
     prefill = {**shape, **scaled, **whole, "TOKENS": 32, "ROWS": 128}
     for kernel, constants, options, *types in (
-        (quantized_kernels._product, tile, many, weights),
+        (product_kernels._product, tile, many, weights),
+        (product_kernels._product, tile | cut, {"num_stages": widest.stages}, {"rows": "i32"}),
         (attention_kernels.attend, prefill, {"num_warps": 8}, kept),
         (attention_kernels.attend, {**shape, **plain, **parts, **one, "ROWS": 16}, warps),
         (attention_kernels.join, joined, warps),
         (attention_kernels.store, {**rows, **scaled}, warps, kept),
         (grouped_kernels._grouped, expert, many, {"starts": "*i64"}),
+        (grouped_kernels._grouped, expert | scaled, many, {"starts": "*i64", "weights": "*fp8e4nv"}),
         (fused_kernels._add_norm, {"SIZE": 4096, "PADDED": 4096, "ADDS": True}, warps),
     ):
         print("ready", kernel.__name__, compiled(kernel, constants, pipelined | options, *types))

@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 import gpu.attention.triton_paged
 import gpu.cuda.fused_kernels
 import gpu.cuda.grouped_kernels
-import gpu.cuda.quantized_kernels
+import gpu.cuda.product_kernels
 import gpu.cuda.sample_kernels  # noqa: F401  (while the interpreter is off)
 from gpu import quantized
 from gpu.cuda.memory import largest_step

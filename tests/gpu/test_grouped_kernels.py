@@ -14,7 +14,8 @@ from tests.gpu.tiny import make, prompts
 if interpreted.DEVICE:
     from gpu.cuda.grouped_kernels import Groups, grouped
 
-from protocols.config import KernelChoice
+from gpu.quantized import Quantized
+from protocols.config import KernelChoice, Quantization
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -61,6 +62,19 @@ def test_rows_are_shared_by_items() -> None:
     out = grouped(x, weights, Groups.of(numbers, 3), torch.empty(8, 16), shared=2)
     expected = torch.stack([weights[group] @ x[item // 2] for item, group in enumerate(numbers.tolist())])
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("kind", [Quantization.INT8, Quantization.FP8])
+@torch.inference_mode()
+def test_matrices_of_8_bits(kind: Quantization) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weights = torch.randn(9, 40, generator=generator), torch.randn(3 * 70, 40, generator=generator)
+    kept, numbers = Quantized.of(weights, kind), torch.tensor([0, 2, 2, 0, 2, 2, 0, 0, 2])
+    whole, out = kept.rows().view(3, 70, 40), torch.empty(9, 70)
+    expected = torch.stack([whole[group] @ x[row] for row, group in enumerate(numbers.tolist())])
+    stacked, scale = kept.numbers.view(3, 70, 40), kept.scale.view(3, 70)
+    grouped(x, stacked, Groups.of(numbers, 3), out, scale=scale)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])

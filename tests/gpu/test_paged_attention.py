@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu.attention import Spec
+from gpu.attention import Batch, Spec
 from gpu.attention.torch_sdpa import TorchAttention
 from gpu.kv_pool import EIGHT_BITS, KvPool, KvShape
 from tests.gpu import interpreted
 from tests.gpu.attention_case import Case
+from tests.gpu.interpreted import DEVICE
 
 if interpreted.DEVICE:
     from gpu.attention.paged import PagedAttention
@@ -51,6 +53,27 @@ def test_head_sizes_and_page_sizes(dim: int, page: int) -> None:
 def test_groupings_and_windows(heads: int, kv_heads: int, window: int) -> None:
     case = Case([30, 25, 3], [11, 1, 1], KvShape(kv_heads, 16, 16), page=16, heads=heads)
     check(case, Spec(0.3, window), decodes=2)
+
+
+@torch.inference_mode()
+def test_numbers_beyond_two_to_the_31st() -> None:
+    """Of a layer's keys, as a large GPU's pool has them: what is written there is what is read there. Nothing
+    of the rest is touched, so it takes no memory."""
+    far = 2**31 // (16 * 256) + 5
+    shapes, lengths, query_lens = [KvShape(1, 256, 256)], np.array([6, 20]), np.array([6, 1])
+    few, many = (KvPool(shapes, pages, 16, torch.float32, DEVICE, EIGHT_BITS) for pages in (8, far))
+    query, key, value = (torch.randn(7, heads, 256, device=DEVICE) for heads in (2, 1, 1))
+    found = []
+    for pool, tables in ((few, [[0, 1], [2, 3]]), (many, [[far - 3, 1], [far - 4, far - 2]])):
+        for pages in (pool.layers[0].keys, pool.layers[0].values):
+            pages.view(torch.uint8)[tables[1]] = 0
+        positions = np.array([*range(6), 19])
+        places = np.array([tables[0][0]] * 6 + [tables[1][1]]) * 16 + positions % 16
+        batch = Batch(query_lens, lengths, np.array(tables, np.int32), positions, places, 1)
+        step = backend(pool).prepare(batch)
+        found.append(step.attend(0, query, key, value, Spec(0.1)))
+    assert places.max() * 256 > 2**31 and bool(many.layers[0].key_rows[int(places.max())].float().any())
+    assert torch.equal(*found) and bool(found[0].any())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

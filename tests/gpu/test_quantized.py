@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from gpu.attention.torch_sdpa import TorchAttention
+from gpu.cuda.tuning import Tuner
 from gpu.kv_pool import EIGHT_BITS, in_eight_bits
+from gpu.layers import Linear
+from gpu.models.base import Model
 from gpu.quantized import Quantized
+from gpu.tiling import LIMITS, TILINGS, tiling_of
 from protocols.config import KernelChoice, KvCacheDtype, Quantization
 from protocols.errors import StartError
 from tests.gpu import interpreted
@@ -18,7 +23,7 @@ from tests.gpu.driver import GREEDY, Driver
 from tests.gpu.tiny import Tiny, make, prompts
 
 if interpreted.DEVICE:
-    from gpu.cuda.quantized_kernels import product
+    from gpu.cuda.product_kernels import product
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -54,6 +59,35 @@ def test_the_kernel_for_few_rows(kind: Quantization, dtype: torch.dtype) -> None
         assert torch.equal(product(x, *bare)[:1], product(x[:1], *bare))
 
 
+@torch.inference_mode()
+def test_what_is_quickest_multiplies_few_rows() -> None:
+    """Whatever that is gives the same; each shape is tried once; and many rows go through the library."""
+
+    def linear(n: int) -> Linear:
+        weight = torch.randn(n, 600, generator=torch.Generator().manual_seed(n)).half()
+        return Linear(600, n, bias=False, dtype=torch.half, device=weight.device, weight=weight)
+
+    trials: list[float] = []
+
+    def clock(work: Callable[[], None]) -> float:
+        work()
+        trials.append(-len(trials) if len(trials) < 5 else len(trials))
+        return trials[-1]
+
+    maps, tuner = [linear(70), linear(16), linear(70)], Tuner(clock)
+    for _ in range(2):
+        tuner.tune(maps)
+        assert len(trials) == 2 * len(LIMITS) * (1 + len(TILINGS))
+    assert maps[0].tilings == maps[2].tilings == (TILINGS[-1], None) and maps[1].tilings == (None, None)
+    for tiling in TILINGS:
+        maps[2].tilings = (tiling, tiling)
+        for rows in (1, 5, 16, 17):
+            x = torch.randn(rows, 600).half()
+            expected = x.float() @ maps[2].rows().float().T
+            torch.testing.assert_close(maps[2](x).float(), expected, atol=0.1, rtol=1e-2)
+    assert tiling_of(maps[2].tilings, LIMITS[-1] + 1) is tiling_of((), 1) is None
+
+
 def test_a_head_of_a_token_has_its_own_scale() -> None:
     x = torch.randn(3, 2, 16) * torch.tensor([1e-4, 1.0, 300.0])[:, None, None]
     x[1, 1] = 0
@@ -69,20 +103,44 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make(tmp_path_factory.mktemp("qwen3"), "Qwen3ForCausalLM", head_dim=16, num_hidden_layers=1)
 
 
+MIXTURE: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "settings"), [("Qwen3ForCausalLM", {}), ("Qwen3MoeForCausalLM", MIXTURE)])
 def test_a_model_of_8_bits_is_the_model_of_what_they_stand_for(
-    tiny: Tiny, kind: Quantization, tmp_path: pathlib.Path
+    kind: Quantization, family: str, settings: dict[str, Any], tmp_path: pathlib.Path
 ) -> None:
+    """A router keeps its precision."""
     options: dict[str, Any] = {"kernels": KernelChoice.TORCH, "quantization": kind}
-    executor = tiny.executor(**options)
-    names = dict(executor.versions.live.model.parts())
-    assert any(name.endswith(".scale") for name in names) and names["head.weight"].element_size() == 1
-    reference = make(tmp_path, "Qwen3ForCausalLM", head_dim=16, num_hidden_layers=1)
+    reference = make(tmp_path, family, head_dim=16, num_hidden_layers=1, **settings)
+    executor = reference.executor(**options)
+    model = executor.versions.live.model
+    names = dict(model.parts())
+    whole = {name for name, part in names.items() if part.ndim == 2 and part.element_size() > 1}
+    assert names["head.weight"].element_size() == 1
+    assert whole == {"embedding"} | ({"model.layers.0.mlp.gate.weight"} if settings else set())
     with torch.no_grad():
         for name, parameter in reference.reference.named_parameters():
-            parameter.copy_(executor.versions.live.model.read(name))
+            parameter.copy_(_read(model, name, parameter.shape))
     for prompt, output in zip(PROMPTS, Driver(executor).generate(PROMPTS, 5, GREEDY), strict=True):
         reference.check(prompt, output, tolerance=1e-3)
+
+
+def _read(model: Model, name: str, shape: torch.Size) -> torch.Tensor:
+    """A parameter of transformers, which keeps all experts of a layer in one."""
+    if ".experts." not in name:
+        return model.read(name)
+    base, part = name.rsplit(".", 1)
+    names = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
+    experts = range(MIXTURE["num_experts"])
+    every = [torch.cat([model.read(f"{base}.{each}.{one}.weight") for one in names]) for each in experts]
+    return torch.stack(every).view(shape)
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton"])

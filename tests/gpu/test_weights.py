@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from gpu.executor import Executor
 from gpu.safetensors_file import MAX_HEADER, SafetensorsFile
-from gpu.weights import INDEX, SINGLE, Checkpoint, load_into
+from gpu.weights import INDEX, SINGLE, Checkpoint, load_into, read_ahead
 from protocols.errors import StartError
 from tests.gpu.driver import Driver
 from tests.gpu.tiny import Tiny, make, prompts
@@ -35,6 +35,18 @@ def stored(tmp_path: pathlib.Path) -> pathlib.Path:
     path = tmp_path / SINGLE
     save_file(TENSORS, path, metadata={"format": "pt"})
     return path
+
+
+@pytest.mark.parametrize("readers", [0, 1, 3, 8])
+def test_what_is_read_ahead_comes_in_its_order(stored: pathlib.Path, readers: int) -> None:
+    with Checkpoint(stored.parent) as checkpoint:
+        for names in (["b", "a", "scalar", "empty"], []):
+            found = list(read_ahead(checkpoint, names, readers))
+            assert [name for name, _ in found] == names
+            assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in found)
+        os.truncate(stored, stored.stat().st_size - 1)
+        with pytest.raises(StartError, match="truncated"):
+            list(read_ahead(checkpoint, TENSORS, readers))
 
 
 def write(path: pathlib.Path, header: object, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import importlib
 import importlib.util
 import json
@@ -67,7 +68,7 @@ def test_it_measures(folder: pathlib.Path) -> None:
     found = rehearse(folder, "steps")
     assert {"launch", "device", "step", "bubble"} <= set(found["budget"]) and found["kernels"]
     assert {"scheduler turn", "ring hop", "plan decode"} <= set(found["elsewhere"])
-    assert json.loads((folder / "decode-smallest.json").read_text())["traceEvents"]
+    assert json.loads(gzip.decompress((folder / "decode-smallest.json.gz").read_bytes()))["traceEvents"]
     assert rehearse(folder, "workload")["ours"]["tokens_per_second"] > 0
     ablations = rehearse(folder, "ablations")
     assert set(ablations) == {*measure.ABLATIONS, *sections.EIGHT_BITS}
@@ -79,7 +80,7 @@ def test_it_measures(folder: pathlib.Path) -> None:
 @pytest.mark.parametrize("model", ["qwen3", "qwen3-moe"])
 def test_tokens_are_those_of_transformers(folder: pathlib.Path, model: str) -> None:
     found = rehearse(folder, "exact", model)
-    bits = {"int8", "fp8", "fp8 KV"} if model == "qwen3" else set()
+    bits = ("int8", "fp8", "fp8 KV")
     titles = {"float32 auto graphs auto", *(f"bfloat16 auto graphs auto {each}" for each in bits)}
     assert set(found) == titles
     assert all(each["right"] and "refused" not in each for each in found.values())
@@ -92,9 +93,10 @@ def test_kernels_are_compared_with_what_they_stand_for(folder: pathlib.Path) -> 
     found = rehearse(folder, "kernels")
     assert {name: set(part) for name, part in found.items()} == {
         "attention": {"attention"},
+        "decodes": {f"2 of 40, parts of {least}" for least in (128, 256, 512)},
         "sampling": {"sampling 3, top-p 0.9", "sampling 3, top-k 50, top-p 0.9"},
         "products": {"qkv 3", "output 3", "gate and up 3", "down 3"},
-        "experts": {"experts 3"},
+        "experts": {"experts 3", "experts 3, int8", "experts 3, fp8"},
         "adapters": {"adapters 3"},
     }
 
@@ -168,6 +170,13 @@ def test_a_case_goes_on_behind_the_piece_that_killed_it(tmp_path: pathlib.Path) 
     assert found["first"] == 1 and found["second"] == {"failed": findings.DIED} and found["fourth"] == 4
     assert found["third"]["failed"].startswith("ZeroDivisionError") and "failed" not in found
     assert "was stopped" in report["speed hangs"]["failed"]
+
+
+def test_pieces_that_went_well_are_not_done_again() -> None:
+    found = {"first": 1, "decode": {"1": {"us": 3}}, "prefill": {"1": {"us": 3}, "2": {"failed": "no"}}}
+    ended = {"failed": "it was stopped", "took_seconds": 3}
+    assert findings.sound(found | ended) == {"first": 1, "decode": {"1": {"us": 3}}}
+    assert findings.sound(None) == findings.sound({"skipped": "no time was left"}) == {}
 
 
 def test_whoever_is_told_to_end_ends_its_processes(tmp_path: pathlib.Path) -> None:

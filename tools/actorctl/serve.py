@@ -128,6 +128,11 @@ def one_of(
     help="Load a LoRA adapter from the start, from a PEFT directory; more with `actorctl lora load`.",
 )
 @click.option(
+    "--enable-lora",
+    is_flag=True,
+    help="On a GPU, make room for adapters at the start, as --lora does: loading one later is no pause.",
+)
+@click.option(
     "--max-loras", type=_POSITIVE, default=8, show_default=True, help="Adapters in a batch at most."
 )
 @click.option(

@@ -37,12 +37,23 @@ def batching(model: Any, sizes: Sizes) -> dict[str, float]:
     answers = model.generate_batch(
         [each.prompt for each in asked],
         generation_config=greedy,
-        continuous_batching_config=transformers.ContinuousBatchingConfig(**sizes.peer),
+        continuous_batching_config=_batching(sizes),
         max_new_tokens=most,
     )
     seconds = time.perf_counter() - started
     tokens = sum(len(answer.generated_tokens) for answer in answers.values())
     return {"seconds": seconds, "tokens_per_second": tokens / seconds}
+
+
+def _batching(sizes: Sizes) -> Any:
+    """Its settings. What they call the size of a page depends on the release."""
+    import transformers
+
+    settings = transformers.ContinuousBatchingConfig(**sizes.peer)
+    for name in ("page_size", "block_size"):
+        if sizes.peer_page and hasattr(settings, name):
+            setattr(settings, name, sizes.peer_page)
+    return settings
 
 
 def static(model: Any, sizes: Sizes) -> dict[str, float]:

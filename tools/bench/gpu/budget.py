@@ -16,8 +16,6 @@ from gpu.executor import Executor
 from protocols.plan import Chunk, PageGrant, Plan, SlotOpen, StepDone
 from protocols.sampling import SamplingParams
 from protocols.wire import Decoder, encode
-from tools.bench.ring import microseconds
-from tools.bench.transports import measure, message_of
 from tools.simulation.turns import turn_costs
 
 
@@ -70,6 +68,10 @@ def budget(executor: Executor, batch: int, steps: int, prompt: int) -> dict[str,
 
 def elsewhere(executor: Executor, batch: int, steps: int, prompt: int, *, turns: int) -> dict[str, float]:
     """The same of what other processes do for a step, and of the way between."""
+    # What is not installed costs this piece alone: pyzmq is there for development.
+    from tools.bench.ring import microseconds
+    from tools.bench.transports import measure, message_of
+
     decodes = Decodes(executor, batch, 8, prompt)
     plan, done = decodes.plan(), decodes._run(decodes.plan())
     record, answer = encode(plan), encode(done)

@@ -23,7 +23,7 @@ import click
 import msgspec
 
 from tools.bench.gpu.cases import SECTIONS, Case, chosen, rounds
-from tools.bench.gpu.findings import DIED, read, wrong
+from tools.bench.gpu.findings import DIED, read, sound, wrong
 
 _SHAPES = ("smallest", "0.6b", "8b", "14b")
 _LEAST = 20.0
@@ -176,7 +176,7 @@ def _run(
     left = end - time.monotonic()
     if left < _LEAST:
         for case in cases:
-            report.put(case, {"skipped": "no time was left"})
+            report.put(case, report.found.get(case.title) or {"skipped": "no time was left"})
         return
     running = []
     for case in cases:
@@ -190,6 +190,8 @@ def _run(
             "traces": "" if path is None else str(path.parent.resolve()),
             "rehearsal": report.found["about"]["rehearsal"],
         }
+        # What was found before, in another run, is not done again.
+        pathlib.Path(wish["findings"]).write_text(json.dumps(sound(report.found.get(case.title))))
         running.append(Running(case, wish, min(case.seconds, left)))
     try:
         while running:

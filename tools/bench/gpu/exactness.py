@@ -44,6 +44,7 @@ SHARE, SHARE_OF_8_BITS = 0.1, 0.4
 """By how much smaller the share of the same tokens may be than that of transformers in bfloat16."""
 
 BACKENDS = ("auto", "triton", "flash", "flash,triton", "flashinfer", "torch")
+EIGHT_BIT_MODELS = ("qwen3", "qwen3-moe")
 EIGHT_BITS: dict[str, dict[str, Any]] = {
     "int8": {"quantization": Quantization.INT8},
     "fp8": {"quantization": Quantization.FP8},
@@ -128,7 +129,7 @@ def paths(model: str, device: torch.device) -> Iterator[Path]:
             for dtype in dtypes
             for backend in BACKENDS
         )
-    if model == MODELS[0]:
+    if model in EIGHT_BIT_MODELS:
         yield from (Path(model, "bfloat16", bits=bits) for bits in EIGHT_BITS)
 
 

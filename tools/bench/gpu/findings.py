@@ -73,6 +73,14 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
+def sound(found: Any) -> dict[str, Any]:
+    """What of an unfinished case need not be done again: all pieces in which nothing failed or was wrong."""
+    if not isinstance(found, Mapping) or "skipped" in found:
+        return {}
+    pieces = {name: value for name, value in found.items() if not wrong(value)}
+    return {name: value for name, value in pieces.items() if name not in ("failed", "where", "took_seconds")}
+
+
 def wrong(found: Any) -> bool:
     """Whether anything in a report failed, or was found not right."""
     if not isinstance(found, Mapping):

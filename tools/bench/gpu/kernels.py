@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from gpu import draw
+from gpu.cuda.graphs import CudaRecorder
+from gpu.cuda.tuning import GraphClock
 from gpu.device import runs_triton
 from gpu.kv_pool import EIGHT_BITS, KvPool, KvShape
 from gpu.models.spec import DecoderSpec
 from gpu.quantized import Quantized
+from gpu.tiling import LIMITS, TILINGS
 from protocols.config import Quantization
 from tools.bench.gpu.machine import Machine, seconds
 
@@ -25,17 +28,20 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """rows: of decodes. vocab: of the sampler. experts: count, chosen, inner and hidden size. rank: of
-    adapters."""
+    """rows: of decodes. decodes: (rows, context) of attention alone. vocab: of the sampler. experts: count,
+    chosen, inner and hidden size. rank: of adapters."""
 
     rows: tuple[int, ...]
+    decodes: tuple[tuple[int, int], ...]
     vocab: int
     experts: tuple[int, int, int, int]
     rank: int
 
 
-FULL = Sizes((1, 16, 64, 256), 151936, (128, 8, 768, 2048), 16)
-SMALLEST = Sizes((3,), 300, (4, 2, 16, 32), 16)
+FULL = Sizes(
+    (1, 16, 64, 256), ((1, 1024), (1, 16384), (64, 1024), (64, 8192)), 151936, (128, 8, 768, 2048), 16
+)
+SMALLEST = Sizes((3,), ((2, 40),), 300, (4, 2, 16, 32), 16)
 
 
 def parts(
@@ -47,6 +53,7 @@ def parts(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     every: dict[str, Callable[[], Iterator[tuple[str, Any]]]] = {
         "attention": lambda: _kept(device, dtype),
+        "decodes": lambda: _decoded(device, dtype, spec, machine, sizes),
         "sampling": lambda: _sampled(device, sizes),
         "products": lambda: _products(device, dtype, spec, machine, sizes),
         "experts": lambda: _experts(device, dtype, sizes),
@@ -102,6 +109,7 @@ def _experts(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator
 
     experts, chosen, inner, hidden = sizes.experts
     weights = torch.randn(experts, 2 * inner, hidden, device=device).to(dtype) * hidden**-0.5
+    kept = {kind: _in_eight_bits(weights, kind) for kind in (Quantization.INT8, Quantization.FP8)}
     for rows in sizes.rows:
         x = torch.randn(rows, hidden, device=device).to(dtype)
         asked = torch.rand(rows, experts, device=device).topk(chosen).indices.flatten()
@@ -117,6 +125,20 @@ def _experts(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator
             return functional.grouped_mm(x[order // chosen], weights.transpose(1, 2), offs=ends)
 
         yield f"experts {rows}", _row(ours, theirs, device, _error(ours(), expected), _TOLERANCE[dtype])
+        for kind, (numbers, scale) in kept.items():
+            eight = functools.partial(grouped, x, numbers, groups, out, shared=chosen, scale=scale)
+            whole = (numbers.to(dtype) * scale[:, :, None]).to(dtype)
+            exact = torch.stack([whole[e] @ x[i // chosen] for i, e in enumerate(asked.tolist())])
+            yield (
+                f"experts {rows}, {kind}",
+                _row(eight, ours, device, _error(eight(), exact), _TOLERANCE[dtype]),
+            )
+
+
+def _in_eight_bits(weights: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
+    """Matrices [experts, n, k], and the scale of each row of them."""
+    found = Quantized.of(weights.flatten(0, 1), kind)
+    return found.numbers.view(weights.shape), found.scale.view(weights.shape[:2])
 
 
 def _adapted(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator[tuple[str, Any]]:
@@ -167,11 +189,42 @@ def _kept(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Any]]
         yield name, _row(ours, theirs, device, _error(ours(), theirs()), _TOLERANCE[dtype])
 
 
+def _decoded(
+    device: torch.device, dtype: torch.dtype, spec: DecoderSpec, machine: Machine, sizes: Sizes
+) -> Iterator[tuple[str, Any]]:
+    """Attention of decodes alone, by how small the parts of a context may be. roofline: of the keys and
+    values that are read."""
+    from gpu.attention.base import Spec
+    from gpu.attention.paged import Rows
+    from gpu.attention.triton_paged import TritonKernel
+
+    for rows, context in sizes.decodes:
+        pages = -(-context // 16)
+        copies = max(1, min(8, (256 << 20) // (rows * context * spec.kv.elements * dtype.itemsize)))
+        if device.type != "cuda":
+            copies = 1
+        pool = KvPool([spec.kv] * copies, rows * pages, 16, dtype, device)
+        for layer in pool.layers:
+            layer.keys.normal_(), layer.values.normal_()
+        tables = torch.randperm(rows * pages, device=device).to(torch.int32).view(rows, pages)
+        starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        contexts = torch.full((rows,), context, dtype=torch.int32, device=device)
+        query = torch.randn(rows, spec.heads, spec.head_dim, device=device).to(dtype)
+        for least in (128, 256, 512):
+            kernel = TritonKernel(pool, least=least)
+            attend = kernel.prepare(Rows(starts, contexts, tables, 1, context))
+            asked = [(layer, query, Spec(spec.head_dim**-0.5), None) for layer in pool.layers]
+            taken = _each(attend, asked, device)
+            read = rows * context * spec.kv.elements * dtype.itemsize
+            found = {"us": taken * 1e6, "roofline": read / machine.bandwidth / taken}
+            yield f"{rows} of {context}, parts of {least}", found
+
+
 def _products(
     device: torch.device, dtype: torch.dtype, spec: DecoderSpec, machine: Machine, sizes: Sizes
 ) -> Iterator[tuple[str, Any]]:
     """Every linear map by itself, as it is and in 8 bits. roofline: its bytes over the measured bandwidth."""
-    from gpu.cuda.quantized_kernels import product
+    from gpu.cuda.product_kernels import product
 
     query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     maps = {
@@ -188,20 +241,47 @@ def _products(
         held = {kind: [Quantized.of(weight, kind) for weight in weights] for kind in kinds}
         for rows in (rows for rows in sizes.rows if rows <= 64):
             x = torch.randn(rows, k, device=device).to(dtype)
-            taken = _each(functools.partial(functional.linear, x), [(weight,) for weight in weights], device)
-            found: dict[str, Any] = {"us": taken * 1e6}
-            found["roofline"] = n * k * dtype.itemsize / machine.bandwidth / taken
+            whole = [(weight,) for weight in weights]
+            found = {"the library": _timed(functools.partial(functional.linear, x), whole, device, machine)}
+            for tiling in TILINGS if rows <= LIMITS[-1] else ():
+                exact = functional.linear(x.float(), weights[0].float())
+                cut: list[tuple[Any, ...]] = [(weight, None, None, tiling) for weight in weights]
+                found[str(tiling)] = _checked(functools.partial(product, x), cut, exact, device, machine)
             for kind, matrices in held.items():
-                got = product(x, matrices[0].numbers, matrices[0].scale, None)
-                error = _error(got, functional.linear(x.float(), matrices[0].rows().float()))
-                asked = [(each.numbers, each.scale, None) for each in matrices]
-                taken = _each(functools.partial(product, x), asked, device)
-                found[str(kind)] = {"right": error <= _TOLERANCE[dtype], "error": error, "us": taken * 1e6}
-                found[str(kind)]["roofline"] = n * k / machine.bandwidth / taken
+                exact = functional.linear(x.float(), matrices[0].rows().float())
+                cut = [(each.numbers, each.scale, None) for each in matrices]
+                found[str(kind)] = _checked(functools.partial(product, x), cut, exact, device, machine)
             yield f"{name} {rows}", found
 
 
+def _checked(
+    work: Callable[..., Tensor],
+    asked: list[tuple[Any, ...]],
+    exact: Tensor,
+    device: torch.device,
+    machine: Machine,
+) -> dict[str, Any]:
+    """`_timed`, and how far the first of the products is from what it should be."""
+    got = work(*asked[0])
+    error = _error(got, exact)
+    right = {"right": error <= _TOLERANCE[got.dtype], "error": error}
+    return right | _timed(work, asked, device, machine)
+
+
+def _timed(
+    work: Callable[..., Any], asked: list[tuple[Any, ...]], device: torch.device, machine: Machine
+) -> dict[str, Any]:
+    """Of one of several pieces of work after another; the first thing that each reads is its matrix."""
+    taken = _each(work, asked, device)
+    return {"us": taken * 1e6, "roofline": asked[0][0].nbytes / machine.bandwidth / taken}
+
+
 def _each(work: Callable[..., Any], asked: list[tuple[Any, ...]], device: torch.device) -> float:
-    """Seconds of one of several pieces of work after another."""
-    repeats = 10 if device.type == "cuda" else 1
-    return seconds(lambda: [work(*each) for each in asked], device, repeats) / len(asked)
+    """Seconds of one of several pieces of work after another, on a GPU without their launches."""
+
+    def every() -> None:
+        for each in asked:
+            work(*each)
+
+    clock = GraphClock(device, CudaRecorder(device)) if device.type == "cuda" else None
+    return (seconds(every, device, 1) if clock is None else clock(every)) / len(asked)

@@ -13,10 +13,11 @@ import torch
 
 from gpu.attention.paged import PagedAttention
 from gpu.cuda.graphs import CudaRecorder
+from gpu.cuda.tuning import GraphClock, Tuner
 from gpu.device import choose_dtype
 from gpu.executor import Executor
 from gpu.kv_pool import KvPool, choose_pages, stored_as, token_bytes
-from gpu.models.base import Model
+from gpu.models.llama import Decoder
 from gpu.models.loading import blank
 from gpu.occupation import settle
 from protocols.config import Config, KernelChoice, Quantization, graph_sizes, read_model_card
@@ -28,6 +29,7 @@ from tools.bench.gpu.shapes import prefill_operations, randomise, spec_of, weigh
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as served": {},
     "no graphs": {"cuda_graphs": "off"},
+    "the library's products": {"tuned": False},
     "depth 1": {"depth": 1},
     "triton": {"attention_backend": "triton"},
     "flash": {"attention_backend": "flash"},
@@ -38,7 +40,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured. peer: for transformers' ContinuousBatchingConfig, where its choice is not wanted."""
+    """What is measured. peer, peer_page: for transformers' ContinuousBatchingConfig, and the tokens of a page
+    there, where its choice is not wanted."""
 
     batches: tuple[int, ...]
     context: int
@@ -46,11 +49,12 @@ class Sizes:
     prompts: tuple[int, ...]
     workload: tuple[int, tuple[int, int], tuple[int, int]]
     peer: dict[str, int] = dataclasses.field(default_factory=dict)
+    peer_page: int = 0
 
 
 FULL = Sizes((1, 16, 64, 256), 1024, 64, (1024, 2048, 4096, 8192, 16384), (256, (100, 1024), (100, 1024)))
 SMALLEST = Sizes(
-    (1, 3), 20, 4, (16, 40), (3, (5, 20), (3, 6)), {"page_size": 32, "num_blocks": 16, "max_batch_tokens": 64}
+    (1, 3), 20, 4, (16, 40), (3, (5, 20), (3, 6)), {"num_blocks": 16, "max_batch_tokens": 64}, 32
 )
 
 
@@ -84,10 +88,11 @@ class Subject:
         )
         self.spec = spec_of(shape)
         self.dtype = choose_dtype("bfloat16", None, device)
-        self.model: Model = self._load()
+        self.model = self._load()
+        self._tuner = Tuner(GraphClock(device, CudaRecorder(device))) if device.type == "cuda" else None
         self._pool: KvPool | None = None
 
-    def _load(self) -> Model:
+    def _load(self) -> Decoder:
         """Nothing is read, since that would take longer than what is measured."""
         with torch.inference_mode():
             model = blank(self.spec, self.dtype, self._device, self.config.model.context)
@@ -104,10 +109,15 @@ class Subject:
         return self._pool
 
     @contextlib.contextmanager
-    def executor(self, **options: Any) -> Iterator[tuple[Executor, Driver]]:
-        """An executor with these options. StartError where they cannot be had."""
+    def executor(self, *, tuned: bool = True, **options: Any) -> Iterator[tuple[Executor, Driver]]:
+        """An executor with these options. tuned: few rows are multiplied by what was found to be best.
+        StartError where they cannot be had."""
         config: Config = msgspec.structs.replace(self.config, **options)
         executor = Executor(config, self.model, self._pages())
+        for linear in self.model.linears():
+            linear.tilings = ()
+        if self._tuner is not None and tuned:
+            executor.use_tuner(self._tuner)
         executor.warm_up()
         if self._device.type == "cuda":
             sizes = graph_sizes(config.cuda_graphs, config.max_running)
@@ -118,6 +128,11 @@ class Subject:
             executor.release_graphs()
             del executor
             settle()
+
+    def tilings(self) -> dict[str, list[str]]:
+        """How few rows are multiplied with each shape of matrices."""
+        every = {str([*linear.rows().shape]): linear.tilings for linear in self.model.linears()}
+        return {shape: [str(each or "the library") for each in found] for shape, found in every.items()}
 
     def decode(self, driver: Driver, batch: int) -> dict[str, float]:
         """A decode step of `batch` sequences in the middle of their contexts."""

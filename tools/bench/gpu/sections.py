@@ -107,6 +107,7 @@ def speed(bench: Bench, shape: str) -> None:
     """Decode steps and prefills as fractions of the roofline."""
     subject, piece = bench.subject(shape), bench.findings.piece
     with subject.executor() as (_, driver):
+        piece(subject.tilings, "products")
         for batch in bench.sizes.batches:
             piece(functools.partial(subject.decode, driver, batch), "decode", str(batch))
         for length in bench.sizes.prompts:
@@ -118,7 +119,7 @@ def steps(bench: Bench, shape: str) -> None:
     from tools.bench.gpu import budget
 
     batch, times, prompt, turns = (2, 2, 8, 5) if bench.rehearsal else (64, 50, 1024, 200)
-    path = None if bench.traces is None else bench.traces / f"decode-{shape}.json"
+    path = None if bench.traces is None else bench.traces / f"decode-{shape}.json.gz"
     piece = bench.findings.piece
     with bench.subject(shape).executor() as (executor, _):
         piece(lambda: budget.budget(executor, batch, times, prompt), "budget")
@@ -126,7 +127,7 @@ def steps(bench: Bench, shape: str) -> None:
         executor.release_graphs()
         launched = functools.partial(budget.Decodes, executor, batch, 4, prompt)
         piece(lambda: budget.alone(launched())[0], "launch without graphs")
-        piece(lambda: budget.trace(executor, batch, 2 if bench.rehearsal else 5, prompt, path), "kernels")
+        piece(lambda: budget.trace(executor, batch, 2, prompt, path), "kernels")
 
 
 def ablations(bench: Bench, shape: str) -> None:

@@ -1,5 +1,9 @@
-"""Few rows times a matrix of 8 bits, in Triton: what is read is half as much, and becomes whole in
-registers."""
+"""Few rows times a matrix, in Triton. One of 8 bits is half as much to read, and becomes whole in registers.
+
+Such a product takes as long as its matrix takes to be read, so all that counts is that enough of it is on
+its way at any moment. How it is cut best for that depends on its shape and on the device: see
+`gpu.cuda.tuning`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_COLUMNS = 32
+from gpu.tiling import USUAL, Tiling
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -23,6 +27,7 @@ def _product(
     k,
     x_stride,
     out_stride,
+    SCALED: tl.constexpr,
     BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -40,20 +45,24 @@ def _product(
         vectors = tl.load(left + inner[None, :], mask=(row < rows)[:, None] & (inner < k)[None, :], other=0.0)
         matrix = tl.load(right + inner[:, None], mask=(column < n)[None, :] & (inner < k)[:, None], other=0.0)
         sums += tl.dot(vectors, matrix.to(vectors.dtype), input_precision=PRECISION)
-    sums = sums * tl.load(scale + column, mask=column < n, other=0.0)[None, :]
+    if SCALED:
+        sums = sums * tl.load(scale + column, mask=column < n, other=0.0)[None, :]
     if BIAS:
         sums += tl.load(bias + column, mask=column < n, other=0.0).to(tl.float32)[None, :]
     target = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
     tl.store(target, sums.to(out.dtype.element_ty), mask=(row < rows)[:, None] & (column < n)[None, :])
 
 
-def product(x: Tensor, numbers: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """See `gpu.quantized.Quantized.linear`."""
+def product(
+    x: Tensor, numbers: Tensor, scale: Tensor | None, bias: Tensor | None, tiling: Tiling = USUAL
+) -> Tensor:
+    """y = (x Q^T) * scale + bias: x [T, k], T at most 64; numbers Q [n, k], in 8 bits with a scale, float32
+    [n]."""
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, (n, k) = len(x), numbers.shape
     out = x.new_empty(rows, n)
     wide = x.dtype == torch.float32
-    _product[(triton.cdiv(n, _COLUMNS),)](
+    _product[(triton.cdiv(n, tiling.columns),)](
         x,
         numbers,
         scale,
@@ -64,12 +73,13 @@ def product(x: Tensor, numbers: Tensor, scale: Tensor, bias: Tensor | None) -> T
         k,
         x.stride(0),
         out.stride(0),
+        SCALED=scale is not None,
         BIAS=bias is not None,
         ROWS=max(16, triton.next_power_of_2(rows)),
-        COLUMNS=_COLUMNS,
-        BLOCK=min(64 if wide else 256, max(16, triton.next_power_of_2(k))),
+        COLUMNS=tiling.columns,
+        BLOCK=min(64 if wide else tiling.block, max(16, triton.next_power_of_2(k))),
         PRECISION="ieee" if wide else "tf32",
         num_warps=4,
-        num_stages=3,
+        num_stages=tiling.stages,
     )
     return out
