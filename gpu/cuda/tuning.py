@@ -20,6 +20,8 @@ from gpu.tiling import LIMITS, TILINGS, Tiling, Tilings
 _CACHE = 256 << 20
 """Bytes of matrices that are read in a row, so that none is found in the device's cache."""
 _TRIALS = 5
+_ALIGNED = 16
+"""Numbers of which the rows of a matrix have a multiple."""
 
 
 class GraphClock:
@@ -54,11 +56,14 @@ class Tuner:
 
     @torch.inference_mode()
     def tune(self, linears: Iterable[Linear]) -> None:
-        """Sealed maps of 16-bit numbers, or of 8 bits that stand for those, are given the best tilings."""
+        """Sealed maps of 16-bit numbers, or of 8 bits that stand for those, are given the best tilings, where
+        their rows are aligned: others take more of a multiprocessor's memory than there is."""
         groups: dict[tuple[object, ...], list[Linear]] = {}
         for linear in linears:
-            if _dtype(linear).itemsize == 2:
-                matrix = _matrix(linear)
+            if linear.weight is None and linear.quantized is None:
+                continue  # packed for a CPU
+            matrix = _matrix(linear)
+            if _dtype(linear).itemsize == 2 and matrix.shape[1] % _ALIGNED == 0:
                 groups.setdefault((matrix.shape, matrix.dtype, linear.bias is None), []).append(linear)
         for shape, group in groups.items():
             if shape not in self._found:

@@ -11,7 +11,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gpu.cuda import attention_kernels, fused_kernels, grouped_kernels, product_kernels
-from gpu.tiling import LIMITS, TILINGS
 
 HOPPER = GPUTarget("cuda", 90, 32)
 _TYPES = {
@@ -80,8 +79,6 @@ def compile_all() -> None:
     }
     expert = {**group, "SHARED": 8, "ADDS": False, "NARROW_N": False, "NARROW_K": False, "PRECISION": "tf32"}
     tile = {"BIAS": True, "SCALED": True, "ROWS": 64, "COLUMNS": 32, "BLOCK": 256, "PRECISION": "tf32"}
-    widest = max(TILINGS, key=lambda tiling: tiling.block * tiling.columns * tiling.stages)
-    cut = {"COLUMNS": widest.columns, "BLOCK": widest.block, "ROWS": LIMITS[-1], "SCALED": False}
     warps, many, pipelined = {"num_warps": 4}, {"num_warps": 4, "num_stages": 3}, {"num_stages": 2}
     scaled, plain = {"SCALED": True}, {"SCALED": False}
     kept = {"keys": "*fp8e4nv", "values": "*fp8e4nv"}
@@ -89,7 +86,6 @@ def compile_all() -> None:
     prefill = {**shape, **scaled, **whole, "TOKENS": 32, "ROWS": 128}
     for kernel, constants, options, *types in (
         (product_kernels._product, tile, many, weights),
-        (product_kernels._product, tile | cut, {"num_stages": widest.stages}, {"rows": "i32"}),
         (attention_kernels.attend, prefill, {"num_warps": 8}, kept),
         (attention_kernels.attend, {**shape, **plain, **parts, **one, "ROWS": 16}, warps),
         (attention_kernels.join, joined, warps),

@@ -26,6 +26,7 @@ import gpu.cuda.product_kernels
 import gpu.cuda.sample_kernels  # noqa: F401  (while the interpreter is off)
 from gpu import quantized
 from gpu.cuda.memory import largest_step
+from gpu.cuda.tuning import Tuner
 from gpu.executor import _WARMING
 from gpu.loading import load_executor
 from gpu.models import cuda
@@ -93,6 +94,12 @@ class Launches:
         return compiled
 
 
+def tried(work: Callable[[], None]) -> float:
+    """A clock that does not tell one way from another."""
+    work()
+    return 0.0
+
+
 def serve(tiny: Tiny, launches: Launches, **options: Any) -> None:
     """Everything that an executor does before it is ready, then a bit of all that may come."""
     launches.when = "ready"
@@ -105,6 +112,7 @@ def serve(tiny: Tiny, launches: Launches, **options: Any) -> None:
         executor.slots, executor.vocab_size, torch.device("cpu"), executor._grammars, fused=True
     )
     executor._keepers[executor._keepers.index(executor._sampler)] = executor._sampler = sampler
+    executor.use_tuner(Tuner(tried))
     executor.finish(executor.launch(largest_step(config)[0]))
     for tokens in _WARMING:
         executor.run_alone(tokens)
