@@ -34,7 +34,7 @@ CASES = (
     Case("machine", "", 90),
     *(Case("exact", model, 240, timed=False) for model in MODELS),
     Case("speed", "8b", 180),
-    Case("speed", "0.6b", 120),
+    Case("speed", "0.6b", 180),
     Case("steps", "8b", 120),
     Case("speed", "14b", 180),
     Case("ablations", "8b", 300),
@@ -43,7 +43,7 @@ CASES = (
     Case("served", "8b", 300),
     Case("killed", "8b", 240),
     Case("kernels", "8b", 150),
-    Case("steps", "0.6b", 90),
+    Case("steps", "0.6b", 120),
     Case("steps", "14b", 120),
 )
 SECTIONS = tuple(dict.fromkeys(case.section for case in CASES))
