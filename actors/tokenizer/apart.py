@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from actors.tokenizer.schema_keys import (
+    REMARKS,
     NotUnderstood,
     Schema,
     fits,
@@ -48,11 +49,14 @@ def apart(one: Any, other: Any, root: Any, depth: int = _DEPTH) -> bool:
         return False
 
 
-def resolved(schema: Any, root: Any) -> Any:
-    """What stands behind references, each of which is nothing else. Raises NotUnderstood."""
+def resolved(schema: Any, root: Any, *, alone: bool = False) -> Any:
+    """What stands behind references, whatever is said beside them; alone: nothing may be said there. Raises
+    NotUnderstood."""
     for _ in range(_DEPTH):
         if not (isinstance(schema, dict) and "$ref" in schema):
             return schema
+        if alone and schema.keys() - REMARKS != {"$ref"}:
+            raise NotUnderstood
         schema = pointed(root, schema["$ref"])
     raise NotUnderstood
 

@@ -8,6 +8,7 @@ that whatever is made fits exactly one. What cannot be rewritten stays, and is r
     not               types, values and names that are left out; `x-without` of a text
     propertyNames     the properties of these names, or patternProperties
     unevaluated…      additionalProperties, where no other part speaks of properties
+    minProperties     `x-several` where names could be the same, of which JSON keeps one
     uniqueItems       `x-different` of an array that has few values to choose from
     oneOf             anyOf, once its parts exclude each other
 """
@@ -21,6 +22,7 @@ from typing import Any
 from actors.tokenizer.apart import apart, resolved
 from actors.tokenizer.schema_keys import (
     DIFFERENT,
+    SEVERAL,
     WITHOUT,
     NotUnderstood,
     Schema,
@@ -50,7 +52,7 @@ _Rule = Callable[[Schema, Any], Schema]
 
 def rewritten(schema: Any) -> Any:
     """The whole document; who tells the parts of a `oneOf` apart reads what they mean."""
-    for rules in ((_limits, _items, _nullable, _not, _unevaluated, _names, _unique), (_one_of,)):
+    for rules in ((_limits, _items, _nullable, _not, _unevaluated, _names, _several, _unique), (_one_of,)):
         schema = _everywhere(schema, rules, schema)
     return schema
 
@@ -59,7 +61,7 @@ def without_ours(schema: Any) -> Any:
     """The schema without keywords of our own, which is wider."""
     if not isinstance(schema, dict):
         return schema
-    return within(_less(schema, WITHOUT, DIFFERENT), lambda inner, _: without_ours(inner))
+    return within(_less(schema, WITHOUT, DIFFERENT, SEVERAL), lambda inner, _: without_ours(inner))
 
 
 def _everywhere(schema: Any, rules: tuple[_Rule, ...], root: Any) -> Any:
@@ -117,7 +119,7 @@ def _not(schema: Schema, root: Any) -> Schema:
 
 def _but(schema: Schema, excluded: Any, root: Any) -> Schema:
     """A schema without what fits another one."""
-    match resolved(excluded, root):
+    match resolved(excluded, root, alone=True):
         case False:
             return schema
         case {"type": _, **more} as other if not more:
@@ -170,7 +172,7 @@ def _unevaluated(schema: Schema, _: Any) -> Schema:
 
 
 def _names(schema: Schema, root: Any) -> Schema:
-    names = resolved(schema.get("propertyNames", True), root)
+    names = resolved(schema.get("propertyNames", True), root, alone=True)
     if not isinstance(names, dict) or "patternProperties" in schema:
         return schema
     rest, properties = _less(schema, "propertyNames"), properties_of(schema)
@@ -188,12 +190,24 @@ def _names(schema: Schema, root: Any) -> Schema:
 def _pattern(names: Schema) -> str:
     """That of a name."""
     told = _less(names, "type")
+    if "string" not in types_of(names):
+        raise NotUnderstood
     if told.keys() == {"pattern"} and isinstance(told["pattern"], str):
         return str(told["pattern"])
-    if not told.keys() <= {"minLength", "maxLength"} or "string" not in types_of(names):
+    if not told.keys() <= {"minLength", "maxLength"}:
         raise NotUnderstood
     most = count(told, "maxLength", None)
     return f"^(?s:.){{{count(told, 'minLength', 0)},{'' if most is None else most}}}$"
+
+
+def _several(schema: Schema, _: Any) -> Schema:
+    """Of two members whose names are open, both may have the same."""
+    least, required = count(schema, "minProperties", 0), len(required_of(schema))
+    patterns = "patternProperties" in schema
+    closed = schema.get("additionalProperties", True) is False and not patterns
+    if closed or "object" not in types_of(schema) or least <= max(1, required + (not patterns)):
+        return schema
+    return {**schema, SEVERAL: least}
 
 
 def _unique(schema: Schema, root: Any) -> Schema:
@@ -208,7 +222,7 @@ def _unique(schema: Schema, root: Any) -> Schema:
 
 def _choices(schema: Any, root: Any) -> list[Any]:
     """All values that fit a schema."""
-    match resolved(schema, root):
+    match resolved(schema, root, alone=True):
         case {"type": "boolean", **more} if not more:
             return [True, False]
         case {"type": "null", **more} if not more:

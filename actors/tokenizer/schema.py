@@ -21,6 +21,7 @@ from actors.tokenizer.schema_keys import (
     DIFFERENT,
     KEYWORDS,
     REMARKS,
+    SEVERAL,
     WITHOUT,
     NotUnderstood,
     Schema,
@@ -63,7 +64,7 @@ _KEYS = {
 _KEYS["number"] = _KEYS["integer"]
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf", "const", "enum")
 _READ = {"type", *_COMBINED, *(key for keys in _KEYS.values() for key in keys)}
-_UNREAD = KEYWORDS - _READ - REMARKS
+_UNREAD = (KEYWORDS | {SEVERAL}) - _READ - REMARKS
 _MULTIPLES = 10**15
 """Multiples of a number lie below this."""
 

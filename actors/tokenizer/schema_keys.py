@@ -14,8 +14,9 @@ Schema = dict[str, Any]
 REMARKS = {"$anchor", "$defs", "$schema", "definitions"}
 """What asks nothing, of what `remarks` leaves in a schema."""
 
-WITHOUT, DIFFERENT = "x-without", "x-different"
-"""Keywords of our own: texts that a string is none of; the values of which an array has each once at most."""
+WITHOUT, DIFFERENT, SEVERAL = "x-without", "x-different", "x-several"
+"""Keywords of our own: texts that a string is none of; the values of which an array has each once at most;
+how many members an object has at least, of which no grammar can say that their names differ."""
 
 _ONE = frozenset(
     "additionalItems additionalProperties contains else if items not propertyNames then unevaluatedItems"
@@ -209,11 +210,19 @@ def types_of(schema: Schema) -> set[str]:
 
 
 def values_of(schema: Schema) -> list[Any] | None:
-    """The values that `const` or `enum` leaves, None without either."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if not isinstance(values, list):
+    """The values that `const`, `enum` and `type` leave, None without either of the first two."""
+    listed = [[schema["const"]]] if "const" in schema else []
+    if "enum" in schema:
+        listed.append(schema["enum"])
+    if not listed or not all(isinstance(values, list) for values in listed):
         return None
-    return [value for value in values if fits(value, [*types_of(schema)])]
+    first, *others = listed
+    return [
+        value
+        for value in first
+        if fits(value, [*types_of(schema)])
+        and all(any(same(value, each) for each in values) for values in others)
+    ]
 
 
 def properties_of(schema: Schema) -> Schema:

@@ -35,8 +35,9 @@ _OF_TREES = re.compile(r"^[?!]{1,2}(?=[a-z_]\w*\s*:)", re.MULTILINE)
 """Lark's marks in front of a rule, which say how its parse tree is built. No tree is built here."""
 
 _NOT_BESIDE = (
-    "uniqueItems, and texts that are excluded, are kept to only where the rest of the schema is simple: "
-    "no patternProperties, and no pattern or format beside what is excluded."
+    "uniqueItems, and texts that are excluded, are kept to only where the rest of the schema is simple "
+    "(no patternProperties, and no pattern or format beside what is excluded), and minProperties only where "
+    "names are required: two that are not could be the same."
 )
 
 

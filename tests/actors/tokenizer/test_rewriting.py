@@ -66,6 +66,10 @@ EXACT: list[tuple[Schema, list[Any]]] = [
     (_object(propertyNames={"enum": ["a"]}), [{"a": 1}, {"b": 1}, {}]),
     ({"type": "object", "properties": {"a": {}}, "unevaluatedProperties": False}, [{"a": 1}, {"b": 1}]),
     ({"allOf": [{"$ref": "#/$defs/A"}, ONE_NAME[0]], "$defs": {"A": _object()}}, [{"a": 1}, {"b": 1}]),
+    ({"const": "a", "enum": ["b", "a"], "not": {"const": "c"}}, ["a", "b"]),
+    ({"type": "array", "items": {"const": 1, "enum": [1, 2]}, "uniqueItems": True}, [[1], [2]]),
+    (_object(propertyNames={"const": "a", "enum": ["a", "b"]}), [{"a": 1}, {"b": 1}]),
+    ({"type": "object", "required": ["a"], "minProperties": 2}, [{"a": 1}, {"a": 1, "b": 1}]),
 ]
 
 
@@ -89,6 +93,7 @@ def test_of_parts_that_overlap_each_leaves_out_what_the_other_requires() -> None
     assert not takes({"oneOf": OPEN}, '{"a": 1, "b": 1}')
 
 
+TWO: Schema = {"$defs": {"2": {"enum": ["a", "bc"]}}}
 PAIR = {"items": [{"type": "null"}], "additionalItems": {"type": "boolean"}}
 
 
@@ -150,6 +155,11 @@ def test_references_may_point_under_keywords_that_nobody_knows() -> None:
         ({"not": {}}, "not"),
         ({"required": ["a"], "not": {"required": ["a"]}}, "not"),
         ({"type": "object", "propertyNames": {"type": "boolean"}}, "propertyNames"),
+        ({"type": "object", "propertyNames": {"type": "boolean", "pattern": "a"}}, "propertyNames"),
+        ({**TWO, "type": "object", "propertyNames": {"$ref": "#/$defs/2", "maxLength": 1}}, "propertyNames"),
+        ({**TWO, "items": {"$ref": "#/$defs/2", "maxLength": 1}, "uniqueItems": True}, "uniqueItems"),
+        ({"type": "object", "required": ["a"], "minProperties": 3}, "minProperties"),
+        ({"type": "object", "propertyNames": {"maxLength": 1}, "minProperties": 2}, "minProperties"),
         ({"if": {"type": "string"}, "then": {"maxLength": 1}}, "if"),
     ],
 )
