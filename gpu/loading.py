@@ -12,7 +12,7 @@ from gpu.cpu.library import Kernels
 from gpu.cpu.start import start
 from gpu.cuda.graphs import CudaRecorder
 from gpu.cuda.memory import await_others, hold, needed_by_steps
-from gpu.cuda.tuning import GraphClock, Tuner
+from gpu.cuda.tuning import Tuner
 from gpu.device import choose_device
 from gpu.executor import Executor
 from gpu.kv_pool import KvPool, choose_pages, stored_as
@@ -54,7 +54,7 @@ def load_executor(
     executor = Executor(config, model, pool, kernels, weights, progress)
     if device.type == "cuda":
         progress("trying out kernels")
-        executor.use_tuner(Tuner(GraphClock(device, CudaRecorder(device))))
+        executor.use_tuner(Tuner.on(device))
     executor.warm_up()
     if device.type == "cuda":
         sizes = graph_sizes(config.cuda_graphs, config.max_running)

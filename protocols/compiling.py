@@ -58,7 +58,7 @@ def compiled(
     target = directory / f"{name}.so"
     if target.exists():
         return target
-    with _locked(directory / "lock"):
+    with locked(directory / "lock"):
         if not target.exists():
             progress()
             for left in directory.glob(f"{_SCRATCH}*"):  # by one who was killed
@@ -84,7 +84,8 @@ def _compile(compiler: str, flags: Iterable[str], main: pathlib.Path, target: pa
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """One process at a time, of all that lock the file."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

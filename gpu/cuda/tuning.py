@@ -1,21 +1,27 @@
 """Which way to multiply few rows with a matrix is the quickest on this device: each is tried, once a shape.
 
 A library's product of one row reaches anything between a half and nearly all of a GPU's bandwidth, depending
-on the shape, and so do ours. All ways give the same numbers but for rounding.
+on the shape, and so do ours. All ways give the same numbers but for rounding; and that the successor of an
+executor that died rounds as it did, the choices are kept in a file.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
-from gpu.cuda.graphs import Recorder
+from gpu import tiling
+from gpu.cuda.graphs import CudaRecorder, Recorder
 from gpu.layers import Linear
 from gpu.tiling import LIMITS, TILINGS, Tiling, Tilings
+from protocols.compiling import cache_directory, fingerprint, locked
 
 _CACHE = 256 << 20
 """Bytes of matrices that are read in a row, so that none is found in the device's cache."""
@@ -47,30 +53,76 @@ class GraphClock:
         return milliseconds
 
 
-class Tuner:
-    """Of one device; remembers what it has found. clock: seconds that work takes."""
+class Choices:
+    """The tilings chosen for each shape, in the file `path` where it can be written; the first choice for a
+    shape stands, whoever made it."""
 
-    def __init__(self, clock: Callable[[Callable[[], None]], float]) -> None:
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._known = self._read()
+
+    @classmethod
+    def of(cls, device: torch.device) -> Choices:
+        """Those of all executors on this kind of GPU with these versions of what they run."""
+        sources = [pathlib.Path(__file__).with_name("product_kernels.py"), pathlib.Path(tiling.__file__)]
+        kind = torch.cuda.get_device_name(device), torch.__version__, torch.version.cuda
+        return cls(cache_directory() / f"products-{fingerprint(sources, *kind)}.json")
+
+    def get(self, shape: str) -> Tilings | None:
+        """What was chosen for a shape."""
+        return self._known.get(shape)
+
+    def settle(self, shape: str, tilings: Tilings) -> Tilings:
+        """`tilings`, unless another process has chosen meanwhile."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with locked(self._path.with_suffix(".lock")):
+                self._known = {shape: tilings} | self._known | self._read()
+                scratch = self._path.with_suffix(".new")
+                scratch.write_bytes(msgspec.json.encode(self._known))
+                os.replace(scratch, self._path)
+        except OSError:
+            self._known.setdefault(shape, tilings)
+        return self._known[shape]
+
+    def _read(self) -> dict[str, Tilings]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Tilings])
+        except (OSError, msgspec.DecodeError):
+            return {}
+
+
+class Tuner:
+    """Of one device. clock: seconds that work takes."""
+
+    def __init__(self, clock: Callable[[Callable[[], None]], float], choices: Choices) -> None:
         self._clock = clock
-        self._found: dict[tuple[object, ...], Tilings] = {}
+        self._choices = choices
+
+    @classmethod
+    def on(cls, device: torch.device) -> Tuner:
+        """The one that an executor on this GPU uses."""
+        return cls(GraphClock(device, CudaRecorder(device)), Choices.of(device))
 
     @torch.inference_mode()
     def tune(self, linears: Iterable[Linear]) -> None:
         """Sealed maps of 16-bit numbers, or of 8 bits that stand for those, are given the best tilings, where
         their rows are aligned: others take more of a multiprocessor's memory than there is."""
-        groups: dict[tuple[object, ...], list[Linear]] = {}
+        groups: dict[str, list[Linear]] = {}
         for linear in linears:
             if linear.weight is None and linear.quantized is None:
                 continue  # packed for a CPU
             matrix = _matrix(linear)
             if _dtype(linear).itemsize == 2 and matrix.shape[1] % _ALIGNED == 0:
-                groups.setdefault((matrix.shape, matrix.dtype, linear.bias is None), []).append(linear)
+                shape = f"{'x'.join(map(str, matrix.shape))} {matrix.dtype} {linear.bias is not None}"
+                groups.setdefault(shape, []).append(linear)
         for shape, group in groups.items():
-            if shape not in self._found:
+            tilings = self._choices.get(shape)
+            if tilings is None:
                 enough = group[: -(-_CACHE // _matrix(group[0]).nbytes)]
-                self._found[shape] = tuple(self._best(enough, rows) for rows in LIMITS)
+                tilings = self._choices.settle(shape, tuple(self._best(enough, rows) for rows in LIMITS))
             for linear in group:
-                linear.tilings = self._found[shape]
+                linear.tilings = tilings
 
     def _best(self, group: Sequence[Linear], most: int) -> Tiling | None:
         """The best way for up to so many rows, of which few are tried with one: most steps that have few

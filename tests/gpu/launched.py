@@ -26,7 +26,7 @@ import gpu.cuda.product_kernels
 import gpu.cuda.sample_kernels  # noqa: F401  (while the interpreter is off)
 from gpu import quantized
 from gpu.cuda.memory import largest_step
-from gpu.cuda.tuning import Tuner
+from gpu.cuda.tuning import Choices, Tuner
 from gpu.executor import _WARMING
 from gpu.loading import load_executor
 from gpu.models import cuda
@@ -112,7 +112,7 @@ def serve(tiny: Tiny, launches: Launches, **options: Any) -> None:
         executor.slots, executor.vocab_size, torch.device("cpu"), executor._grammars, fused=True
     )
     executor._keepers[executor._keepers.index(executor._sampler)] = executor._sampler = sampler
-    executor.use_tuner(Tuner(tried))
+    executor.use_tuner(Tuner(tried, Choices(pathlib.Path(os.devnull) / "products.json")))
     executor.finish(executor.launch(largest_step(config)[0]))
     for tokens in _WARMING:
         executor.run_alone(tokens)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpu.attention.torch_sdpa import TorchAttention
-from gpu.cuda.tuning import Tuner
+from gpu.cuda.tuning import Choices, Tuner
 from gpu.kv_pool import EIGHT_BITS, in_eight_bits
 from gpu.layers import Linear
 from gpu.models.base import Model
@@ -60,8 +60,9 @@ def test_the_kernel_for_few_rows(kind: Quantization, dtype: torch.dtype) -> None
 
 
 @torch.inference_mode()
-def test_what_is_quickest_multiplies_few_rows() -> None:
-    """Whatever that is gives the same; each shape is tried once; and many rows go through the library."""
+def test_what_is_quickest_multiplies_few_rows(tmp_path: pathlib.Path) -> None:
+    """Whatever that is gives the same; each shape is tried once, also by who comes after a death; and many
+    rows go through the library."""
 
     def linear(n: int) -> Linear:
         weight = torch.randn(n, 608, generator=torch.Generator().manual_seed(n)).half()
@@ -74,11 +75,15 @@ def test_what_is_quickest_multiplies_few_rows() -> None:
         trials.append(-len(trials) if len(trials) < 5 else len(trials))
         return trials[-1]
 
-    maps, tuner = [linear(70), linear(16), linear(70)], Tuner(clock)
+    maps, kept = [linear(70), linear(16), linear(70)], tmp_path / "cache" / "products.json"
+    early = Choices(kept)
     for _ in range(2):
-        tuner.tune(maps)
+        Tuner(clock, Choices(kept)).tune(maps)
         assert len(trials) == 2 * len(LIMITS) * (1 + len(TILINGS))
     assert maps[0].tilings == maps[2].tilings == (TILINGS[-1], None) and maps[1].tilings == (None, None)
+    for shape in ("70x608 torch.float16 False", "new"):
+        assert early.settle(shape, (TILINGS[0], None)) == Choices(kept).get(shape)
+    assert early.get("70x608 torch.float16 False") == maps[0].tilings
     for tiling in TILINGS:
         maps[2].tilings = (tiling, tiling)
         for rows in (1, 5, 16, 17):

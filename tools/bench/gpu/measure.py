@@ -13,7 +13,7 @@ import torch
 
 from gpu.attention.paged import PagedAttention
 from gpu.cuda.graphs import CudaRecorder
-from gpu.cuda.tuning import GraphClock, Tuner
+from gpu.cuda.tuning import Tuner
 from gpu.device import choose_dtype
 from gpu.executor import Executor
 from gpu.kv_pool import KvPool, choose_pages, stored_as, token_bytes
@@ -89,7 +89,7 @@ class Subject:
         self.spec = spec_of(shape)
         self.dtype = choose_dtype("bfloat16", None, device)
         self.model = self._load()
-        self._tuner = Tuner(GraphClock(device, CudaRecorder(device))) if device.type == "cuda" else None
+        self._tuner = Tuner.on(device) if device.type == "cuda" else None
         self._pool: KvPool | None = None
 
     def _load(self) -> Decoder:
