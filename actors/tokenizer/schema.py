@@ -31,6 +31,8 @@ from actors.tokenizer.schema_keys import (
     limit,
     merged,
     pointed,
+    properties_of,
+    required_of,
     room_for_others,
 )
 
@@ -334,9 +336,7 @@ class _Grammar:
     # --- objects
 
     def _object(self, own: Schema) -> str:
-        properties, required = own.get("properties", {}), own.get("required", [])
-        if not isinstance(properties, dict) or not isinstance(required, list):
-            raise NotUnderstood
+        properties, required = properties_of(own), required_of(own)
         others = own.get("additionalProperties", True)
         if any(properties.get(name, others) is False for name in required):
             raise NotUnderstood

@@ -234,11 +234,11 @@ def properties_of(schema: Schema) -> Schema:
 
 
 def required_of(schema: Schema) -> list[str]:
-    """The names of members that must be there."""
+    """The names of members that must be there, each once."""
     found = schema.get("required", [])
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise NotUnderstood
-    return found
+    return list(dict.fromkeys(found))
 
 
 def member(schema: Schema, name: str) -> Any:

@@ -70,6 +70,7 @@ EXACT: list[tuple[Schema, list[Any]]] = [
     ({"type": "array", "items": {"const": 1, "enum": [1, 2]}, "uniqueItems": True}, [[1], [2]]),
     (_object(propertyNames={"const": "a", "enum": ["a", "b"]}), [{"a": 1}, {"b": 1}]),
     ({"type": "object", "required": ["a"], "minProperties": 2}, [{"a": 1}, {"a": 1, "b": 1}]),
+    ({"type": "object", "required": ["a", "a"], "minProperties": 2}, [{"a": 1}, {"a": 1, "b": 1}]),
 ]
 
 
