@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import socket
+import urllib.error
 import urllib.request
 
 import torch
@@ -33,9 +34,14 @@ def post(url: str, path: str, body: dict[str, object]) -> dict[str, object]:
         "authorization": f"Bearer {os.environ['TROUPE_ADMIN_KEY']}",
     }
     request = urllib.request.Request(url + path, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=PATIENCE.total_seconds()) as answer:
-        document: dict[str, object] = json.load(answer)
-        return document
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE.total_seconds()) as answer:
+            document: dict[str, object] = json.load(answer)
+            return document
+    except urllib.error.HTTPError as error:
+        raise SystemExit(f"{path}: {json.load(error)['error']['message']}") from error
+    except urllib.error.URLError as error:
+        raise SystemExit(f"nobody answers at {url}: {error.reason}") from error
 
 
 def make_group(url: str, executors: int, pool: concurrent.futures.Executor) -> dist.ProcessGroup:
@@ -62,7 +68,10 @@ def main() -> None:
     parser.add_argument("--executors", type=int, default=1)
     parser.add_argument("--mode", default="keep")
     arguments = parser.parse_args()
+    if not os.environ.get("TROUPE_ADMIN_KEY"):
+        parser.error("TROUPE_ADMIN_KEY must hold an administrator's key: see this file's first lines")
     weights = load_file(arguments.model / "model.safetensors")
+    post(arguments.url, "/get_weights_by_name", {"name": next(iter(weights))})  # may we, and does it fit?
     described = {
         "group_name": GROUP,
         "names": list(weights),

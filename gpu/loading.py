@@ -50,7 +50,8 @@ def load_executor(
         if (adapted or config.enable_lora) and model.lora is not None:
             hold(model.lora, config)
         pool = _reserve(config, model, dtype, device)
-    progress(f"{pool.pages} pages of {config.page_size} tokens in {pool.stored} on {device}")
+    stored = str(pool.stored).removeprefix("torch.")
+    progress(f"{pool.pages} pages of {config.page_size} tokens in {stored} on {device}")
     executor = Executor(config, model, pool, kernels, weights, progress)
     if device.type == "cuda":
         progress("trying out kernels")

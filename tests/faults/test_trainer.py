@@ -33,11 +33,11 @@ def _answer(company: Company, prompt: list[int], tokens: int) -> Generation:
     return Generation(company, prompt, tokens, key="a")
 
 
-def _trainer(company: Company, *command: str) -> subprocess.CompletedProcess[str]:
+def _trainer(company: Company, *command: str, key: str = "boss") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, "TROUPE_ADMIN_KEY": "boss", "COMPANY": f"http://127.0.0.1:{company.port}"},
+        env={**os.environ, "TROUPE_ADMIN_KEY": key, "COMPANY": f"http://127.0.0.1:{company.port}"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -96,6 +96,15 @@ def test_a_trainer_pushes_its_weights(company: Company) -> None:
     info = ask(company, "weights.info", verify=True)
     assert (info["version"], info["before"]) == ("step-3", "step-2")
     assert _answer(company, PROMPT, 5).done().versions == ["step-3"]
+
+
+@pytest.mark.parametrize(
+    ("key", "told"), [("", "TROUPE_ADMIN_KEY must hold"), ("strange", "administrator's key is needed")]
+)
+def test_a_trainer_without_the_right_key_is_told_at_once(company: Company, key: str, told: str) -> None:
+    url = f"http://127.0.0.1:{company.port}"
+    done = _trainer(company, "examples/push_weights.py", str(MODEL), "--url", url, key=key)
+    assert done.returncode and told in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_trainer_that_dies_is_not_waited_for(company: Company) -> None:

@@ -416,7 +416,7 @@ CASES: dict[tuple[str, ...], Case] = {
     ),
     ("trace", "sample"): _case(
         "share",
-        "sampling 1 of",
+        "100 % of the requests are traced",
         r"1\n",
         arguments=_say("1"),
         wrong=Wrong(2, "0<=x<=1", _say("2")),

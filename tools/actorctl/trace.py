@@ -92,7 +92,7 @@ def record(ask: Ask, duration: str, file: pathlib.Path, output: str) -> None:
 def sample(ask: Ask, share: float, output: str) -> None:
     """Trace this SHARE of the requests from now on. 1 for all; instead of what --trace-sample says."""
     reply = ask({"verb": "trace.sample", "share": share})
-    done(reply, output, f"{share:g}", f"sampling {share:g} of the requests")
+    done(reply, output, f"{share:g}", f"{100 * share:g} % of the requests are traced from now on")
 
 
 @trace.command()
@@ -101,11 +101,11 @@ def sample(ask: Ask, share: float, output: str) -> None:
 @click.option("--once", is_flag=True, help="Send what there is, and end.")
 @administers
 def export(ask: Ask, endpoint: str, interval: float, once: bool) -> None:
-    """Send finished requests to an OpenTelemetry collector. Until interrupted; needs troupe[otel]."""
+    """Send finished requests to an OpenTelemetry collector. Until interrupted; needs the extra `otel`."""
     try:
         from tools.traces.exporting import run
     except ImportError:
-        fail("this needs OpenTelemetry's SDK: pip install 'troupe[otel]'.", 1)
+        fail("this needs OpenTelemetry's SDK: pip install -e '.[otel]'.", 1)
     run(ask, f"{endpoint.rstrip('/')}/v1/traces", interval, once=once)
 
 
