@@ -171,7 +171,7 @@ def test_nobody_waits_for_requests_that_are_held(
     [
         ({"auto_map": {"AutoModel": "evil.Model"}}, "code of its own"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"architectures": ["GPT2LMHeadModel"]}, "is a GPT2LMHeadModel"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "is for a GPT2LMHeadModel"),
         ([], "JSON object"),
     ],
 )
