@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pathlib
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ import trio.testing
 if not pathlib.Path("/dev/nvidiactl").exists():
     # Read when Triton is imported, by whomever: without a GPU its kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell starts what it puts into the background with interrupts ignored, which whoever is started inherits.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _POLICY = os.sched_getscheduler(0)
 
